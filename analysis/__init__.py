@@ -1,0 +1,1 @@
+"""The study's statistics, tables and figures: `python -m analysis NAME`."""

@@ -1,0 +1,125 @@
+"""Learning-rate-free optimizers by stochastic Armijo line searches, after Kenneweg et al., IJCNN 2023."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .components import split
+from .line_search import Cycle, LineSearch, Search
+from .merging import Group
+
+__all__ = ["PAPER", "PLASLS", "SGDSLS", "AdamSLS", "LineSearch", "Search", "split"]
+
+PAPER: dict[str, Any] = {"first_steps": 1, "joint": "never", "rounding": 0.0, "merge_threshold": 1e-12}
+"""The paper's text as PLASLS's settings, where it differs from our defaults."""
+
+Direction = Literal["gradient", "momentum"]
+
+
+class SGDSLS(LineSearch, torch.optim.SGD):
+    r"""SGD with one step size for the whole network, searched at every step (paper Sec. III-A, Eq. 1).
+
+    .. math:: w_{k+1} = w_k - \eta_k g_k, \qquad f_k(w_k - \eta_k g_k) \le f_k(w_k) - c\,\eta_k \|g_k\|^2
+
+    where g_k is the gradient of the mini-batch loss f_k at w_k and eta_k the accepted step size. With momentum the
+    tested direction is still -g; the move is torch.optim.SGD's.
+
+    The arguments are `LineSearch`'s and torch.optim.SGD's own, without lr.
+    """
+
+    def _directions(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        decay = group["weight_decay"]
+        if decay:
+            return [-g.add(p, alpha=decay) for p, g in zip(parameters, gradients, strict=True)]
+        return [-g for g in gradients]
+
+
+class AdamSLS(LineSearch, torch.optim.Adam):
+    r"""Adam with one step size for the whole network, searched at every step (paper Eq. 3 to 5).
+
+    .. math::
+        d_k = -g_k / (\sqrt{\hat v_k} + \epsilon), \qquad
+        f_k(w_k + \eta_k d_k) \le f_k(w_k) + c\,\eta_k \langle g_k, d_k\rangle, \qquad
+        w_{k+1} = w_k - \eta_k \hat m_k / (\sqrt{\hat v_k} + \epsilon)
+
+    where m and v are Adam's moments, with this step's gradient in them, and the hats their bias corrections. The search
+    tests d, Adam's direction without momentum; the move takes the direction with momentum.
+
+    Args:
+        direction: "gradient" tests d as above; "momentum" tests the direction that is taken.
+
+    The other arguments are `LineSearch`'s and torch.optim.Adam's own (betas, eps, fused, ...), without lr.
+    """
+
+    def __init__(self, params: Iterable[Any], *, direction: Direction = "gradient", **settings: Any) -> None:
+        if direction not in ("gradient", "momentum"):
+            raise ValueError(f"direction is {direction!r}; allowed: 'gradient' or 'momentum'")
+        self.direction = direction
+        super().__init__(params, **settings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"direction": self.direction}
+
+    def _directions(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        return [self._direction(group, p, g) for p, g in zip(parameters, gradients, strict=True)]
+
+    def _direction(self, group: Group, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """d of Eq. 3 for one parameter: v is updated first, in a copy; the move updates it again, for good."""
+        beta1, beta2 = group["betas"]
+        decay, decoupled = group["weight_decay"], group.get("decoupled_weight_decay", False)
+        if decay and not decoupled:
+            gradient = gradient.add(parameter, alpha=decay)
+        state = self.state.get(parameter) or {}
+        step = float(state["step"]) + 1 if state else 1.0
+        v = gradient.square().mul_(1 - beta2)
+        if state:
+            v.add_(state["exp_avg_sq"], alpha=beta2)
+        if group["amsgrad"] and state:
+            v = torch.maximum(v, state["max_exp_avg_sq"])
+        denominator = v.sqrt_().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
+        numerator = gradient
+        if self.direction == "momentum":
+            m = state["exp_avg"] if state else torch.zeros_like(gradient)
+            numerator = m.lerp(gradient, 1 - beta1).div_(1 - beta1**step)
+        direction = denominator.reciprocal_().mul_(numerator).neg_()
+        return direction.sub_(parameter, alpha=decay) if decay and decoupled else direction
+
+
+class PLASLS(AdamSLS):
+    r"""Adam with a step size for each component, one of them searched a step (paper Sec. III-C, Eq. 6 and 7).
+
+    .. math:: w^{(j)}_{k+1} = w^{(j)}_k - \eta^{(j)} \hat m^{(j)}_k / (\sqrt{\hat v^{(j)}_k} + \epsilon)
+        \quad\text{for all components } j
+
+    where at step k only eta^(l) of component l = k mod L is searched, the others keep theirs. The first searches are
+    over the whole network; every component starts from what they found. With one component this is AdamSLS.
+
+    Args:
+        params: param groups, a component each (see `split`).
+        first_steps: whole-network searches before the components' own: a number (1 is the paper's text, 6 the published
+            code), or "settled": until three in a row have taken their first trial.
+        joint: how the joint move is tested. "never": each component's trial moves that component alone (Eq. 6), and
+            the move of all together is untested. "always": the trial moves all components, each with its own step
+            size, and must decrease f by c times the sum of all predicted decreases; the searched component's step size
+            is shrunk first, then all together. A number n: Eq. 6, and every n-th step the joint test instead.
+        growth: "searched": a step size grows (Eq. 2) when its component is searched; "all": all grow at every step.
+        merge_threshold: lambda of Algorithm 1: after a step, if the smallest step size is at most this, its component
+            is merged with that of the second smallest. 0: never.
+
+    The other arguments are `AdamSLS`'s.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        first_steps: int | Literal["settled"] = "settled",
+        joint: int | Literal["always", "never"] = "always",
+        growth: Literal["searched", "all"] = "searched",
+        merge_threshold: float = 1e-12,
+        **settings: Any,
+    ) -> None:
+        self.cycle = Cycle(first_steps, joint, growth, merge_threshold)
+        super().__init__(params, **settings)

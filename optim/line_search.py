@@ -1,0 +1,549 @@
+"""The mix-in that gives one of torch's optimizers its step sizes by Armijo line searches."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .armijo import Armijo, Backtracking, backtrack
+from .merging import Group, join, merge_smallest
+from .replay import Replay
+
+Closure = Callable[[], Any]
+
+# Whole-network searches in a row that take their first trial: then the step size has settled.
+SETTLED_AFTER = 3
+# Rejections of the searched component's step size before a joint search shrinks all of them together.
+ALONE_AT_MOST = 5
+# Nothing is known before the first accepted step size, so its search may go further.
+FIRST_SEARCH = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One line search; see `LineSearch`."""
+
+    c: float
+    backtracking: float
+    initial_step_size: float
+    growth_steps: float
+    max_trials: int
+    rounding: float
+    max_nonfinite: int
+
+    def __post_init__(self) -> None:
+        _require("c", self.c, 0 < self.c < 1, "between 0 and 1")
+        _require("backtracking", self.backtracking, 0 < self.backtracking < 1, "between 0 and 1")
+        _require("initial_step_size", self.initial_step_size, 0 < self.initial_step_size < math.inf, "above 0")
+        _require("growth_steps", self.growth_steps, self.growth_steps > 0, "above 0 (inf: no growth)")
+        _require("max_trials", self.max_trials, _is_count(self.max_trials), "a whole number from 1")
+        _require("rounding", self.rounding, 0 <= self.rounding < math.inf, "0 or above")
+        _require("max_nonfinite", self.max_nonfinite, _is_count(self.max_nonfinite), "a whole number from 1")
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """How components take turns; see `PLASLS`."""
+
+    first_steps: int | Literal["settled"]
+    joint: int | Literal["always", "never"]
+    growth: Literal["searched", "all"]
+    merge_threshold: float
+
+    def __post_init__(self) -> None:
+        settled = self.first_steps == "settled" or _is_count(self.first_steps)
+        _require("first_steps", self.first_steps, settled, "a whole number from 1, or 'settled'")
+        joint = self.joint in ("always", "never") or _is_count(self.joint)
+        _require("joint", self.joint, joint, "'always', 'never' or a whole number of steps from 1")
+        _require("growth", self.growth, self.growth in ("searched", "all"), "'searched' or 'all'")
+        _require("merge_threshold", self.merge_threshold, 0 <= self.merge_threshold < math.inf, "0 or above")
+
+
+@dataclass(frozen=True)
+class Search:
+    """The record of one step's search.
+
+    Attributes:
+        component: the component searched, "all" for the whole network.
+        before: its step size before the step.
+        after: its step size after the step; equal to `before` where the search failed.
+        trials: evaluations of the loss beside the one at w_k.
+        base: loss at w_k.
+        trial: loss at the last trial point, NaN where there was none.
+        slope: <g, d> per unit of step size, summed over what was searched.
+        accepted: whether a step size was accepted; if not, what was searched did not move.
+        merged: the two components merged after the step, or None.
+    """
+
+    component: str
+    before: float
+    after: float
+    trials: int
+    base: float
+    trial: float
+    slope: float
+    accepted: bool
+    merged: tuple[str, str] | None = None
+
+
+@dataclass
+class _Progress:
+    """What must survive a checkpoint beside torch's own state."""
+
+    whole: bool = True  # the whole-network phase (first steps) is not over
+    first_trials: int = 0  # whole-network searches in a row that took their first trial
+    whole_steps: int = 0
+    searches: int = 0  # component searches, for the joint test every few steps
+    position: int = 0  # the component whose turn it is
+    accepted_once: bool = False
+    nonfinite: int = 0  # steps in a row with a loss or gradient that is not finite
+
+
+class LineSearch(torch.optim.Optimizer):
+    r"""Mix-in over a torch optimizer: `class AdamSLS(LineSearch, torch.optim.Adam)`.
+
+    The mix-in chooses each param group's step size `group["lr"]`, the host moves with it. A step on the mini-batch
+    loss f at w:
+
+    1. f(w) and g = grad f(w): one forward, one backward;
+    2. the direction d that is tested, from the host (`_directions`), and the slope <g, d>;
+    3. trial points w + eta d until the Armijo condition accepts an eta (paper Eq. 1 and 5, `Armijo`);
+    4. from the unmoved w, the host's own step with the accepted step sizes (Eq. 7).
+
+    With a `cycle` (PLASLS) the param groups are components with a step size each, and after the first steps exactly
+    one of them is searched a step (Eq. 6). Otherwise all groups share one step size.
+
+    Args:
+        params: parameters or param groups, as any torch optimizer takes them.
+        c: sufficient decrease of the Armijo condition.
+        backtracking: delta, the factor of a rejected step size.
+        initial_step_size: eta_0, where the first search starts.
+        growth_steps: n, the steps in which an accepted step size may double: a search starts from
+            eta 2^(1/n) (Eq. 2, where n is m/b).
+        max_trials: trials of a search at most; the first search may take ten times as many.
+        rounding: tolerance of the test in units of the loss's rounding error; 0: the paper's strict test.
+        max_nonfinite: steps in a row without a finite loss and gradient before a step raises FloatingPointError.
+        **host: the host's own arguments (betas, eps, weight_decay, momentum, fused, ...), without `lr`.
+
+    Raises:
+        ValueError: a setting is out of range; says what is allowed.
+        TypeError: `lr` or an unknown argument was given.
+    """
+
+    cycle: Cycle | None = None
+    """How the param groups take turns as components; None: they share one step size."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        c: float = 0.1,
+        backtracking: float = 0.9,
+        initial_step_size: float = 0.1,
+        growth_steps: float = 500.0,
+        max_trials: int = 100,
+        rounding: float = 4.0,
+        max_nonfinite: int = 10,
+        **host: Any,
+    ) -> None:
+        if "lr" in host:
+            raise TypeError("there is no lr: the line search finds it; initial_step_size is where it starts")
+        for name in ("maximize", "capturable", "differentiable"):
+            if host.get(name):
+                raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
+        self.settings = Settings(c, backtracking, initial_step_size, growth_steps, max_trials, rounding, max_nonfinite)
+        self.progress = _Progress()
+        self.search: Search | None = None
+        self.counts: Counter[str] = Counter()
+        self._known_buffers: WeakKeyDictionary[torch.nn.Module, set[str]] = WeakKeyDictionary()
+        super().__init__(params, lr=initial_step_size, **host)  # type: ignore[call-arg]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        group = dict(param_group) if isinstance(param_group, dict) else param_group
+        if isinstance(group, dict):
+            names = {existing["name"] for existing in self.param_groups}
+            group.setdefault("name", "all" if not names else f"group_{len(names)}")
+            if group["name"] in names or "+" in str(group["name"]):
+                raise ValueError(f"component name {group['name']!r}: must be new and without '+'")
+            if self.param_groups and self.cycle is None:
+                group["lr"] = self.param_groups[0]["lr"]  # all groups share one step size
+        super().add_param_group(group)
+        if any(parameter.is_complex() for parameter in self.param_groups[-1]["params"]):
+            raise ValueError("complex parameters are not supported; allowed: real ones")
+
+    # -- the step -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor | None:  # type: ignore[override]
+        """Search, then move.
+
+        Args:
+            closure: returns the mini-batch loss; forward only, or in torch's style with zero_grad and backward inside
+                (then each trial costs a backward as well). A list of forward-only closures is one step over the mean
+                of their losses. None: move with the last step sizes on the gradients present, without a search.
+
+        Returns:
+            The loss at w_k, detached; None without a closure.
+
+        Raises:
+            FloatingPointError: too many steps in a row without a finite loss and gradient. Weights, moments and step
+                sizes are as they were.
+            RuntimeError: the loss has no graph; or no closure was given before the first search.
+        """
+        if closure is None:
+            if not self.progress.accepted_once:
+                raise RuntimeError("step() without a closure needs step sizes: call step(closure) first")
+            self._move(frozen=())
+            return None
+        closures = list(closure) if isinstance(closure, Sequence) else [closure]
+        with Replay(self._devices(), self._known_buffers) as replay:
+            loss, backward_inside = replay.first(lambda: self._forward_backward(closures))
+            base = self._mean_over_ranks(float(loss), loss.device)
+            if self._is_finite(base):
+                evaluate = _Evaluation(self, closures, replay, backward_inside, loss)
+                frozen = self._search(evaluate, base, torch.finfo(loss.dtype).eps)
+                self._move(frozen)
+                self._merge()
+        return loss
+
+    def _forward_backward(self, closures: Sequence[Closure]) -> tuple[Tensor, bool]:
+        """The loss at w_k, its gradient in p.grad, and whether the closure itself did the backward pass."""
+        self.zero_grad()
+        losses: list[Tensor] = []
+        backward_inside = False
+        for closure in closures:
+            with torch.enable_grad():
+                loss = torch.as_tensor(closure())
+            if loss.numel() != 1:
+                raise RuntimeError(f"the closure returned a tensor of shape {tuple(loss.shape)}; allowed: one number")
+            if not losses:
+                backward_inside = any(p.grad is not None for group in self.param_groups for p in group["params"])
+                if backward_inside and len(closures) > 1:
+                    raise RuntimeError("closures in a list must not call backward; allowed: forward only")
+            if not backward_inside:
+                if not loss.requires_grad:
+                    raise RuntimeError("the closure's loss has no graph: it must depend on the parameters")
+                with torch.enable_grad():
+                    (loss / len(closures)).backward()
+            losses.append(loss.detach().reshape(()))
+        self.counts["forwards"] += len(closures)
+        self.counts["backwards"] += len(closures)
+        mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        return mean if mean.is_floating_point() else mean.to(torch.get_default_dtype()), backward_inside
+
+    def _search(self, evaluate: "_Evaluation", base: float, epsilon: float) -> Sequence[Group]:
+        """Set the step sizes of this step; returns the groups that must not move."""
+        groups, progress, settings, cycle = self.param_groups, self.progress, self.settings, self.cycle
+        whole = cycle is None or progress.whole or len(groups) == 1
+        position = progress.position % len(groups)
+        joint_now = cycle is not None and (
+            cycle.joint == "always" or (isinstance(cycle.joint, int) and (progress.searches + 1) % cycle.joint == 0)
+        )
+        involved = groups if whole or joint_now else [groups[position]]
+        searched = involved if whole else [groups[position]]
+        before = searched[0]["lr"]
+        growth = 2 ** (1 / settings.growth_steps) if progress.accepted_once else 1.0
+        if cycle is not None and not whole and cycle.growth == "all":
+            for group in groups:
+                if group is not searched[0]:
+                    group["lr"] *= growth
+
+        with _Trials(self, involved) as trials:
+            slopes = self._slopes(trials)
+
+            def along(path: Callable[[float], list[float]], start: float, max_trials: int) -> Backtracking:
+                return backtrack(
+                    lambda t: self._mean_over_ranks(evaluate(trials, path(t)), evaluate.device),
+                    lambda t: sum(size * slope for size, slope in zip(path(t), slopes, strict=True)),
+                    base=base,
+                    epsilon=epsilon,
+                    start=start,
+                    condition=Armijo(settings.c, settings.rounding),
+                    factor=settings.backtracking,
+                    max_trials=max_trials,
+                )
+
+            found = self._find(along, involved, searched, before * growth, whole, joint_now, slopes)
+            self._count_whole(found)
+        progress.accepted_once |= found.accepted
+        if not whole:
+            progress.position = (position + 1) % len(groups)
+            progress.searches += 1
+        self.counts["searches"] += 1
+        self.counts["trials"] += found.trials
+        self.counts["failures"] += not found.accepted
+        slope = sum(s for s, group in zip(slopes, involved, strict=True) if any(group is g for g in searched))
+        self.search = Search(
+            "all" if whole else searched[0]["name"],
+            before,
+            searched[0]["lr"],
+            found.trials,
+            base,
+            found.value,
+            slope,
+            found.accepted,
+        )
+        return () if found.accepted else involved
+
+    def _find(
+        self,
+        along: Callable[[Callable[[float], list[float]], float, int], Backtracking],
+        involved: Sequence[Group],
+        searched: Sequence[Group],
+        start: float,
+        whole: bool,
+        joint: bool,
+        slopes: Sequence[float],
+    ) -> Backtracking:
+        """The searches of one step, each along a path: one number -> a step size for each involved group."""
+        settings = self.settings
+        max_trials = settings.max_trials if self.progress.accepted_once else FIRST_SEARCH * settings.max_trials
+
+        if whole or not joint:  # the whole network, or Eq. 6: only the searched component moves
+            if not any(slopes):  # nothing moves it, so there is nothing to test
+                return Backtracking(searched[0]["lr"], math.nan, 0, accepted=True)
+            found = along(lambda t: [t] * len(involved), start, max_trials)
+            if found.accepted:
+                for group in searched:
+                    group["lr"] = found.step_size
+            return found
+
+        # The trial point is the next iterate: every component moves with its own step size.
+        sizes = [group["lr"] for group in involved]
+        target = next(position for position, group in enumerate(involved) if group is searched[0])
+
+        def with_searched(t: float) -> list[float]:
+            return [*sizes[:target], t, *sizes[target + 1 :]]
+
+        def all_scaled(t: float) -> list[float]:
+            return [t * size for size in with_searched(start)]
+
+        if not any(slopes):
+            return Backtracking(sizes[target], math.nan, 0, accepted=True)
+        found = along(with_searched, start, ALONE_AT_MOST)
+        if found.accepted:
+            searched[0]["lr"] = found.step_size
+            return found
+        together = along(all_scaled, settings.backtracking, max_trials)
+        if together.accepted:
+            for group, size in zip(involved, all_scaled(together.step_size), strict=True):
+                group["lr"] = size
+        return replace(together, trials=found.trials + together.trials)
+
+    def _count_whole(self, found: Backtracking) -> None:
+        """The whole-network phase ends after `first_steps`, or when the step size has settled."""
+        progress, cycle = self.progress, self.cycle
+        if cycle is None or not progress.whole:
+            return
+        progress.whole_steps += 1
+        progress.first_trials = progress.first_trials + 1 if found.accepted and found.trials <= 1 else 0
+        if cycle.first_steps == "settled":
+            progress.whole = progress.first_trials < SETTLED_AFTER
+        else:
+            progress.whole = progress.whole_steps < cycle.first_steps
+
+    def _slopes(self, trials: "_Trials") -> list[float]:
+        """<g, d> for each involved group, in one transfer from the device."""
+        dots = [
+            torch.stack([torch.sum(g * d, dtype=torch.float64) for g, d in zip(gradients, directions, strict=True)])
+            if gradients
+            else torch.zeros(1, dtype=torch.float64)
+            for gradients, directions in zip(trials.gradients, trials.directions, strict=True)
+        ]
+        device = dots[0].device
+        slopes = torch.stack([values.sum().to(device) for values in dots])
+        return self._all_reduced(slopes).tolist()
+
+    def _move(self, frozen: Sequence[Group]) -> None:
+        """The host's own step; a frozen group's moments are updated, its weights are not moved."""
+        kept = [(group, group["lr"]) for group in frozen]
+        try:
+            for group in frozen:
+                group["lr"] = 0.0
+            # Called below torch's hook wrapper, which is around this class's step already: hooks fire once.
+            step: Any = super().step
+            if getattr(step, "hooked", False):
+                step.__wrapped__(self)
+            else:
+                step()
+        finally:
+            for group, size in kept:
+                group["lr"] = size
+
+    def _merge(self) -> None:
+        if self.cycle is None or self.progress.whole or self.search is None:
+            return
+        names = [group["name"] for group in self.param_groups]
+        merged = merge_smallest(self.param_groups, self.cycle.merge_threshold)
+        if merged is None:
+            return
+        self.counts["merges"] += 1
+        self.search = replace(self.search, merged=merged)
+        if names.index(merged[1]) < self.progress.position:
+            self.progress.position -= 1
+        self.progress.position %= len(self.param_groups)
+
+    # -- faults -------------------------------------------------------------------------------------------
+
+    def _is_finite(self, base: float) -> bool:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if any(gradient.is_sparse for gradient in gradients):
+            raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
+        finite = math.isfinite(base)
+        if gradients:
+            norms = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
+            finite = math.isfinite(float(self._all_reduced(norms.sum().double()))) and finite
+        if finite:
+            self.progress.nonfinite = 0
+            return True
+        self.progress.nonfinite += 1
+        self.counts["nonfinite"] += 1
+        if self.progress.nonfinite >= self.settings.max_nonfinite:
+            raise FloatingPointError(
+                f"{self.progress.nonfinite} steps in a row without a finite loss and gradient (loss now {base}); "
+                "the weights are as they were before them"
+            )
+        return False
+
+    # -- several processes --------------------------------------------------------------------------------
+
+    def _mean_over_ranks(self, value: float, device: torch.device) -> float:
+        if _world_size() == 1:
+            return value
+        return float(self._all_reduced(torch.tensor(value, dtype=torch.float64, device=device)))
+
+    def _all_reduced(self, values: Tensor) -> Tensor:
+        """The mean over all ranks, so that every rank takes the same decisions."""
+        if _world_size() > 1:
+            torch.distributed.all_reduce(values)
+            values /= _world_size()
+        return values
+
+    def _devices(self) -> set[torch.device]:
+        return {parameter.device for group in self.param_groups for parameter in group["params"]}
+
+    # -- what the host says -------------------------------------------------------------------------------
+
+    def _directions(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """The tested direction d for each parameter; the host's moments stay as they are."""
+        raise NotImplementedError
+
+    # -- saving and loading -------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("settings", "cycle", "progress", "search", "counts")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._known_buffers = WeakKeyDictionary()
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"progress": asdict(self.progress), "counts": dict(self.counts)}
+        return super().state_dict() | {"line_search": own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume bit for bit, in the middle of a cycle and after merges.
+
+        Raises:
+            ValueError: the state is of other components, or of an optimizer without a line search.
+        """
+        state_dict = dict(state_dict)
+        if "line_search" not in state_dict:
+            raise ValueError("the state holds no line search: it was saved by another kind of optimizer")
+        own = state_dict.pop("line_search")
+        progress = _Progress(**own["progress"])
+        self._regroup([group["name"] for group in state_dict["param_groups"]])
+        super().load_state_dict(state_dict)
+        self.progress, self.counts, self.search = progress, Counter(own["counts"]), None
+
+    def _regroup(self, saved: Sequence[str]) -> None:
+        """Merge our groups as the saved ones were."""
+        for name in saved:
+            for group in [g for g in self.param_groups if f"+{g['name']}+" in f"+{name}+" and g["name"] != name]:
+                first = next(g for g in self.param_groups if f"+{name}+".startswith(f"+{g['name']}+"))
+                if group is not first:
+                    join(self.param_groups, first, group)
+        ours = [group["name"] for group in self.param_groups]
+        if ours != list(saved):
+            raise ValueError(f"the state is of the components {', '.join(saved)}; here are {', '.join(ours)}")
+
+
+class _Trials:
+    """Trial points on the involved groups; on leaving, the weights are the unmoved ones, bit for bit."""
+
+    def __init__(self, optimizer: LineSearch, groups: Sequence[Group]) -> None:
+        self.parameters = [[p for p in group["params"] if p.grad is not None] for group in groups]
+        self.gradients: list[list[Tensor]] = [[p.grad for p in parameters] for parameters in self.parameters]
+        self.directions = [
+            optimizer._directions(group, parameters, gradients)
+            for group, parameters, gradients in zip(groups, self.parameters, self.gradients, strict=True)
+        ]
+        self.unmoved = [[p.detach().clone() for p in parameters] for parameters in self.parameters]
+
+    def __enter__(self) -> "_Trials":
+        return self
+
+    def place(self, sizes: Sequence[float]) -> None:
+        for size, parameters, unmoved, directions in zip(
+            sizes, self.parameters, self.unmoved, self.directions, strict=True
+        ):
+            for parameter, origin, direction in zip(parameters, unmoved, directions, strict=True):
+                torch.add(origin, direction, alpha=size, out=parameter)
+
+    def __exit__(self, *exception: object) -> None:
+        for parameters, unmoved in zip(self.parameters, self.unmoved, strict=True):
+            for parameter, origin in zip(parameters, unmoved, strict=True):
+                parameter.copy_(origin)
+
+
+class _Evaluation:
+    """f at a trial point: the closures again, with the same randomness, without touching the gradients."""
+
+    def __init__(
+        self, optimizer: LineSearch, closures: Sequence[Closure], replay: Replay, backward_inside: bool, loss: Tensor
+    ) -> None:
+        self.optimizer, self.closures, self.replay = optimizer, closures, replay
+        self.backward_inside, self.device = backward_inside, loss.device
+
+    def __call__(self, trials: _Trials, sizes: Sequence[float]) -> float:
+        trials.place(sizes)
+        self.optimizer.counts["forwards"] += len(self.closures)
+        if not self.backward_inside:
+            return self.replay.again(self._mean)
+        # Such a closure overwrites the gradients, which the move still needs.
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters]
+        try:
+            for parameter in parameters:
+                parameter.grad = None
+            self.optimizer.counts["backwards"] += len(self.closures)
+            with torch.enable_grad():
+                return self.replay.again(self._mean)
+        finally:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+
+    def _mean(self) -> float:
+        losses = [torch.as_tensor(closure()).detach().reshape(()) for closure in self.closures]
+        return float(losses[0] if len(losses) == 1 else torch.stack(losses).mean())
+
+
+def _world_size() -> int:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    return torch.distributed.get_world_size()
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _require(name: str, value: object, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; allowed: {allowed}")

@@ -1,0 +1,1 @@
+"""The study's sweeps: `python -m sweeps NAME`."""

@@ -1,0 +1,1 @@
+"""The study's training entry: `python -m train --key=value ...`."""

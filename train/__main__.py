@@ -1,0 +1,47 @@
+"""python -m train --key=value ...: train one run (see train.config.Config, or --help, for the keys)."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def main(args: list[str]) -> int:
+    # Before torch and transformers are imported, as they take seconds and a misspelt flag need not wait.
+    from .config import Config
+    from .errors import InputError
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)  # so that W&B's run ends cleanly
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        config = Config.from_args(args)
+        from tqdm import tqdm
+
+        from .run import run
+
+        with tqdm(desc=config.run_id, unit="step", disable=None) as bar:
+
+            def progress(step: int, total: int) -> None:
+                bar.total = total
+                bar.update(step - bar.n)
+
+            result = run(config, progress)
+    except (InputError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes the run", file=sys.stderr)
+        return 130
+    s = result.summary
+    print(
+        f"{result.folder}: accuracy {s['eval/accuracy']:.4f}, training loss of the last epoch "
+        f"{s['train/epoch_loss']:.4f}, {s['steps']} steps in {s['time/total']:.0f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main(sys.argv[1:]))

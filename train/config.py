@@ -1,0 +1,165 @@
+"""One run's whole configuration: field = CLI flag = YAML key = W&B column = DataFrame column."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from .data import TASKS
+from .errors import InputError
+
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+# Where a run is kept and how it is watched does not change its result, so it is no part of its identity.
+OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "threads", "checkpoint_minutes")
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
+class Config:
+    """Defaults are the paper's (Sec. IV), but for the line-search settings, which are the library's."""
+
+    # what is learned
+    task: str = "sst2"
+    """a GLUE task of train.data.TASKS"""
+    subset: Literal["small", "full"] = "small"
+    """small: 500 training rows drawn at random by the seed; full: all of them"""
+    model: str = "bert-base-uncased"
+    """a hub id, a folder, or a packaged model (minilm-l6)"""
+    data: str = "nyu-mll/glue"
+    """a hub id, a folder with TASK/{train,validation}.jsonl, or a packaged set (film-snippets)"""
+    max_length: PositiveInt = 256
+    """tokens a row is cut to; batches are padded to their own longest row"""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """dropout probability everywhere in the encoder; None: the model's own"""
+    eval_rows: PositiveInt | None = None
+    """validation rows used (the first ones); None: all"""
+
+    # how it is learned
+    optimizer: Literal["adam", "sgdsls", "adamsls", "plasls"] = "plasls"
+    """the candidate"""
+    split: PositiveInt | Literal["qkv"] = 10
+    """components of plasls: 1, 4, 7, 10, any number, or qkv"""
+    epochs: PositiveInt = 5
+    """passes over the training rows"""
+    batch_size: PositiveInt = 32
+    """rows a step"""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """seeds the head, the small subset, the order of rows and the dropout"""
+    learning_rate: PositiveFloat = 2e-5
+    """peak learning rate of adam; the line searches have none"""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """share of adam's steps in linear warm-up, before the cosine decay"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: forward passes under autocast"""
+
+    # the line search
+    c: Fraction = 0.1
+    """sufficient decrease of the Armijo condition"""
+    backtracking: Fraction = 0.9
+    """factor of a rejected step size"""
+    initial_step_size: PositiveFloat = 0.1
+    """where the first search starts"""
+    growth_steps: PositiveFloat | Literal["epoch"] = 500.0
+    """steps in which an accepted step size may double (Eq. 2); epoch: the steps of one epoch"""
+    growth: Literal["searched", "all"] = "searched"
+    """the components that grow at a step"""
+    first_steps: PositiveInt | Literal["settled"] = "settled"
+    """whole-network searches before the components' own"""
+    joint: PositiveInt | Literal["always", "never"] = "always"
+    """steps between tests of the joint move; never: Eq. 6 alone"""
+    direction: Literal["gradient", "momentum"] = "gradient"
+    """the direction that the search tests: beta1 = 0 (Eq. 5) or the one that is taken"""
+    rounding: NonNegativeFloat = 4.0
+    """tolerance of the test in units of the loss's rounding error; 0: the paper's strict test"""
+    merge_threshold: NonNegativeFloat | None = 1e-12
+    """lambda of Algorithm 1; 0 or None: never merge"""
+
+    # where it is kept, how it is watched
+    out: str = "runs"
+    """folder of the run folders"""
+    sweep: str = "single"
+    """the sweep that the run belongs to: a folder under out, and W&B's group"""
+    profile: str = "none"
+    """the sweep profile's name, shown in tables and captions"""
+    track: bool = True
+    """log to Weights & Biases (WANDB_MODE decides how; offline without a key)"""
+    threads: PositiveInt | None = None
+    """CPU threads; None: torch's own choice"""
+    checkpoint_minutes: NonNegativeFloat = 10.0
+    """time between checkpoints, beside the one after each epoch"""
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise InputError(f"--task={self.task}: unknown task; allowed: {', '.join(TASKS)}")
+        for key in ("sweep", "profile"):
+            value = getattr(self, key)
+            if not value or Path(value).name != value:
+                raise InputError(f"--{key}={value}: must be a plain name, without a folder")
+
+    @property
+    def run_id(self) -> str:
+        """Digest of all fields that can change the result: the same configuration is the same run."""
+        identity = {k: v for k, v in self.as_dict().items() if k not in OUTSIDE_IDENTITY}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out) / self.sweep / self.run_id
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """Validate; values may be strings, as a command line has them.
+
+        Raises:
+            InputError: names every key that is unknown and every value that is out of range.
+        """
+        fields = [field.name for field in dataclasses.fields(cls)]
+        unknown = [key for key in values if key not in fields]
+        if unknown:
+            raise InputError(f"unknown setting {', '.join(unknown)}; allowed: {', '.join(fields)}")
+        try:
+            return _ADAPTER.validate_python({k: None if v == "None" else v for k, v in values.items()})
+        except ValidationError as error:
+            wrong: dict[str, list[str]] = {}
+            for problem in error.errors():
+                wrong.setdefault(str(problem["loc"][0]), []).append(problem["msg"])
+            raise InputError(
+                "; ".join(f"--{key}={values[key]}: {', or '.join(messages)}" for key, messages in wrong.items())
+            ) from None
+
+    @classmethod
+    def from_args(cls, args: Sequence[str]) -> "Config":
+        """Read `--key=value ...`, in every form that W&B's `${args}` emits.
+
+        Raises:
+            InputError: as `from_dict`.
+        """
+        parser = _Parser(prog="python -m train", description="Train one run.", allow_abbrev=False)
+        for field in dataclasses.fields(cls):
+            described = cls.__pydantic_fields__[field.name].description  # type: ignore[attr-defined]
+            parser.add_argument(
+                f"--{field.name}",
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                help=f"{described} [{field.default}]".replace("%", "%%"),
+            )
+        return cls.from_dict(vars(parser.parse_args(args)))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        allowed = " ".join(option for action in self._actions for option in action.option_strings)
+        raise InputError(f"{message}; allowed: {allowed}")
+
+
+_ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
