@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ Closure = Callable[[], Any]
 
 # Whole-network searches in a row that take their first trial: then the step size has settled.
 SETTLED_AFTER = 3
-# Rejections of the searched component's step size before a joint search shrinks all of them together.
-ALONE_AT_MOST = 5
 # Nothing is known before the first accepted step size, so its search may go further.
 FIRST_SEARCH = 10
 
@@ -160,7 +157,6 @@ class LineSearch(torch.optim.Optimizer):
         self.progress = _Progress()
         self.search: Search | None = None
         self.counts: Counter[str] = Counter()
-        self._known_buffers: WeakKeyDictionary[torch.nn.Module, set[str]] = WeakKeyDictionary()
         super().__init__(params, lr=initial_step_size, **host)  # type: ignore[call-arg]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -201,7 +197,7 @@ class LineSearch(torch.optim.Optimizer):
             self._move(frozen=())
             return None
         closures = list(closure) if isinstance(closure, Sequence) else [closure]
-        with Replay(self._devices(), self._known_buffers) as replay:
+        with Replay(self._devices()) as replay:
             loss, backward_inside = replay.first(lambda: self._forward_backward(closures))
             base = self._mean_over_ranks(float(loss), loss.device)
             if self._is_finite(base):
@@ -325,15 +321,19 @@ class LineSearch(torch.optim.Optimizer):
 
         if not any(slopes):
             return Backtracking(sizes[target], math.nan, 0, accepted=True)
-        found = along(with_searched, start, ALONE_AT_MOST)
+        found = along(with_searched, start, 1)
+        if not found.accepted:
+            # Would the others alone be accepted? Then the searched one is to blame and shrinks, else all shrink.
+            others = along(lambda t: with_searched(0.0), 1.0, 1)
+            path, first = (with_searched, start) if others.accepted else (all_scaled, 1.0)
+            shrunk = along(path, first * settings.backtracking, max_trials)
+            found = replace(shrunk, trials=found.trials + others.trials + shrunk.trials)
+        else:
+            path = with_searched
         if found.accepted:
-            searched[0]["lr"] = found.step_size
-            return found
-        together = along(all_scaled, settings.backtracking, max_trials)
-        if together.accepted:
-            for group, size in zip(involved, all_scaled(together.step_size), strict=True):
+            for group, size in zip(involved, path(found.step_size), strict=True):
                 group["lr"] = size
-        return replace(together, trials=found.trials + together.trials)
+        return found
 
     def _count_whole(self, found: Backtracking) -> None:
         """The whole-network phase ends after `first_steps`, or when the step size has settled."""
@@ -438,10 +438,6 @@ class LineSearch(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = ("settings", "cycle", "progress", "search", "counts")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._known_buffers = WeakKeyDictionary()
 
     def state_dict(self) -> dict[str, Any]:
         own = {"progress": asdict(self.progress), "counts": dict(self.counts)}

@@ -4,15 +4,12 @@ import random
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 T = TypeVar("T")
 Buffers = dict[str, torch.Tensor]
-# A module's buffers (BatchNorm's statistics, a spectral norm's vectors) that its forward changes; learnt as it runs.
-_Known = WeakKeyDictionary[torch.nn.Module, set[str]]
 
 
 class Replay:
@@ -24,12 +21,10 @@ class Replay:
 
     Args:
         devices: the accelerators whose generators the closure may use.
-        known: which modules' buffers change; keep one for the optimizer's life.
     """
 
-    def __init__(self, devices: Iterable[torch.device], known: _Known) -> None:
+    def __init__(self, devices: Iterable[torch.device]) -> None:
         self._devices = [device for device in devices if device.type not in ("cpu", "meta")]
-        self._known = known
         self._buffers_before: dict[torch.nn.Module, Buffers] = {}
         self._after: tuple[Any, dict[torch.nn.Module, Buffers]] | None = None
 
@@ -44,34 +39,20 @@ class Replay:
             self._restore(*self._after)
 
     def first(self, evaluate: Callable[[], T]) -> T:
-        versions: dict[torch.nn.Module, dict[str, int]] = {}
-
         def remember(module: torch.nn.Module, inputs: Any) -> None:
-            if module._buffers and module not in versions:
-                buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
-                versions[module] = {name: buffer._version for name, buffer in buffers.items()}
-                known = self._known.get(module, buffers)  # all of them at the first sight
-                self._buffers_before[module] = {name: buffers[name].clone() for name in known if name in buffers}
+            # Content, not version counters: torch's batch norm writes its statistics without counting.
+            if module._buffers and module not in self._buffers_before:
+                self._buffers_before[module] = _copies(module, module._buffers)
 
         hook = register_module_forward_pre_hook(remember)
         try:
-            result = evaluate()
+            return evaluate()
         finally:
             hook.remove()
-        for module, before in versions.items():
-            changed = {name for name, version in before.items() if module._buffers[name]._version != version}  # type: ignore[union-attr]
-            self._known[module] = self._known.get(module, set()) | changed
-            kept = self._buffers_before.pop(module)
-            if changed:
-                self._buffers_before[module] = {name: kept[name] for name in changed if name in kept}
-        return result
 
     def again(self, evaluate: Callable[[], T]) -> T:
         if self._after is None:
-            after = {
-                module: {name: module._buffers[name].clone() for name in buffers}  # type: ignore[union-attr]
-                for module, buffers in self._buffers_before.items()
-            }
+            after = {module: _copies(module, buffers) for module, buffers in self._buffers_before.items()}
             self._after = (self._random_state(), after)
         self._restore(self._randomness, self._buffers_before)
         return evaluate()
@@ -89,3 +70,8 @@ class Replay:
         for module, saved in buffers.items():
             for name, value in saved.items():
                 module._buffers[name].copy_(value)  # type: ignore[union-attr]
+
+
+def _copies(module: torch.nn.Module, names: Iterable[str]) -> Buffers:
+    buffers = {name: module._buffers[name] for name in names}
+    return {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}

@@ -1,0 +1,147 @@
+"""The line searches once more, slowly: float64, plain loops over numbers, written from the paper's equations.
+
+Nothing here is shared with `optim`: gradients are analytic, vectors are lists, each equation is a loop.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+Blocks = list[list[float]]
+EPSILON = 2.0**-52
+
+
+@dataclass
+class Reference:
+    """SGDSLS (adam=False), AdamSLS (one block) and PLASLS (several) on f(blocks, k) with gradient(blocks, k)."""
+
+    f: Callable[[Blocks, int], float]
+    gradient: Callable[[Blocks, int], Blocks]
+    w: Blocks
+    adam: bool = True
+    c: float = 0.1
+    delta: float = 0.9
+    eta_0: float = 0.1
+    growth_steps: float = 500.0
+    rounding: float = 4.0
+    first_steps: int = 1
+    joint: str = "never"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    k: int = 0
+    searches: int = 0
+    eta: list[float] = field(default_factory=list)
+    trials: int = 0
+
+    def __post_init__(self) -> None:
+        self.eta = [self.eta_0 for _ in self.w]
+        self.m = [[0.0 for _ in block] for block in self.w]
+        self.v = [[0.0 for _ in block] for block in self.w]
+
+    def step(self) -> None:
+        f_k, g = self.f(self.w, self.k), self.gradient(self.w, self.k)
+        for j, block in enumerate(g):  # Adam's moments; v with this step's gradient (Eq. 3)
+            for i, g_i in enumerate(block):
+                self.m[j][i] = self.beta1 * self.m[j][i] + (1 - self.beta1) * g_i
+                self.v[j][i] = self.beta2 * self.v[j][i] + (1 - self.beta2) * g_i * g_i
+        t = self.k + 1
+        tested: Blocks = [[] for _ in g]
+        taken: Blocks = [[] for _ in g]
+        for j, block in enumerate(g):
+            for i, g_i in enumerate(block):
+                denominator = math.sqrt(self.v[j][i] / (1 - self.beta2**t)) + self.eps if self.adam else 1.0
+                tested[j].append(-g_i / denominator)
+                m_hat = self.m[j][i] / (1 - self.beta1**t) if self.adam else g_i
+                taken[j].append(-m_hat / denominator)
+
+        growth = 2 ** (1 / self.growth_steps) if self.k > 0 else 1.0
+        self.trials = 0
+        everything = list(range(len(self.w)))
+        if self.k < self.first_steps or len(self.w) == 1:
+            eta = self.search(f_k, g, tested, lambda t: {j: t for j in everything}, self.eta[0] * growth)
+            self.eta = [eta for _ in self.eta]
+        else:
+            component = self.searches % len(self.w)
+            start = self.eta[component] * growth
+            if self.joint == "never":  # Eq. 6: only the searched component moves in the trial
+                self.eta[component] = self.search(f_k, g, tested, lambda t: {component: t}, start)
+            else:
+                self.joint_search(f_k, g, tested, component, start)
+            self.searches += 1
+        for j, block in enumerate(self.w):  # Eq. 7, from the unmoved point
+            for i in range(len(block)):
+                block[i] += self.eta[j] * taken[j][i]
+        self.k += 1
+
+    def accepted(self, f_k: float, g: Blocks, d: Blocks, sizes: dict[int, float]) -> bool:
+        trial = [[w + sizes.get(j, 0.0) * d[j][i] for i, w in enumerate(block)] for j, block in enumerate(self.w)]
+        promised = sum(size * sum(a * b for a, b in zip(g[j], d[j], strict=True)) for j, size in sizes.items())
+        self.trials += 1
+        tolerance = self.rounding * EPSILON * abs(f_k)
+        return self.f(trial, self.k) <= f_k + self.c * promised + tolerance
+
+    def search(
+        self, f_k: float, g: Blocks, d: Blocks, path: Callable[[float], dict[int, float]], start: float
+    ) -> float:
+        while not self.accepted(f_k, g, d, path(start)):
+            start *= self.delta
+        return start
+
+    def joint_search(self, f_k: float, g: Blocks, d: Blocks, component: int, start: float) -> None:
+        sizes = dict(enumerate(self.eta)) | {component: start}
+        if self.accepted(f_k, g, d, sizes):
+            self.eta[component] = start
+        elif self.accepted(f_k, g, d, sizes | {component: 0.0}):  # the searched one is to blame
+            self.eta[component] = self.search(f_k, g, d, lambda t: sizes | {component: t}, start * self.delta)
+        else:
+            scale = self.search(f_k, g, d, lambda t: {j: t * size for j, size in sizes.items()}, self.delta)
+            self.eta = [scale * sizes[j] for j in range(len(self.eta))]
+
+
+def logistic(rows: Sequence[Sequence[float]], signs: Sequence[float], batch: int):
+    """Logistic loss of mini-batch k, weights in blocks; returns (f, gradient)."""
+
+    def chosen(k: int) -> list[int]:
+        return [(k * batch + i) % len(rows) for i in range(batch)]
+
+    def margin(w: Blocks, row: int) -> float:
+        flat = [value for block in w for value in block]
+        return signs[row] * sum(a * b for a, b in zip(flat, rows[row], strict=True))
+
+    def f(w: Blocks, k: int) -> float:
+        return sum(math.log1p(math.exp(-margin(w, row))) for row in chosen(k)) / batch
+
+    def gradient(w: Blocks, k: int) -> Blocks:
+        flat = [0.0] * len(rows[0])
+        for row in chosen(k):
+            weight = -signs[row] / (1 + math.exp(margin(w, row))) / batch
+            for i, value in enumerate(rows[row]):
+                flat[i] += weight * value
+        return _blocks(flat, w)
+
+    return f, gradient
+
+
+def valley(curvatures: Sequence[float], noise: float):
+    """A noisy quadratic of mini-batch k with coupled coordinates; returns (f, gradient)."""
+
+    def residuals(w: Blocks, k: int) -> list[float]:
+        flat = [value for block in w for value in block]
+        mean = sum(flat) / len(flat)
+        return [value - 0.5 * mean - 1 - noise * math.sin(7 * k + i) for i, value in enumerate(flat)]
+
+    def f(w: Blocks, k: int) -> float:
+        return 0.5 * sum(c * r * r for c, r in zip(curvatures, residuals(w, k), strict=True))
+
+    def gradient(w: Blocks, k: int) -> Blocks:
+        weighted = [c * r for c, r in zip(curvatures, residuals(w, k), strict=True)]
+        shared = 0.5 * sum(weighted) / len(weighted)
+        return _blocks([value - shared for value in weighted], w)
+
+    return f, gradient
+
+
+def _blocks(flat: Sequence[float], like: Blocks) -> Blocks:
+    values = iter(flat)
+    return [[next(values) for _ in block] for block in like]

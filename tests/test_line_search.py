@@ -1,0 +1,582 @@
+"""optim/: the three optimizers against the slow reference, and the contract of a torch optimizer."""
+
+import copy
+import io
+import math
+import pickle
+import random
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from optim import PAPER, PLASLS, SGDSLS, AdamSLS, split
+from tests.reference import Reference, logistic, valley
+
+NEVER_GROW = math.inf
+
+
+def torch_problem(name, sizes):
+    """The reference's problems with torch parameters in float64: (reference f, gradient, parameters, torch f)."""
+    generator = random.Random(3)
+    total = sum(sizes)
+    w = [[generator.uniform(-1, 1) for _ in range(size)] for size in sizes]
+    parameters = [torch.nn.Parameter(torch.tensor(block, dtype=torch.float64)) for block in w]
+    if name == "logistic":
+        rows = [[generator.gauss(0, 1) for _ in range(total)] for _ in range(60)]
+        signs = [1.0 if row[0] + 0.3 * generator.gauss(0, 1) > 0 else -1.0 for row in rows]
+        f, gradient = logistic(rows, signs, batch=8)
+        x, y = torch.tensor(rows, dtype=torch.float64), torch.tensor(signs, dtype=torch.float64)
+
+        def loss(k):
+            chosen = [(k * 8 + i) % 60 for i in range(8)]
+            return torch.nn.functional.softplus(-y[chosen] * (x[chosen] @ torch.cat(list(parameters)))).mean()
+    else:
+        curvatures = [10.0 ** (i % 3) for i in range(total)]
+        f, gradient = valley(curvatures, noise=0.1)
+
+        def loss(k):
+            flat = torch.cat(list(parameters))
+            wave = torch.sin(7.0 * k + torch.arange(total, dtype=torch.float64))
+            return 0.5 * (torch.tensor(curvatures).double() * (flat - 0.5 * flat.mean() - 1 - 0.1 * wave) ** 2).sum()
+
+    return f, gradient, w, parameters, loss
+
+
+def components(parameters):
+    return [{"params": [p], "name": f"block{i}"} for i, p in enumerate(parameters)]
+
+
+CASES = {
+    "SGDSLS": (
+        lambda groups: SGDSLS(groups, growth_steps=8),
+        {"adam": False, "first_steps": 10**9, "growth_steps": 8.0},
+        [6],
+    ),
+    "AdamSLS": (lambda groups: AdamSLS(groups, growth_steps=8), {"first_steps": 10**9, "growth_steps": 8.0}, [6]),
+    "AdamSLS of several groups": (
+        lambda groups: AdamSLS(groups, growth_steps=8, initial_step_size=20.0),
+        {"first_steps": 10**9, "growth_steps": 8.0, "eta_0": 20.0},
+        [2, 3, 1],
+    ),
+    "PLASLS, the paper's text": (
+        lambda groups: PLASLS(groups, **PAPER, initial_step_size=4.0),
+        {"rounding": 0.0, "eta_0": 4.0},
+        [3, 2, 4],
+    ),
+    "PLASLS, six first steps": (
+        lambda groups: PLASLS(groups, first_steps=6, joint="never", growth_steps=8),
+        {"first_steps": 6, "growth_steps": 8.0},
+        [3, 2, 4],
+    ),
+    "PLASLS, joint": (
+        lambda groups: PLASLS(groups, first_steps=2, joint="always", growth_steps=5),
+        {"first_steps": 2, "joint": "always", "growth_steps": 5.0},
+        [3, 2, 4],
+    ),
+    "PLASLS, fast growth": (
+        lambda groups: PLASLS(groups, first_steps=1, joint="never", growth_steps=2, c=0.4, backtracking=0.7),
+        {"growth_steps": 2.0, "c": 0.4, "delta": 0.7},
+        [3, 2, 4],
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", ["logistic", "valley"])
+@pytest.mark.parametrize("case", CASES)
+def test_step_sizes_trials_and_weights_are_the_references(case, problem):
+    make, settings, sizes = CASES[case]
+    f, gradient, w, parameters, loss = torch_problem(problem, sizes)
+    optimizer = make(components(parameters))
+    reference = Reference(f, gradient, w, **settings)
+    trials = 0
+    for k in range(120):
+        optimizer.step(lambda k=k: loss(k))
+        reference.step()
+        assert optimizer.search.trials == reference.trials
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(reference.eta, rel=1e-9)
+        for parameter, block in zip(parameters, reference.w, strict=True):
+            assert parameter.tolist() == pytest.approx(block, rel=1e-6, abs=1e-9)
+        trials += reference.trials
+    assert trials > 125  # the searches did backtrack
+
+
+# -- small networks ------------------------------------------------------------------------------------------
+
+
+def network(seed=0, dropout=0.0):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Linear(8, 16),
+        torch.nn.BatchNorm1d(16),
+        torch.nn.Tanh(),
+        torch.nn.Dropout(dropout),
+        torch.nn.Linear(16, 3),
+    )
+
+
+def batches(count, seed=0, rows=24):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        x = torch.randn(rows, 8, generator=generator)
+        yield x, x[:, :3].argmax(1)
+
+
+def by_layer(name):
+    return name.split(".")[0]
+
+
+def train(model, optimizer, data):
+    losses = []
+    for x, y in data:
+        losses.append(float(optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))))
+    return losses
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+OPTIMIZERS = {
+    "SGDSLS": lambda model: SGDSLS(model.parameters()),
+    "AdamSLS": lambda model: AdamSLS(model.parameters()),
+    "PLASLS": lambda model: PLASLS(split(model, by_layer)),
+    "PLASLS, Eq. 6": lambda model: PLASLS(split(model, by_layer), joint="never", first_steps=1),
+    "PLASLS, joint every 3": lambda model: PLASLS(split(model, by_layer), joint=3, first_steps=2),
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+
+
+@every_optimizer
+def test_the_loss_falls_without_a_learning_rate(make):
+    model = network(dropout=0.1)
+    losses = train(model, make(model), batches(150))
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+
+
+def test_plasls_with_one_component_is_adamsls():
+    one, other = network(dropout=0.2), network(dropout=0.2)
+    torch.manual_seed(5)
+    first = train(one, PLASLS(split(one, 1)), batches(60))
+    torch.manual_seed(5)
+    second = train(other, AdamSLS(other.parameters()), batches(60))
+    assert first == second
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_adamsls_that_always_accepts_is_torchs_adam_bit_for_bit():
+    one, other = network(), network()
+    searched = AdamSLS(one.parameters(), initial_step_size=1e-6, growth_steps=NEVER_GROW, rounding=1e6)
+    adam = torch.optim.Adam(other.parameters(), lr=1e-6)
+    for x, y in batches(30):
+        searched.step(lambda x=x, y=y: cross_entropy(one(x), y))
+        adam.zero_grad()
+        cross_entropy(other(x), y).backward()
+        adam.step()
+    assert searched.counts["trials"] == 30
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_only_the_searched_component_moves_in_a_trial_from_the_unmoved_point():
+    model = network()
+    optimizer = PLASLS(split(model, by_layer), joint="never", first_steps=1)
+    groups = {group["name"]: group["params"] for group in optimizer.param_groups}
+    for number, (x, y) in enumerate(batches(12)):
+        unmoved = {name: [p.detach().clone() for p in params] for name, params in groups.items()}
+        moved = []
+
+        def closure(x=x, y=y, unmoved=unmoved, moved=moved):
+            moved.append(
+                {
+                    n
+                    for n, params in groups.items()
+                    if not all(torch.equal(p, q) for p, q in zip(params, unmoved[n], strict=True))
+                }
+            )
+            return cross_entropy(model(x), y)
+
+        optimizer.step(closure)
+        assert moved[0] == set()
+        expected = set(groups) if number == 0 else {optimizer.search.component}
+        assert all(names == expected for names in moved[1:])
+        assert len(moved) > 1
+
+
+def test_a_joint_trial_is_the_next_iterate_where_nothing_has_momentum():
+    model = network()
+    optimizer = PLASLS(split(model, by_layer), joint="always", first_steps=1, betas=(0.0, 0.999))
+    for x, y in batches(20):
+        tried = []
+
+        def closure(x=x, y=y, tried=tried):
+            tried.append(weights(model))
+            return cross_entropy(model(x), y)
+
+        optimizer.step(closure)
+        assert torch.allclose(tried[-1], weights(model), rtol=0, atol=1e-6)
+
+
+def test_components_take_turns():
+    model = network()
+    optimizer = PLASLS(split(model, by_layer), first_steps=2)
+    turns = []
+    for x, y in batches(8):
+        optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))
+        turns.append(optimizer.search.component)
+    assert turns == ["all", "all", "0", "1", "4", "0", "1", "4"]
+
+
+def test_every_accepted_step_size_satisfies_the_condition():
+    model = network().double()
+    optimizer = AdamSLS(model.parameters(), growth_steps=3)
+    for x, y in batches(60):
+        optimizer.step(lambda x=x, y=y: cross_entropy(model(x.double()), y))
+        search = optimizer.search
+        assert search.accepted
+        assert search.trial <= search.base + 0.1 * search.after * search.slope + 4 * 2.0**-52 * search.base
+
+
+def test_the_whole_network_phase_lasts_until_the_step_size_has_settled():
+    model = network()
+    optimizer = PLASLS(split(model, by_layer))
+    trials = []
+    for x, y in batches(40):
+        optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))
+        if optimizer.search.component != "all":
+            break
+        trials.append(optimizer.search.trials)
+    assert trials[-3:] == [1, 1, 1]
+    assert not any(trials[i : i + 3] == [1, 1, 1] for i in range(len(trials) - 3))
+
+
+# -- same randomness, one effect ------------------------------------------------------------------------------
+
+
+@every_optimizer
+def test_randomness_after_a_step_is_that_after_one_forward(make):
+    model = network(dropout=0.5)
+    optimizer = make(model)
+    for x, y in batches(4):
+        before = torch.get_rng_state(), random.getstate()
+        model(x)
+        random.random()
+        after = torch.get_rng_state(), random.getstate()
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+
+        def closure(x=x, y=y):
+            random.random()
+            return cross_entropy(model(x), y)
+
+        optimizer.step(closure)
+        assert torch.equal(torch.get_rng_state(), after[0])
+        assert random.getstate() == after[1]
+
+
+def test_trials_see_the_masks_of_the_first_evaluation():
+    model = network(dropout=0.5)
+    optimizer = AdamSLS(model.parameters())
+    masks = []
+    model[3].register_forward_hook(lambda module, inputs, output: masks.append(output.detach() == 0))
+    for x, y in batches(3):
+        masks.clear()
+        optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))
+        assert len(masks) > 1
+        assert all(torch.equal(mask, masks[0]) for mask in masks)
+
+
+def test_batch_norm_statistics_are_updated_once_a_step():
+    model, plain = network(), network()
+    optimizer = AdamSLS(model.parameters())
+    for x, y in batches(5):
+        plain.load_state_dict(model.state_dict())
+        plain(x)
+        optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))
+        for name, buffer in model.named_buffers():
+            assert torch.equal(buffer, dict(plain.named_buffers())[name])
+
+
+# -- closures -------------------------------------------------------------------------------------------------
+
+
+@every_optimizer
+def test_a_closure_in_torchs_style_gives_the_same_steps(make):
+    one, other = network(dropout=0.1), network(dropout=0.1)
+    optimizer = make(other)
+    torch.manual_seed(1)
+    first = train(one, make(one), batches(20))
+    torch.manual_seed(1)
+    second = []
+    for x, y in batches(20):
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            loss = cross_entropy(other(x), y)
+            loss.backward()
+            return loss
+
+        second.append(float(optimizer.step(closure)))
+    assert first == second
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_a_list_of_closures_is_one_step_over_their_mean():
+    def double():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(8, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3)).double()
+
+    one, other = double(), double()
+    whole, parts = AdamSLS(one.parameters()), AdamSLS(other.parameters())
+    for x, y in batches(15):
+        x = x.double()
+        whole.step(lambda x=x, y=y: cross_entropy(one(x), y))
+        parts.step([lambda x=x, y=y, i=i: cross_entropy(other(x[i : i + 8]), y[i : i + 8]) for i in range(0, 24, 8)])
+        assert whole.search.trials == parts.search.trials
+    assert torch.allclose(weights(one), weights(other), rtol=1e-9)
+
+
+def test_a_step_without_a_closure_moves_with_the_last_step_sizes():
+    one, other = network(), network()
+    searched, moved = AdamSLS(one.parameters()), AdamSLS(other.parameters())
+    (x, y), (u, v) = batches(2)
+    for model, optimizer in ((one, searched), (other, moved)):
+        optimizer.step(lambda x=x, y=y, model=model: cross_entropy(model(x), y))
+    adam = torch.optim.Adam(one.parameters(), lr=searched.search.after)
+    adam.load_state_dict({key: value for key, value in searched.state_dict().items() if key != "line_search"})
+    for model, optimizer in ((one, adam), (other, moved)):
+        optimizer.zero_grad()
+        cross_entropy(model(u), v).backward()
+        assert optimizer.step() is None
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_a_step_without_a_closure_before_any_search_is_refused():
+    with pytest.raises(RuntimeError, match="step\\(closure\\) first"):
+        AdamSLS(network().parameters()).step()
+
+
+# -- faults ---------------------------------------------------------------------------------------------------
+
+
+@every_optimizer
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_and_many_in_a_row_are_an_error(make, fault):
+    model = network()
+    optimizer = make(model)
+    train(model, optimizer, batches(7))
+    before, state = weights(model), copy.deepcopy(optimizer.state_dict())
+
+    def bad():
+        w = model[0].weight
+        return w.sum() * math.nan if fault == "loss" else (w - w.detach()).abs().sqrt().sum()
+
+    for _ in range(9):
+        optimizer.step(bad)
+        assert torch.equal(weights(model), before)
+    now = optimizer.state_dict()
+    assert [group["lr"] for group in now["param_groups"]] == [group["lr"] for group in state["param_groups"]]
+    for key, saved in state["state"].items():
+        assert all(torch.equal(now["state"][key][name], value) for name, value in saved.items() if value is not None)
+    with pytest.raises(FloatingPointError, match="10 steps in a row"):
+        optimizer.step(bad)
+    assert torch.equal(weights(model), before)
+
+
+@every_optimizer
+def test_an_exception_in_a_trial_leaves_the_weights_bit_for_bit(make):
+    model = network()
+    optimizer = make(model)
+    train(model, optimizer, batches(7))
+    x, y = next(batches(1, seed=9))
+    before, calls = weights(model), []
+
+    def closure():
+        calls.append(None)
+        if len(calls) > 1:
+            raise KeyError("in a trial")
+        return cross_entropy(model(x), y)
+
+    with pytest.raises(KeyError, match="in a trial"):
+        optimizer.step(closure)
+    assert torch.equal(weights(model), before)
+
+
+@every_optimizer
+def test_a_failed_search_moves_nothing_that_was_searched_and_keeps_the_step_sizes(make):
+    model = network()
+    optimizer = make(model)
+    train(model, optimizer, batches(7))
+    x, y = next(batches(1, seed=9))
+    before, sizes = weights(model), [group["lr"] for group in optimizer.param_groups]
+    calls = []
+
+    def closure():
+        calls.append(None)
+        return cross_entropy(model(x), y) + (len(calls) > 1)
+
+    optimizer.step(closure)
+    assert not optimizer.search.accepted
+    assert [group["lr"] for group in optimizer.param_groups] == sizes
+    if optimizer.search.component == "all" or (optimizer.cycle and optimizer.cycle.joint == "always"):
+        assert torch.equal(weights(model), before)
+
+
+def test_a_loss_without_a_graph_is_refused():
+    with pytest.raises(RuntimeError, match="no graph"):
+        AdamSLS(network().parameters()).step(lambda: torch.tensor(1.0))
+
+
+def test_a_gradient_of_exactly_zero_costs_no_trial_and_keeps_the_step_size():
+    model = network()
+    optimizer = AdamSLS(model.parameters())
+    train(model, optimizer, batches(5))
+    size = optimizer.param_groups[0]["lr"]
+    optimizer.step(lambda: sum(p.sum() for p in model.parameters()) * 0.0)
+    assert (optimizer.search.trials, optimizer.search.accepted, optimizer.param_groups[0]["lr"]) == (0, True, size)
+
+
+def test_parameters_without_gradient_do_not_move():
+    model = network()
+    extra = torch.nn.Linear(4, 4)
+    optimizer = PLASLS([*split(model, by_layer), {"params": list(extra.parameters()), "name": "unused"}])
+    before = weights(extra)
+    train(model, optimizer, batches(20))
+    assert torch.equal(weights(extra), before)
+
+
+# -- saving, loading, merging ---------------------------------------------------------------------------------
+
+
+def with_merges(model):
+    """Merges happen soon: the threshold lies above every step size."""
+    return PLASLS(split(model, lambda name: name), merge_threshold=10.0, first_steps=2)
+
+
+@pytest.mark.parametrize("make", [*OPTIMIZERS.values(), with_merges], ids=[*OPTIMIZERS, "merges"])
+@pytest.mark.parametrize("steps", [1, 4, 5])
+def test_a_resumed_run_is_bit_identical(make, steps):
+    model = network(dropout=0.3)
+    optimizer = make(model)
+    data = list(batches(12))
+    torch.manual_seed(2)
+    train(model, optimizer, data[:steps])
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, file)
+    expected = train(model, optimizer, data[steps:])
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    other = network(seed=1, dropout=0.3)
+    other.load_state_dict(saved["model"])
+    resumed = make(other)
+    resumed.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["rng"])
+    assert train(other, resumed, data[steps:]) == expected
+    assert torch.equal(weights(model), weights(other))
+    assert resumed.counts == optimizer.counts
+    assert [g["name"] for g in resumed.param_groups] == [g["name"] for g in optimizer.param_groups]
+
+
+def test_merges_keep_every_parameter_and_its_moments():
+    model = network()
+    optimizer = with_merges(model)
+    train(model, optimizer, batches(2))
+    assert optimizer.search.merged is not None
+    assert len(optimizer.param_groups) == 5
+    train(model, optimizer, batches(6))
+    assert optimizer.counts["merges"] == 5
+    assert [group["name"].count("+") for group in optimizer.param_groups] == [5]
+    moved = {id(p) for p in optimizer.param_groups[0]["params"]}
+    assert moved == {id(p) for p in model.parameters()}
+    assert all(optimizer.state[p]["step"] == 8 for p in model.parameters())
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_goes_on_as_the_original(clone):
+    model = network()
+    optimizer = PLASLS(split(model, by_layer))
+    train(model, optimizer, batches(6))
+    other, copied = clone((model, optimizer))
+    assert train(model, optimizer, batches(6, seed=4)) == train(other, copied, batches(6, seed=4))
+    assert torch.equal(weights(model), weights(other))
+    assert repr(copied) == repr(optimizer)
+
+
+def test_a_state_of_other_components_is_refused():
+    model = network()
+    state = PLASLS(split(model, by_layer)).state_dict()
+    with pytest.raises(ValueError, match="the state is of the components 0, 1, 4; here are all"):
+        PLASLS(split(model, 1)).load_state_dict(state)
+    with pytest.raises(ValueError, match="no line search"):
+        AdamSLS(model.parameters()).load_state_dict(torch.optim.Adam(model.parameters()).state_dict())
+
+
+@every_optimizer
+def test_step_hooks_fire_once_a_step(make):
+    torch.optim.Adam(network().parameters())  # which wraps Adam.step, too
+    model = network()
+    optimizer = make(model)
+    fired = []
+    optimizer.register_step_pre_hook(lambda *_: fired.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: fired.append("post"))
+    train(model, optimizer, batches(3))
+    assert fired == ["pre", "post"] * 3
+
+
+BAD = {
+    "c": [0, 1, -0.1, math.nan],
+    "backtracking": [0, 1, 1.5],
+    "initial_step_size": [0, -1, math.inf, math.nan],
+    "growth_steps": [0, -5],
+    "max_trials": [0, 1.5, True],
+    "rounding": [-1, math.nan],
+    "max_nonfinite": [0],
+    "first_steps": [0, "never", 2.5],
+    "joint": ["sometimes", 0],
+    "growth": ["none"],
+    "merge_threshold": [-1e-12, math.nan],
+    "direction": ["downhill"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_setting_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name} is .*; allowed: "):
+        PLASLS(network().parameters(), **{name: value})
+
+
+def test_a_learning_rate_is_refused():
+    with pytest.raises(TypeError, match="there is no lr"):
+        AdamSLS(network().parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    "decay", [{"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": True}, {"amsgrad": True}]
+)
+def test_the_tested_direction_is_the_one_taken_where_nothing_has_momentum(decay):
+    model = network()
+    optimizer = AdamSLS(model.parameters(), betas=(0.0, 0.99), **decay)
+    for x, y in batches(10):
+        tried = []
+
+        def closure(x=x, y=y, tried=tried):
+            tried.append(weights(model))
+            return cross_entropy(model(x), y)
+
+        optimizer.step(closure)
+        assert torch.allclose(tried[-1], weights(model), rtol=0, atol=2e-6)
+
+
+def test_direction_momentum_tests_the_direction_that_is_taken():
+    model = network()
+    optimizer = AdamSLS(model.parameters(), direction="momentum")
+    for x, y in batches(10):
+        tried = []
+
+        def closure(x=x, y=y, tried=tried):
+            tried.append(weights(model))
+            return cross_entropy(model(x), y)
+
+        optimizer.step(closure)
+        if optimizer.search.accepted:
+            assert torch.allclose(tried[-1], weights(model), rtol=0, atol=2e-6)
