@@ -12,7 +12,13 @@ from .merging import Group
 
 __all__ = ["PAPER", "PLASLS", "SGDSLS", "AdamSLS", "LineSearch", "Search", "split"]
 
-PAPER: dict[str, Any] = {"first_steps": 1, "joint": "never", "rounding": 0.0, "merge_threshold": 1e-12}
+PAPER: dict[str, Any] = {
+    "first_steps": 1,
+    "first_backtracking": 0.9,
+    "joint": "never",
+    "rounding": 0.0,
+    "merge_threshold": 1e-12,
+}
 """The paper's text as PLASLS's settings, where it differs from our defaults."""
 
 Direction = Literal["gradient", "momentum"]

@@ -28,6 +28,7 @@ class Settings:
     c: float
     backtracking: float
     initial_step_size: float
+    first_backtracking: float
     growth_steps: float
     max_trials: int
     rounding: float
@@ -37,6 +38,8 @@ class Settings:
         _require("c", self.c, 0 < self.c < 1, "between 0 and 1")
         _require("backtracking", self.backtracking, 0 < self.backtracking < 1, "between 0 and 1")
         _require("initial_step_size", self.initial_step_size, 0 < self.initial_step_size < math.inf, "above 0")
+        coarse = self.first_backtracking
+        _require("first_backtracking", coarse, 0 < coarse < 1, "between 0 and 1")
         _require("growth_steps", self.growth_steps, self.growth_steps > 0, "above 0 (inf: no growth)")
         _require("max_trials", self.max_trials, _is_count(self.max_trials), "a whole number from 1")
         _require("rounding", self.rounding, 0 <= self.rounding < math.inf, "0 or above")
@@ -120,6 +123,8 @@ class LineSearch(torch.optim.Optimizer):
         c: sufficient decrease of the Armijo condition.
         backtracking: delta, the factor of a rejected step size.
         initial_step_size: eta_0, where the first search starts.
+        first_backtracking: the factor until a first step size is accepted: for Adam's directions it lies some
+            powers of ten below eta_0. The paper has `backtracking` there, too.
         growth_steps: n, the steps in which an accepted step size may double: a search starts from
             eta 2^(1/n) (Eq. 2, where n is m/b).
         max_trials: trials of a search at most; the first search may take ten times as many.
@@ -142,6 +147,7 @@ class LineSearch(torch.optim.Optimizer):
         c: float = 0.1,
         backtracking: float = 0.9,
         initial_step_size: float = 0.1,
+        first_backtracking: float = 0.5,
         growth_steps: float = 500.0,
         max_trials: int = 100,
         rounding: float = 4.0,
@@ -153,7 +159,16 @@ class LineSearch(torch.optim.Optimizer):
         for name in ("maximize", "capturable", "differentiable"):
             if host.get(name):
                 raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
-        self.settings = Settings(c, backtracking, initial_step_size, growth_steps, max_trials, rounding, max_nonfinite)
+        self.settings = Settings(
+            c=c,
+            backtracking=backtracking,
+            initial_step_size=initial_step_size,
+            first_backtracking=first_backtracking,
+            growth_steps=growth_steps,
+            max_trials=max_trials,
+            rounding=rounding,
+            max_nonfinite=max_nonfinite,
+        )
         self.progress = _Progress()
         self.search: Search | None = None
         self.counts: Counter[str] = Counter()
@@ -252,6 +267,8 @@ class LineSearch(torch.optim.Optimizer):
         with _Trials(self, involved) as trials:
             slopes = self._slopes(trials)
 
+            factor = settings.backtracking if progress.accepted_once else settings.first_backtracking
+
             def along(path: Callable[[float], list[float]], start: float, max_trials: int) -> Backtracking:
                 return backtrack(
                     lambda t: self._mean_over_ranks(evaluate(trials, path(t)), evaluate.device),
@@ -260,7 +277,7 @@ class LineSearch(torch.optim.Optimizer):
                     epsilon=epsilon,
                     start=start,
                     condition=Armijo(settings.c, settings.rounding),
-                    factor=settings.backtracking,
+                    factor=factor,
                     max_trials=max_trials,
                 )
 

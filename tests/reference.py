@@ -21,6 +21,7 @@ class Reference:
     adam: bool = True
     c: float = 0.1
     delta: float = 0.9
+    first_delta: float = 0.5
     eta_0: float = 0.1
     growth_steps: float = 500.0
     rounding: float = 4.0
@@ -85,7 +86,7 @@ class Reference:
         self, f_k: float, g: Blocks, d: Blocks, path: Callable[[float], dict[int, float]], start: float
     ) -> float:
         while not self.accepted(f_k, g, d, path(start)):
-            start *= self.delta
+            start *= self.delta if self.k > 0 else self.first_delta
         return start
 
     def joint_search(self, f_k: float, g: Blocks, d: Blocks, component: int, start: float) -> None:

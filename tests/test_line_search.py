@@ -61,7 +61,7 @@ CASES = {
     ),
     "PLASLS, the paper's text": (
         lambda groups: PLASLS(groups, **PAPER, initial_step_size=4.0),
-        {"rounding": 0.0, "eta_0": 4.0},
+        {"rounding": 0.0, "eta_0": 4.0, "first_delta": 0.9},
         [3, 2, 4],
     ),
     "PLASLS, six first steps": (
@@ -96,7 +96,7 @@ def test_step_sizes_trials_and_weights_are_the_references(case, problem):
         assert optimizer.search.trials == reference.trials
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(reference.eta, rel=1e-9)
         for parameter, block in zip(parameters, reference.w, strict=True):
-            assert parameter.tolist() == pytest.approx(block, rel=1e-6, abs=1e-9)
+            assert parameter.tolist() == pytest.approx(block, rel=1e-5, abs=1e-8)
         trials += reference.trials
     assert trials > 125  # the searches did backtrack
 
@@ -526,6 +526,7 @@ def test_step_hooks_fire_once_a_step(make):
 BAD = {
     "c": [0, 1, -0.1, math.nan],
     "backtracking": [0, 1, 1.5],
+    "first_backtracking": [0, 1],
     "initial_step_size": [0, -1, math.inf, math.nan],
     "growth_steps": [0, -5],
     "max_trials": [0, 1.5, True],

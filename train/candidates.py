@@ -59,6 +59,7 @@ def candidate(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> t
         c=config.c,
         backtracking=config.backtracking,
         initial_step_size=config.initial_step_size,
+        first_backtracking=config.first_backtracking,
         growth_steps=steps_per_epoch if config.growth_steps == "epoch" else config.growth_steps,
         rounding=config.rounding,
     )

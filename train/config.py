@@ -39,7 +39,7 @@ class Config:
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """dropout probability everywhere in the encoder; None: the model's own"""
     eval_rows: PositiveInt | None = None
-    """validation rows used (the first ones); None: all"""
+    """validation rows used, always the same ones drawn at random; None: all"""
 
     # how it is learned
     optimizer: Literal["adam", "sgdsls", "adamsls", "plasls"] = "plasls"
@@ -66,6 +66,8 @@ class Config:
     """factor of a rejected step size"""
     initial_step_size: PositiveFloat = 0.1
     """where the first search starts"""
+    first_backtracking: Fraction = 0.5
+    """factor of a rejected step size in the first search; the paper's text: 0.9"""
     growth_steps: PositiveFloat | Literal["epoch"] = 500.0
     """steps in which an accepted step size may double (Eq. 2); epoch: the steps of one epoch"""
     growth: Literal["searched", "all"] = "searched"

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import platform
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import set_seed
 
 from . import data
 from .candidates import candidate
@@ -64,14 +64,15 @@ class _Training:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        random.seed(config.seed)
-        torch.manual_seed(config.seed)
+        set_seed(config.seed)
 
         task = data.TASKS[config.task]
         rows = data.load_rows(config.data, config.task, "train")
         if config.subset == "small":
             rows = data.small_subset(rows, config.seed)
-        held_out = data.load_rows(config.data, config.task, "validation")[: config.eval_rows]
+        held_out = data.load_rows(config.data, config.task, "validation")
+        if config.eval_rows is not None:
+            held_out = data.small_subset(held_out, seed=0, size=config.eval_rows)
         self.tokenizer = load_tokenizer(config.model)
         self.rows = data.tokenize(rows, self.tokenizer, task, config.max_length)
         self.held_out = data.tokenize(held_out, self.tokenizer, task, config.max_length)
@@ -133,7 +134,7 @@ class _Training:
         batch = {name: values.to(self.device) for name, values in batch.items()}
         # Adam's learning rate is the one of the step just done; a line search's is what the step ends with.
         before = self.step_sizes()
-        loss = float(self.optimizer.step(lambda: self.loss(batch)))  # type: ignore[arg-type, func-returns-value]
+        loss = float(self.optimizer.step(lambda: self.loss(batch)))  # type: ignore[arg-type, return-value]
         self.step += 1
         self.samples += len(batch["labels"])
         self.epoch_losses.append(loss)
