@@ -112,7 +112,8 @@ class _Training:
                 tracker.log(self.train_step(batch))
                 if progress is not None:
                     progress(self.step, total_steps)
-                if time.perf_counter() - self.saved > 60 * config.checkpoint_minutes:
+                overdue = time.perf_counter() - self.saved >= 60 * config.checkpoint_minutes
+                if overdue and self.step % self.steps_per_epoch:  # an epoch's end is saved with its evaluation
                     self.checkpoint()
             self.all_epoch_losses.append(sum(self.epoch_losses) / len(self.epoch_losses))
             self.epoch_losses = []

@@ -1,0 +1,57 @@
+# Each study is one target; `make help` lists them.
+#   make sweep-splits                                    the small profile: 2 cores, no hub
+#   make sweep-splits PROFILE=paper                      the paper's study
+#   make sweep-splits MODEL=folder-or-hub-id DATA=folder-or-hub-id SEEDS=0,1,2 WORKERS=2 ARGS="--epochs=3"
+
+PYTHON ?= python3
+PROFILE ?= embedded
+MODEL ?=
+DATA ?=
+SEEDS ?=
+WORKERS ?=
+OUT ?= runs
+ARGS ?=
+
+VENV := .venv
+INSTALLED := $(VENV)/installed
+
+# 'a value' in single quotes reaches the program as it is, whatever it has in it
+quoted = '$(subst ','\'',$(1))'
+option = $(if $(2),--$(1)=$(call quoted,$(2)))
+SETTINGS = $(strip $(call option,profile,$(PROFILE)) $(call option,out,$(OUT)) $(call option,model,$(MODEL)) \
+	$(call option,data,$(DATA)) $(call option,seed,$(SEEDS)) $(call option,workers,$(WORKERS)) $(ARGS))
+
+SWEEPS := $(patsubst sweeps/%.yaml,sweep-%,$(wildcard sweeps/*.yaml))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install test lint $(SWEEPS)
+
+help:  ## list the targets
+	@for sweep in $(SWEEPS); do \
+		printf '  %-20s%s\n' $$sweep "run what is missing of sweeps/$${sweep#sweep-}.yaml, print its table, draw its figures"; done
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | while read -r target text; do \
+		printf '  %-20s%s\n' "$$target" "$$text"; done
+	@sed -n 's/^# *\(make .*\)/  \1/p' $(MAKEFILE_LIST)
+
+$(SWEEPS): sweep-%: $(INSTALLED)
+	@$(VENV)/bin/python -m sweeps $(call quoted,$*) $(SETTINGS)
+	@$(VENV)/bin/python -m analysis $(call quoted,$*) $(call option,out,$(OUT))
+
+test: $(INSTALLED)  ## run the tests
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)  ## ruff and mypy
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+install: $(INSTALLED)  ## make .venv with the pinned packages; every target does this where it is needed
+
+$(INSTALLED): requirements.txt
+	@$(call quoted,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "error: PYTHON=$(PYTHON) is no Python of version 3.11 or newer; try make PYTHON=python3.11" >&2; exit 1; }
+	@echo "installing the pinned packages into $(VENV), some minutes"
+	@test -x $(VENV)/bin/python || $(call quoted,$(PYTHON)) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@

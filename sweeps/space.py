@@ -1,0 +1,168 @@
+"""A W&B sweep file as this repository reads it: its parameters as cells, its command as a cell's command line."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from train.config import OUTSIDE_IDENTITY, Config
+from train.errors import InputError
+
+HERE = Path(__file__).parent
+FIELDS = tuple(field.name for field in dataclasses.fields(Config))
+
+
+@dataclass(frozen=True)
+class Space:
+    """The grid of one call: the sweep file, changed by a profile, changed by the command line."""
+
+    name: str
+    """the sweep's name: its file"""
+    profile: str
+    """the profile's name: its file"""
+    label: str
+    """the profile and what was changed beside it, fit for a file name and a caption"""
+    metric: str
+    """the key of a run's summary that the sweep is about"""
+    goal: str
+    """maximize or minimize"""
+    program: str
+    command: tuple[str, ...]
+    """the sweep file's command, with W&B's macros"""
+    parameters: dict[str, list[Any]]
+    """Config field -> its values, in the order of the file"""
+
+    @property
+    def varied(self) -> list[str]:
+        """The fields that the sweep compares; the seed repeats, and is not among them."""
+        return [key for key, values in self.parameters.items() if len(values) > 1 and key != "seed"]
+
+    def cells(self) -> dict[str, Config]:
+        """The grid's runs by run id; seeds outermost, so that what is there at any time is balanced.
+
+        Raises:
+            InputError: one line for each different thing that is wrong in any cell.
+        """
+        keys = sorted(self.parameters, key=lambda key: key != "seed")
+        cells: dict[str, Config] = {}
+        errors: list[str] = []
+        for values in itertools.product(*(self.parameters[key] for key in keys)):
+            try:
+                config = Config.from_dict(dict(zip(keys, values, strict=True)))
+            except InputError as error:
+                errors.append(str(error))
+                continue
+            if config.run_id in cells:
+                errors.append(f"two cells are the same run: {self.describe(config)}; give each value once")
+            cells[config.run_id] = config
+        if errors:
+            raise InputError("\n".join(dict.fromkeys(errors)))
+        return cells
+
+    def describe(self, config: Config) -> str:
+        return ", ".join(f"{key}={getattr(config, key)}" for key in [*self.varied, "seed"])
+
+    def command_line(self, config: Config) -> list[str]:
+        """The argument list by which `wandb agent` runs this cell.
+
+        Raises:
+            InputError: the command has a macro that is not known here.
+        """
+        macros = {
+            "${env}": ["/usr/bin/env"],
+            "${interpreter}": ["python"],
+            "${program}": [self.program],
+            "${args}": [f"--{key}={getattr(config, key)}" for key in self.parameters],
+        }
+        line: list[str] = []
+        for part in self.command:
+            if "${" in part and part not in macros:
+                raise InputError(f"{self.name}.yaml: unknown macro {part} in command; allowed: {', '.join(macros)}")
+            line += macros.get(part, [part])
+        return line
+
+    def manifest(self) -> dict[str, Any]:
+        """Which run folders this call is about, for those who read the results."""
+        cells = self.cells()
+        first = next(iter(cells.values())).as_dict()
+        return {
+            "name": self.name,
+            "profile": self.profile,
+            "label": self.label,
+            "varied": self.varied,
+            "fixed": {key: value for key, value in first.items() if key not in (*self.varied, "seed")},
+            "cells": [
+                {"run_id": run_id, **{key: getattr(config, key) for key in [*self.varied, "seed"]}}
+                for run_id, config in cells.items()
+            ],
+        }
+
+
+def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None = None) -> Space:
+    """Read a sweep file and a profile.
+
+    Args:
+        name: sweeps/NAME.yaml.
+        profile: sweeps/profiles/PROFILE.yaml, a flat mapping Config field -> value or list of values.
+        overrides: Config field -> values; they win over the profile, which wins over the sweep file.
+
+    Raises:
+        InputError: no such file, a key that is no Config field, or a sweep that is no grid.
+    """
+    sweep = _read(HERE, "sweep", name)
+    if sweep.get("method") != "grid":
+        raise InputError(f"{name}.yaml: method {sweep.get('method')} is not run here; allowed: grid")
+    changes = {key: value if isinstance(value, list) else [value] for key, value in _profile(profile).items()}
+    parameters = {key: _values(name, key, spec) for key, spec in sweep["parameters"].items()}
+    parameters = parameters | {"profile": [profile]} | changes
+    changed = {key: list(values) for key, values in (overrides or {}).items() if parameters.get(key) != list(values)}
+    parameters |= changed
+    if unknown := [key for key in parameters if key not in FIELDS]:
+        raise InputError(f"unknown setting {', '.join(unknown)} in {name} or {profile}; allowed: {', '.join(FIELDS)}")
+    for key in OUTSIDE_IDENTITY:
+        if len(parameters.get(key, [None])) != 1:
+            raise InputError(f"--{key}={','.join(map(str, parameters[key]))}: takes one value in a sweep")
+    return Space(
+        name=name,
+        profile=profile,
+        label=_label(profile, changed),
+        metric=sweep["metric"]["name"],
+        goal=sweep["metric"]["goal"],
+        program=sweep["program"],
+        command=tuple(map(str, sweep["command"])),
+        parameters=parameters,
+    )
+
+
+def _read(folder: Path, kind: str, name: str) -> dict[str, Any]:
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise InputError(f"unknown {kind} {name}; allowed: {', '.join(names)}")
+    return yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+
+
+def _profile(name: str) -> dict[str, Any]:
+    return _read(HERE / "profiles", "profile", name)
+
+
+def _values(sweep: str, key: str, spec: dict[str, Any]) -> list[Any]:
+    if "values" in spec:
+        return list(spec["values"])
+    if "value" in spec:
+        return [spec["value"]]
+    raise InputError(f"{sweep}.yaml: parameter {key} has neither value nor values, which is all that a grid takes")
+
+
+def _label(profile: str, changed: Mapping[str, list[Any]]) -> str:
+    parts = [profile]
+    for key, values in changed.items():
+        if key in ("model", "data"):
+            parts += [Path(str(value)).name for value in values]
+        elif key not in OUTSIDE_IDENTITY:
+            parts += [key, *map(str, values)]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))

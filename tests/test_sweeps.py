@@ -1,0 +1,510 @@
+"""sweeps/: W&B reads the files as we do, and no kill loses a cell or runs one twice."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from sweeps import space as sweep_space
+from sweeps.space import FIELDS, load
+from sweeps.study import Queue
+from train.config import Config
+from train.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
+PROFILES = sorted(path.stem for path in (ROOT / "sweeps/profiles").glob("*.yaml"))
+STEPS = 8
+
+
+# -- a run that takes no training: same folder, same contract as train.run.run ---------------------------------
+
+
+def stand_in(config: Config, progress: Callable[[int, int], None]) -> None:
+    """Count in a checkpoint; files beside the sweep's folder say how a cell goes wrong."""
+    orders, folder = Path(config.out), config.folder
+    with (folder / "attempts").open("a") as file:
+        file.write("x")
+    print("a line that a library prints")
+    if (orders / "refused").exists():
+        raise InputError("the model cannot be had; allowed: another")
+    if (orders / f"broken-{config.split}").exists():
+        raise ValueError("loss\nis not finite")
+    checkpoint = folder / "checkpoint"
+    number, done = json.loads(checkpoint.read_text()) if checkpoint.exists() else (config.seed, 0)
+    while done < STEPS:
+        number, done = (number * 1103515245 + 12345) % 2**31, done + 1
+        time.sleep(float((orders / "slow").read_text()) if (orders / "slow").exists() else 0)
+        if (orders / f"deadly-{config.split}").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        with (folder / "steps").open("a") as file:
+            file.write(f"{done} ")
+        (folder / "partial").write_text(json.dumps([number, done]))
+        os.replace(folder / "partial", checkpoint)
+        progress(done, STEPS)
+    with (folder / "finishes").open("a") as file:
+        file.write("x")
+    (folder / "partial").write_text(json.dumps({"eval/accuracy": number / 2**31, "steps": STEPS}))
+    os.replace(folder / "partial", folder / "summary.json")
+
+
+def start(out: Path, *args: str, run: str = "test_sweeps:stand_in") -> "subprocess.Popen[str]":
+    """`python -m sweeps splits` in a process of its own, with 3 x 2 cells unless args say otherwise."""
+    out.mkdir(exist_ok=True)
+    call = "import sys; from sweeps.__main__ import main; sys.exit(main(sys.argv[2:], sys.argv[1]))"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with (out / "stdout").open("w") as stdout, (out / "stderr").open("w") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-c", call, run, "splits", f"--out={out}", "--split=1,4,qkv", "--seed=0,1", *args],
+            stdout=stdout,
+            stderr=stderr,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def sweep(out: Path, *args: str, run: str = "test_sweeps:stand_in") -> tuple[int, str, str]:
+    status = start(out, *args, run=run).wait(timeout=120)
+    return status, (out / "stdout").read_text(), (out / "stderr").read_text()
+
+
+def wait_for(happened: Callable[[], Any], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def cells(out: Path) -> list[Path]:
+    return [out / "splits" / cell["run_id"] for cell in json.loads((out / "splits/sweep.json").read_text())["cells"]]
+
+
+def states(out: Path) -> dict[str, tuple[int, int]]:
+    """What a second run of a finished cell would change."""
+    found = [path.stat() for path in out.glob("splits/*/summary.json")]
+    names = [path.parent.name for path in out.glob("splits/*/summary.json")]
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in zip(names, found, strict=True)}
+
+
+def results(out: Path) -> dict[str, str]:
+    return {path.name: (path / "summary.json").read_text() for path in cells(out)}
+
+
+def open_queue(out: Path) -> Queue:
+    return Queue(load("splits", "embedded", {"out": [str(out)], "split": [1, 4, "qkv"], "seed": [0, 1]}))
+
+
+def assert_each_finished_once(out: Path) -> None:
+    """By the run folders, and by the study: a finished trial for each cell, and nothing left waiting or running."""
+    trials = open_queue(out).study.trials
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+    complete = [trial.user_attrs["cell"] for trial in trials if trial.state == TrialState.COMPLETE]
+    assert sorted(complete) == sorted(path.name for path in cells(out))
+    for path in cells(out):
+        assert (path / "finishes").read_text() == "x", path
+        done = [int(step) for step in (path / "steps").read_text().split()]
+        # A kill may come after a step and before its checkpoint: only that one step is done again.
+        assert sorted(set(done)) == list(range(1, STEPS + 1)), path
+        assert len(done) - STEPS <= len((path / "attempts").read_text()) - 1, path
+
+
+def workers_of(owner: int) -> list[int]:
+    """Processes started by `owner` for its cells."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            command = (stat.parent / "cmdline").read_text()
+        except OSError:
+            continue
+        if parent == owner and "spawn_main" in command:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def unkilled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("unkilled")
+    status, stdout, stderr = sweep(out)
+    assert status == 0, stderr
+    assert stdout == "splits: 6 cells: 6 run now, 0 finished before, 0 failed\n"
+    assert_each_finished_once(out)
+    return results(out)
+
+
+# -- the file, read by us and by W&B ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_key_of_a_sweep_and_of_a_profile_is_a_config_field(name: str) -> None:
+    assert set(yaml.safe_load((ROOT / f"sweeps/{name}.yaml").read_text())["parameters"]) <= set(FIELDS)
+    for profile in PROFILES:
+        assert set(yaml.safe_load((ROOT / f"sweeps/profiles/{profile}.yaml").read_text()) or {}) <= set(FIELDS)
+        assert load(name, profile).cells()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # wandb's own
+@pytest.mark.parametrize("name", SWEEPS)
+def test_wandb_reads_the_parameters_as_we_do(name: str) -> None:
+    from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
+    from wandb.sdk.launch.sweeps.utils import load_sweep_config
+    from wandb.sdk.sweeps.scheduler.optuna import search_space_from_sweep_config, sweep_directions
+
+    theirs = load_sweep_config(str(ROOT / f"sweeps/{name}.yaml"))
+    assert theirs is not None
+    assert _validate_config_and_fill_distribution(theirs) == theirs
+    distributions = search_space_from_sweep_config(theirs["parameters"])
+    ours = load(name, "paper")
+    assert {key: list(found.choices) for key, found in distributions.items()} == ours.parameters
+    assert sweep_directions(theirs) == [ours.goal]
+    assert theirs["metric"]["name"] == ours.metric == "eval/accuracy"
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_wandbs_agent_runs_the_very_cell(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole grid, through the agent's own method: only the process that it would start is caught."""
+    from wandb import wandb_agent
+
+    file = yaml.safe_load((ROOT / f"sweeps/{name}.yaml").read_text())
+    started: list[list[str]] = []
+
+    class Caught:
+        def __init__(self, command: list[str], **_: Any) -> None:
+            started.append(command)
+
+    monkeypatch.setattr(wandb_agent, "AgentProcess", Caught)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    monkeypatch.setenv("WANDB_RUN_ID", "restored after the test")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", "restored after the test")
+    agent = wandb_agent.Agent.__new__(wandb_agent.Agent)
+    agent._sweep_command, agent._in_jupyter, agent._function = list(file["command"]), False, None
+    agent._run_processes, agent._forward_signals = {}, False
+
+    grid = [[(key, v) for v in spec.get("values", [spec.get("value")])] for key, spec in file["parameters"].items()]
+    for number, point in enumerate(itertools.product(*grid)):
+        arguments = {key: {"value": value} for key, value in point}
+        agent._command_run({"run_id": f"run{number}", "program": file["program"], "args": arguments})
+
+    ours = load(name, "paper")
+    assert sorted(started) == sorted(ours.command_line(config) for config in ours.cells().values())
+    assert all(command[:4] == ["/usr/bin/env", "python", "-m", "train"] for command in started)
+    assert {Config.from_args(command[4:]).run_id for command in started} == set(ours.cells())
+
+
+def test_splits_is_the_papers_study() -> None:
+    cells = list(load("splits", "paper").cells().values())
+    assert [(config.seed, config.split) for config in cells] == list(
+        itertools.product(range(5), [1, 4, 7, 10, "qkv"])  # seeds outermost
+    )
+    papers = Config(optimizer="plasls", sweep="splits", profile="paper").as_dict()
+    assert all({**config.as_dict(), "seed": 0, "split": 10} == papers for config in cells)
+
+
+def test_the_command_line_wins_over_the_profile_and_that_over_the_file() -> None:
+    space = load("splits", "glue", {"model": ["org/some-bert"], "split": ["4", "qkv"], "seed": ["7"]})
+    cells = space.cells().values()
+    assert [(c.split, c.seed, c.model, c.max_length, c.epochs) for c in cells] == [
+        (4, 7, "org/some-bert", 64, 5),
+        ("qkv", 7, "org/some-bert", 64, 5),
+    ]
+    manifest = space.manifest()
+    assert manifest["label"] == "glue-some-bert-split-4-qkv-seed-7"
+    assert manifest["varied"] == ["split"]
+    assert manifest["cells"] == [{"run_id": c.run_id, "split": c.split, "seed": 7} for c in cells]
+    assert manifest["fixed"].keys() | {"split", "seed"} == set(FIELDS)
+    assert manifest["fixed"]["profile"] == "glue"
+    assert load("splits", "glue", {"max_length": [64]}).label == "glue"  # what changes nothing is not named
+
+
+@pytest.mark.parametrize(
+    ("args", "lines"),
+    [
+        (["nothing"], ["unknown sweep nothing; allowed: candidates, splits"]),
+        (["splits", "--profile=big"], ["unknown profile big; allowed: embedded, glue, paper"]),
+        (["splits", "--workers=0"], ["--workers=0: must be a whole number of at least 1"]),
+        (["splits", "--sweep=a,b"], ["--sweep=a,b: takes one value in a sweep"]),
+        (["splits", "--storage=sqlite:///x.db"], ["--storage=sqlite:///x.db: SQLite loses trials"]),
+        (["splits", "--storage=nonsense://x"], ["--storage=nonsense://x: Can't load plugin"]),
+        (["splits", "--seed=1,1"], ["two cells are the same run: split=", *4 * ["two cells are the same run: "]]),
+        (["splits", "--split=3.5,0,4"], ["--split=3.5: ", "--split=0: "]),
+        (["splits", "--bogus=1"], ["unrecognized arguments: --bogus=1; allowed: "]),
+    ],
+)
+def test_bad_input_is_one_line_each_before_anything_starts(
+    args: list[str], lines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweeps.__main__ import main
+
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        assert main([*args, f"--out={tmp_path}"], "test_sweeps:stand_in") == 2
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == len(lines)
+    for error, line in zip(errors, lines, strict=True):
+        assert error.startswith(f"error: {line}")
+    assert not list(tmp_path.glob("*/*/"))
+
+
+def test_a_key_that_is_no_config_field_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "splits.yaml").write_text((ROOT / "sweeps/splits.yaml").read_text())
+    (tmp_path / "profiles/odd.yaml").write_text("learning_speed: 3\n")
+    (tmp_path / "random.yaml").write_text("method: random\n")
+    monkeypatch.setattr(sweep_space, "HERE", tmp_path)
+    with pytest.raises(InputError, match="unknown setting learning_speed in splits or odd; allowed: task, "):
+        load("splits", "odd")
+    with pytest.raises(InputError, match=r"random\.yaml: method random is not run here; allowed: grid"):
+        load("random", "odd")
+
+
+# -- what is run, and how often ---------------------------------------------------------------------------------
+
+
+def test_a_second_call_finds_nothing_missing(tmp_path: Path, unkilled: dict[str, str]) -> None:
+    assert sweep(tmp_path)[0] == 0
+    before = states(tmp_path)
+    status, stdout, _ = sweep(tmp_path)
+    assert status == 0
+    assert stdout == "splits: nothing was missing; 6 cells: 0 run now, 6 finished before, 0 failed\n"
+    assert states(tmp_path) == before
+    assert results(tmp_path) == unkilled
+    # Another space on the same folder runs only what it does not share with the first.
+    status, stdout, _ = sweep(tmp_path, "--seed=1,2")
+    assert stdout == "splits: 6 cells: 3 run now, 3 finished before, 0 failed\n"
+    # The study says the same, with the cells of the earlier one.
+    queue = Queue(load("splits", "embedded", {"out": [str(tmp_path)], "split": [1, 4, "qkv"], "seed": [1, 2]}))
+    assert {t.user_attrs["cell"]: t.value for t in queue.study.trials} == {
+        run_id: queue.value(config) for run_id, config in queue.cells.items()
+    }
+    assert queue.study.best_trial.params == {
+        key: getattr(queue.cells[queue.study.best_trial.user_attrs["cell"]], key) for key in ("split", "seed")
+    }
+
+
+def test_a_dry_run_lists_and_writes_nothing(tmp_path: Path) -> None:
+    status, stdout, _ = sweep(tmp_path, "--dry-run", "--seed=0")
+    assert status == 0
+    assert stdout.splitlines()[-1] == "splits: 3 cells: 0 finished, 3 missing"
+    assert "  missing   /usr/bin/env python -m train --sweep=splits --profile=embedded" in stdout
+    assert not (tmp_path / "splits").exists()
+
+
+def test_a_killed_worker_is_replaced_and_its_cell_resumed(tmp_path: Path, unkilled: dict[str, str]) -> None:
+    (tmp_path / "slow").write_text("0.3")
+    owner = start(tmp_path, "--workers=2")
+    wait_for(lambda: len(list(tmp_path.glob("splits/*/steps"))) == 2 and not states(tmp_path))
+    os.kill(workers_of(owner.pid)[0], signal.SIGKILL)
+    (tmp_path / "slow").write_text("0")
+    assert owner.wait(timeout=60) == 0
+    assert (tmp_path / "stdout").read_text() == "splits: 6 cells: 6 run now, 0 finished before, 0 failed\n"
+    assert_each_finished_once(tmp_path)
+    assert sorted(len((path / "attempts").read_text()) for path in cells(tmp_path)) == [1, 1, 1, 1, 1, 2]
+    assert results(tmp_path) == unkilled
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_owner_loses_nothing(how: int, tmp_path: Path, unkilled: dict[str, str]) -> None:
+    (tmp_path / "slow").write_text("0.05")
+    owner = start(tmp_path, "--workers=2")
+    wait_for(lambda: len(states(tmp_path)) >= 2 and len(list(tmp_path.glob("splits/*/steps"))) >= 4)
+    workers = workers_of(owner.pid)
+    assert len(workers) == 2
+    owner.send_signal(how)
+    assert owner.wait(timeout=30) == (-how if how == signal.SIGKILL else 128 + how)
+    wait_for(lambda: not any(map(is_alive, workers)), seconds=10)
+    if how != signal.SIGKILL:
+        stderr = (tmp_path / "stderr").read_text()
+        assert stderr.endswith("stopped; the same command runs what is missing\n")
+        assert "Traceback" not in stderr
+    before = states(tmp_path)
+    assert 2 <= len(before) <= 4  # it was in the middle
+
+    (tmp_path / "slow").unlink()
+    status, stdout, _ = sweep(tmp_path)
+    assert status == 0
+    assert stdout == f"splits: 6 cells: {6 - len(before)} run now, {len(before)} finished before, 0 failed\n"
+    assert before.items() <= states(tmp_path).items()
+    assert_each_finished_once(tmp_path)
+    assert results(tmp_path) == unkilled
+
+
+def test_two_owners_at_once_share_the_cells(tmp_path: Path, unkilled: dict[str, str]) -> None:
+    (tmp_path / "slow").write_text("0.02")
+    owners = [start(tmp_path, "--workers=1") for _ in range(2)]
+    assert [owner.wait(timeout=60) for owner in owners] == [0, 0]
+    assert_each_finished_once(tmp_path)
+    assert all((path / "attempts").read_text() == "x" for path in cells(tmp_path))
+    assert results(tmp_path) == unkilled
+
+
+@pytest.mark.parametrize("damage", ["half a line", "a damaged last line", "a damaged line", "no journal"])
+def test_a_damaged_journal_loses_nothing(damage: str, tmp_path: Path, unkilled: dict[str, str]) -> None:
+    (tmp_path / "slow").write_text("0.03")
+    owner = start(tmp_path, "--workers=1")
+    wait_for(lambda: len(states(tmp_path)) >= 2 and len(list(tmp_path.glob("splits/*/steps"))) >= 3)
+    workers = workers_of(owner.pid)
+    owner.kill()
+    owner.wait()
+    wait_for(lambda: not any(map(is_alive, workers)))
+    journal = tmp_path / "splits/journal.log"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(
+        {
+            "half a line": b"".join(lines)[:-20],
+            "a damaged last line": b"".join(lines) + b"\0\0{not json\n",
+            "a damaged line": b"".join([*lines[:12], b"{]\n", *lines[13:]]),
+            "no journal": b"",
+        }[damage]
+    )
+    before = states(tmp_path)
+    (tmp_path / "slow").unlink()
+    status, _, stderr = sweep(tmp_path)
+    assert status == 0, stderr
+    assert before.items() <= states(tmp_path).items()
+    assert_each_finished_once(tmp_path)
+    assert results(tmp_path) == unkilled
+    assert sweep(tmp_path)[1].startswith("splits: nothing was missing; ")
+
+
+def test_a_writer_killed_in_the_middle_of_a_line_harms_no_other(tmp_path: Path) -> None:
+    queue = open_queue(tmp_path)
+    queue.refill()
+    with (tmp_path / "splits/journal.log").open("ab") as journal:
+        journal.write(b'{"op_code":5,"worker_id":"dead')
+    cell = queue.take()
+    assert cell is not None
+    with cell:
+        trials = open_queue(tmp_path).study.trials
+        assert [trial.state for trial in trials] == [TrialState.RUNNING, *5 * [TrialState.WAITING]]
+        assert trials[0].params == {"split": 1, "seed": 0}
+        open_queue(tmp_path).refill()
+        assert queue.running() == [cell.config.run_id]
+        assert queue.waiting() == 5
+    open_queue(tmp_path).refill()  # the lock is gone, the cell is not finished
+    assert queue.running() == []
+    assert queue.waiting() == 6
+
+
+def test_a_failed_cell_is_shown_and_runs_again_only_on_request(tmp_path: Path, unkilled: dict[str, str]) -> None:
+    (tmp_path / "broken-4").touch()
+    failed = "splits: 6 cells: 4 run now, 0 finished before, 2 failed\n"
+    assert sweep(tmp_path)[:2] == (1, failed)
+    stderr = (tmp_path / "stderr").read_text()
+    assert "failed: split=4, seed=1: ValueError: loss is not finite (see " in stderr
+    assert "--retry-failed" in stderr
+    assert "Traceback" not in stderr
+    log = next(path for path in tmp_path.glob("splits/*/log.txt") if "Traceback" in path.read_text())
+    assert "a line that a library prints" in log.read_text()
+    assert "a line that a library prints" not in stderr + failed
+
+    (tmp_path / "broken-4").unlink()
+    before = states(tmp_path)
+    assert sweep(tmp_path)[:2] == (1, "splits: 6 cells: 0 run now, 4 finished before, 2 failed\n")
+    assert states(tmp_path) == before
+    assert sweep(tmp_path, "--retry-failed")[:2] == (0, "splits: 6 cells: 2 run now, 4 finished before, 0 failed\n")
+    assert results(tmp_path) == unkilled
+
+
+def test_what_hits_every_cell_stops_the_sweep_at_once(tmp_path: Path) -> None:
+    (tmp_path / "refused").touch()
+    status, _, stderr = sweep(tmp_path, "--workers=1")
+    assert status == 2
+    assert stderr.splitlines()[-1] == "error: the model cannot be had; allowed: another"
+    assert "Traceback" not in stderr
+    assert len(list(tmp_path.glob("splits/*/attempts"))) == 1
+    (tmp_path / "refused").unlink()
+    assert sweep(tmp_path)[:2] == (0, "splits: 6 cells: 6 run now, 0 finished before, 0 failed\n")
+
+
+def test_a_cell_that_kills_its_process_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "deadly-4").touch()
+    status, stdout, stderr = sweep(tmp_path, "--seed=0", "--workers=1")
+    assert (status, stdout) == (1, "splits: 3 cells: 2 run now, 0 finished before, 1 failed\n")
+    assert "failed: split=4, seed=0: its process was killed 3 times" in stderr
+
+
+def test_a_worker_that_cannot_start_ends_the_sweep(tmp_path: Path) -> None:
+    status, _, stderr = sweep(tmp_path, "--workers=1", run="test_sweeps:no_such_function")
+    assert status == 2
+    assert "error: 3 workers ended before their first cell" in stderr
+
+
+# -- the same with real training --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings of a sweep that really trains: a random BERT of two layers on 48 made sentences."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    words = {0: ["bad", "dull", "poor", "weak"], 1: ["good", "fine", "rich", "warm"]}
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", *words[0], *words[1]]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(folder / "model")
+    pairs = itertools.product((0, 1), range(4), range(6))
+    rows = [{"sentence": f"a {words[label][i]} film {words[label][j % 4]}", "label": label} for label, i, j in pairs]
+    (folder / "data/sst2").mkdir(parents=True)
+    for part, chosen in {"train": rows, "validation": rows[::5]}.items():
+        (folder / f"data/sst2/{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    return [f"--model={folder / 'model'}", f"--data={folder / 'data'}", "--seed=0", "--max_length=8", "--batch_size=4"]
+
+
+def test_killed_training_resumes_to_the_identical_result(tiny: list[str], tmp_path: Path) -> None:
+    """kill -9 of owner and workers in the middle of real cells, W&B running: as if nothing had happened."""
+    from train.run import run
+
+    settings = [*tiny, "--epochs=10", "--workers=1", "--threads=1"]
+    out = tmp_path / "killed"
+    owner = start(out, *settings, run="train.run:run")
+    # After the first cells, in the middle of the last one, past its first checkpoint
+    wait_for(lambda: len(states(out)) == 2 and list(out.glob("splits/*/checkpoint.pt")), seconds=90)
+    for victim in [owner.pid, *workers_of(owner.pid)]:
+        os.kill(victim, signal.SIGKILL)
+    owner.wait()
+    before = states(out)
+    assert len(before) == 2
+    partial = next(path for path in cells(out) if path.name not in before)
+    steps = [json.loads(line)["step"] for line in (partial / "history.jsonl").read_text().splitlines()]
+    assert 12 <= max(steps) < 120
+
+    last_line = "splits: 3 cells: 1 run now, 2 finished before, 0 failed\n"
+    assert sweep(out, *settings, run="train.run:run")[:2] == (0, last_line)
+    assert before.items() <= states(out).items()
+    assert not (partial / "checkpoint.pt").exists()
+
+    def learnt(folder: Path) -> list[dict[str, Any]]:
+        lines = [*(folder / "history.jsonl").read_text().splitlines(), (folder / "summary.json").read_text()]
+        return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
+
+    for path in cells(out):
+        config = json.loads((path / "config.json").read_text()) | {"out": str(tmp_path / "unkilled"), "track": False}
+        assert config.pop("run_id") == path.name
+        assert learnt(path) == learnt(run(Config.from_dict(config)).folder)
+        assert list(path.glob("wandb/offline-run-*/*.wandb"))

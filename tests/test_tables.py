@@ -1,0 +1,213 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+from analysis import runs, stats, tables
+
+from .fake_runs import edit, write_sweep
+
+
+def values(folders, key):
+    """Summary values as seeds x arms, read without the code under test."""
+    each = [json.loads((folder / "summary.json").read_text())[key] for folder in folders]
+    return np.array(each, dtype=float).reshape(5, -1).T
+
+
+def paired(loaded, measure=tables.LOSS):
+    table = tables.tests(loaded, measure)
+    assert table is not None
+    return table
+
+
+def test_means_table_has_a_row_a_split_in_order_with_the_numbers_of_the_summaries(tmp_path):
+    folders = write_sweep(tmp_path, seeds=5)
+    table = tables.means(runs.load(tmp_path, "splits"))
+    assert table["split"].tolist() == ["1", "4", "7", "10", "qkv"]
+    assert table["n"].tolist() == ["5"] * 5
+    for column, of_runs, digits in (
+        ("validation accuracy, %", 100 * values(folders, "eval/accuracy"), 1),
+        ("training loss, last epoch", values(folders, "train/epoch_loss"), 3),
+        ("trials a step", values(folders, "search/trials") / 80, 2),
+    ):
+        mean, error = of_runs.mean(0), of_runs.std(0, ddof=1) / np.sqrt(5)
+        expected = [f"{m:.{digits}f} ± {e:.{digits}f}" for m, e in zip(mean, error, strict=True)]
+        assert table[column].tolist() == expected
+
+
+def test_seconds_a_step_leave_out_the_evaluations(tmp_path):
+    folders = write_sweep(tmp_path, seeds=1)
+    for folder in folders:
+        edit(folder / "summary.json", time__total=1e6)
+    shown = tables.means(runs.load(tmp_path, "splits"))["seconds a step"].astype(float)
+    assert shown.between(0.54, 0.56).all()
+
+
+def test_diverged_runs_are_counted_and_their_loss_is_not_averaged_away(tmp_path):
+    folders = write_sweep(tmp_path, seeds=3, diverging=[7])
+    loaded = runs.load(tmp_path, "splits")
+    table = tables.means(loaded).set_index("split")
+    assert table["diverged"].tolist() == ["0", "0", "1", "0", "0"]
+    assert table.loc["7", "training loss, last epoch"] == "not finite"
+    shown = paired(loaded).cells.set_index("split")
+    assert shown.loc["7", ["difference", "p (t)", "p (Holm)", "p (exact)"]].tolist() == ["–"] * 4
+    losses = values(folders, "train/epoch_loss")
+    p = [stats.paired_t(losses[:, arm] - losses[:, 0]).p for arm in (1, 3, 4)]
+    assert f"{3 * min(p):.3f}" in shown["p (Holm)"].tolist()  # a family of three is left
+
+
+def test_diverged_runs_are_counted_in_their_own_row(tmp_path):
+    optimizers = ["sgdsls", "plasls", "adam"]  # not the order of the alphabet
+    write_sweep(tmp_path, "candidates", {"optimizer": optimizers}, seeds=2, diverging=["plasls"])
+    table = tables.means(runs.load(tmp_path, "candidates"))
+    assert table[["optimizer", "diverged"]].to_numpy().tolist() == [["sgdsls", "0"], ["plasls", "1"], ["adam", "0"]]
+
+
+def test_the_table_of_means_is_followed_by_the_tests_of_loss_and_of_accuracy(tmp_path):
+    folders = write_sweep(tmp_path, seeds=2)
+    means, loss, accuracy = tables.tables(runs.load(tmp_path, "splits"))
+    assert means.cells.columns[1] == "n"
+    assert loss.heading.startswith("Training loss, last epoch: difference from split 1")
+    assert accuracy.heading.startswith("Validation accuracy, %: difference from split 1")
+    percent = 100 * values(folders, "eval/accuracy").mean(0)
+    assert accuracy.cells["difference"].str.replace("−", "-").astype(float).tolist() == pytest.approx(
+        percent[1:] - percent[0], abs=0.051
+    )
+
+
+def test_tests_are_paired_over_seeds_against_split_1(tmp_path):
+    folders = write_sweep(tmp_path, seeds=5)
+    table = paired(runs.load(tmp_path, "splits"))
+    assert "difference from split 1" in table.heading
+    losses = values(folders, "train/epoch_loss")
+    differences = [losses[:, arm] - losses[:, 0] for arm in range(1, 5)]
+    assert table.cells["split"].tolist() == ["4", "7", "10", "qkv"]
+    for row, d in zip(table.cells.to_dict("records"), differences, strict=True):
+        test = stats.paired_t(d)
+        assert row["pairs"] == "5"
+        assert row["difference"] == f"{test.difference:+.3f}".replace("-", "−")
+        assert row["95 % interval"] == f"{test.low:.3f} to {test.high:.3f}".replace("-", "−")
+        assert row["p (t)"] == ("<0.001" if test.p < 0.001 else f"{test.p:.3f}")
+        assert row["p (exact)"] == f"{stats.sign_flip(d).p:.4f}"
+        assert row["least p"] == "0.0625"
+    holm = stats.holm([stats.paired_t(d).p for d in differences])
+    assert table.cells["p (Holm)"].tolist() == ["<0.001" if p < 0.001 else f"{p:.3f}" for p in holm]
+
+
+def test_pairs_are_of_the_same_seed_whatever_the_order_of_the_cells(tmp_path):
+    write_sweep(tmp_path, seeds=5)
+    before = tables.markdown(tables.tables(runs.load(tmp_path, "splits")))
+    path = tmp_path / "splits" / "sweep.json"
+    cells = json.loads(path.read_text())["cells"]
+    edit(path, cells=[cells[place] for place in np.random.default_rng(0).permutation(len(cells))])
+    assert tables.markdown(tables.tables(runs.load(tmp_path, "splits"))) == before
+
+
+def test_a_partial_look_pairs_the_seeds_that_both_have_and_says_what_is_missing(tmp_path):
+    folders = write_sweep(tmp_path, seeds=5)
+    for missing in (0, 6):  # split 1 seed 0, split 4 seed 1
+        (folders[missing] / "summary.json").unlink()
+    loaded = runs.load(tmp_path, "splits", allow_missing=True)
+    shown = paired(loaded).cells
+    assert shown["pairs"].tolist() == ["3", "4", "4", "4"]
+    assert shown["least p"].tolist() == ["0.2500", "0.1250", "0.1250", "0.1250"]
+    assert tables.means(loaded)["n"].tolist() == ["4", "4", "5", "5", "5"]
+    assert "PARTIAL, 2 of 25 cells" in tables.heading(loaded)
+    assert "4 to 5 seeds" in tables.heading(loaded)
+
+
+def test_one_seed_has_no_standard_error_and_no_test(tmp_path):
+    write_sweep(tmp_path, seeds=1)
+    loaded = runs.load(tmp_path, "splits")
+    assert not tables.means(loaded).apply(lambda column: column.str.contains("±")).to_numpy().any()
+    for measure in (tables.LOSS, tables.ACCURACY):
+        table = paired(loaded, measure)
+        assert "One seed: no test." in table.heading
+        assert set(table.cells[["95 % interval", "p (t)", "p (Holm)", "p (exact)", "least p"]].to_numpy().flat) == {"–"}
+
+
+def test_more_pairs_than_can_be_enumerated_are_said_to_be_estimated(tmp_path):
+    varied = {"task": ["sst2", "mrpc", "qnli"], "optimizer": ["adam", "plasls"]}
+    write_sweep(tmp_path, "candidates", varied, seeds=7, epochs=1)
+    table = paired(runs.load(tmp_path, "candidates"))
+    assert table.cells["pairs"].tolist() == ["7", "7", "7", "21"]
+    assert "Monte Carlo" in table.heading
+    assert table.cells["least p"].iloc[-1] == "<0.0001"
+
+
+def test_first_line_says_what_was_run(tmp_path):
+    write_sweep(tmp_path, seeds=3, model="models/bge-small-en-v1.5/", data="../shared/data/glue", eval_rows=300)
+    text = " ".join(tables.markdown(tables.tables(runs.load(tmp_path, "splits"))).split())
+    assert text.startswith(
+        "Sweep splits, profile embedded: bge-small-en-v1.5, glue, sst2, small, plasls, 5 epochs, batch 32, at most 256 "
+        "tokens, 512 training rows, the first 300 validation rows, 3 seeds (0 to 2). "
+        "Mean ± standard error over seeds; seconds on 2 CPU threads."
+    )
+
+
+def test_alternatives_are_compared_within_each_task_and_over_all(tmp_path):
+    varied = {"task": ["sst2", "mrpc"], "optimizer": ["adam", "sgdsls", "plasls"]}
+    folders = write_sweep(tmp_path, "candidates", varied, seeds=4)
+    loaded = runs.load(tmp_path, "candidates")
+    means = tables.means(loaded)
+    assert means["task"].tolist() == ["sst2"] * 3 + ["mrpc"] * 3
+    assert means["optimizer"].tolist() == ["adam", "sgdsls", "plasls"] * 2
+    assert means["trials a step"].tolist()[::3] == ["0.00 ± 0.00"] * 2
+    table = paired(loaded)
+    cells = table.cells.set_index(["task", "optimizer"])
+    assert "difference from optimizer adam" in table.heading
+    assert cells["pairs"].tolist() == ["4"] * 4 + ["8"] * 2
+    each = np.array([json.loads((f / "summary.json").read_text())["train/epoch_loss"] for f in folders])
+    each = each.reshape(2, 3, 4)  # task x optimizer x seed
+    assert cells.loc[("mrpc", "plasls"), "p (t)"] == tables.p_value(stats.paired_t(each[1, 2] - each[1, 0]).p)
+    of_all = stats.sign_flip(each[:, 2] - each[:, 0])
+    assert cells.loc[("all", "plasls"), "p (exact)"] == f"{of_all.p:.4f}"
+    assert cells.loc[("all", "plasls"), "least p"] == f"{2 / 2**8:.4f}"
+    assert cells.loc[("all", "plasls"), "p (t)"] == "–"
+
+
+def test_tasks_are_no_alternatives_to_one_another(tmp_path):
+    write_sweep(tmp_path, "tasks", {"task": ["sst2", "mrpc"]}, seeds=2)
+    assert [table.cells.columns[0] for table in tables.tables(runs.load(tmp_path, "tasks"))] == ["task"]
+
+
+def test_a_setting_may_be_none(tmp_path):
+    write_sweep(tmp_path, "merging", {"merge_threshold": [None, 1e-12, 0.01]}, seeds=2)
+    loaded = runs.load(tmp_path, "merging")
+    assert tables.means(loaded)["merge_threshold"].tolist() == ["none", "1e-12", "0.01"]
+    assert "difference from merge_threshold none" in paired(loaded).heading
+
+
+def test_markdown_fits_a_terminal_of_120_columns_and_every_row_has_all_cells(tmp_path):
+    write_sweep(tmp_path, seeds=5)
+    lines = tables.markdown(tables.tables(runs.load(tmp_path, "splits"))).splitlines()
+    assert max(map(len, lines)) <= 120
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 7 + 6 + 6
+    assert [row.count("|") for row in rows] == [8] * 7 + [10] * 12
+
+
+def test_latex_is_a_booktabs_table_without_a_character_that_latex_would_stumble_over(tmp_path):
+    write_sweep(tmp_path, "merging", {"merge_threshold": [None, 1e-12, 0.01]}, seeds=3)
+    text = tables.latex(tables.tables(runs.load(tmp_path, "merging")))
+    assert text.isascii()
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 3
+    assert r"merge\_threshold" in text
+    assert not re.search(r"(?<!\\)[%#_]", text)
+    for body, columns in zip(re.findall(r"\\toprule(.*?)\\bottomrule", text, re.S), (7, 9, 9), strict=True):
+        assert {row.count("&") for row in body.split(r"\\")[:-1]} == {columns - 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"), [(-0.26, 1, "−0.3"), (-0.04, 1, "+0.0"), (12, 2, "+12.00"), (float("nan"), 1, "–")]
+)
+def test_signed_numbers(value, digits, text):
+    assert tables.number(value, digits, signed=True) == text
+
+
+def test_small_values_keep_two_digits():
+    assert tables.decimals([0.026, 0.7], 2) == 3
+    assert tables.decimals([87.2, 91.0], 1) == 1
+    assert tables.decimals([0.00031, 0.0, float("nan")], 2) == 5
+    assert tables.decimals([0.0], 2) == 2

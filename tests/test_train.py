@@ -1,0 +1,290 @@
+"""train/: a run from the command line to its folder, resumed to the identical result; bad input in one line."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import get_cosine_schedule_with_warmup
+
+from train.candidates import ScheduledAdam
+from train.config import OUTSIDE_IDENTITY, Config
+from train.errors import InputError
+from train.run import run
+
+ROOT = Path(__file__).parents[1]
+CANDIDATES = ["adam", "sgdsls", "adamsls", "plasls"]
+
+
+def config(tiny: Path, out: Path, **settings: Any) -> Config:
+    small = {"max_length": 8, "batch_size": 8, "epochs": 3, "split": 4, "track": False, "threads": 1}
+    return Config.from_dict(
+        small | {"model": str(tiny / "model"), "data": str(tiny / "data"), "out": str(out)} | settings
+    )
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """History and summary without what a clock says."""
+    lines = [*(folder / "history.jsonl").read_text().splitlines(), (folder / "summary.json").read_text()]
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
+
+
+@pytest.mark.parametrize("optimizer", CANDIDATES)
+def test_every_candidate_learns_and_leaves_a_whole_run_folder(tiny, tmp_path, optimizer):
+    settings = config(tiny, tmp_path, optimizer=optimizer, learning_rate=1e-3, epochs=6)
+    seen = []
+    result = run(settings, lambda done, total: seen.append((done, total)))
+    assert seen == [(step, 36) for step in range(1, 37)]
+    history = [json.loads(line) for line in (result.folder / "history.jsonl").read_text().splitlines()]
+    steps = [row for row in history if "train/loss" in row]
+    epochs = [row for row in history if "eval/accuracy" in row]
+    assert [row["step"] for row in steps] == list(range(1, 37))
+    assert steps[-1]["samples"] == 6 * 48
+    assert [row["epoch"] for row in epochs] == [1, 2, 3, 4, 5, 6]
+    assert epochs[-1]["train/epoch_loss"] < epochs[0]["train/epoch_loss"]
+    for number, row in enumerate(epochs):
+        losses = [row["train/loss"] for row in steps[6 * number : 6 * number + 6]]
+        assert row["train/epoch_loss"] == pytest.approx(sum(losses) / 6, rel=1e-12)
+    names = {key.removeprefix("step_size/") for key in steps[-1] if key.startswith("step_size/")}
+    assert names == ({"embeddings", "layer_1", "layer_2", "head"} if optimizer == "plasls" else {"all"})
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert summary["eval/accuracy"] == epochs[-1]["eval/accuracy"]
+    assert summary["search/trials"] == sum(row.get("search/trials", 0) for row in steps)
+    assert json.loads((result.folder / "config.json").read_text()) == settings.as_dict() | {"run_id": settings.run_id}
+    assert not (result.folder / "checkpoint.pt").exists()
+
+
+def test_accuracy_and_loss_are_those_of_a_plain_loop_over_the_rows(tiny, tmp_path):
+    import train.run as module
+
+    training = module._Training(config(tiny, tmp_path))
+    training.model.eval()
+    right, loss = 0, 0.0
+    for line in (tiny / "data/sst2/validation.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        with torch.no_grad():
+            logits = training.model(**training.tokenizer(row["sentence"], return_tensors="pt"))[0]
+        right += int(logits.argmax()) == row["label"]
+        loss -= float(logits.log_softmax(0)[row["label"]])
+    rows = len(training.held_out)
+    measured = training.evaluate()
+    assert measured["eval/accuracy"] == right / rows
+    assert measured["eval/loss"] == pytest.approx(loss / rows, rel=1e-5)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("optimizer", CANDIDATES)
+@pytest.mark.parametrize("stop", [7, 12, 15])
+def test_a_stopped_run_resumes_to_the_identical_result(tiny, tmp_path, optimizer, stop):
+    """Stopped in an epoch and at its end; a checkpoint after each step, so that it lies in the middle of a cycle."""
+    settings: dict[str, Any] = {"optimizer": optimizer, "dropout": 0.2, "merge_threshold": 1.0, "first_steps": 2}
+    expected = read(run(config(tiny, tmp_path / "whole", **settings)).folder)
+
+    def stopping(done: int, total: int) -> None:
+        if done == stop:
+            raise Stopped
+
+    interrupted = config(tiny, tmp_path / "stopped", **settings, checkpoint_minutes=0)
+    with pytest.raises(Stopped):
+        run(interrupted, stopping)
+    assert not (interrupted.folder / "summary.json").exists()
+    assert (interrupted.folder / "error.txt").exists()
+    with (interrupted.folder / "history.jsonl").open("a") as file:
+        file.write('{"step": 99, "sam')  # as a killed writer leaves it
+    assert read(run(interrupted).folder) == expected
+    assert not (interrupted.folder / "error.txt").exists()
+
+
+def test_a_finished_run_is_not_run_again(tiny, tmp_path):
+    settings = config(tiny, tmp_path, epochs=1)
+    first = run(settings)
+    before = (first.folder / "summary.json").stat()
+    assert run(settings).summary == first.summary
+    assert (first.folder / "summary.json").stat() == before
+
+
+def test_runs_differ_by_seed_and_repeat_with_it(tiny, tmp_path):
+    losses = [
+        read(run(config(tiny, tmp_path / name, seed=seed, epochs=1)).folder)[0]["train/loss"]
+        for name, seed in [("a", 1), ("b", 1), ("c", 2)]
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_bf16_trains(tiny, tmp_path):
+    summary = run(config(tiny, tmp_path, precision="bf16", epochs=2)).summary
+    assert math.isfinite(summary["train/epoch_loss"])
+
+
+def test_adam_follows_transformers_cosine_schedule_with_warm_up():
+    one, other = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+    other.load_state_dict(one.state_dict())
+    ours = ScheduledAdam(one.parameters(), peak=1e-2, warmup=0.1, total_steps=40)
+    adam = torch.optim.Adam(other.parameters(), lr=1e-2, betas=(0.9, 0.999), eps=1e-8)
+    schedule = get_cosine_schedule_with_warmup(adam, 4, 40)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for _ in range(40):
+        ours.step(lambda: one(x).square().mean())
+        adam.zero_grad()
+        other(x).square().mean().backward()
+        adam.step()
+        schedule.step()
+        assert torch.equal(one.weight, other.weight)
+
+
+# -- the configuration ----------------------------------------------------------------------------------------
+
+
+def test_every_form_that_wandb_emits_is_read():
+    read = Config.from_args(
+        ["--track=True", "--merge_threshold=None", "--split=qkv", "--dropout=0.0", "--c=1e-05", "--epochs=2"]
+    )
+    assert (read.track, read.merge_threshold, read.split, read.dropout, read.c, read.epochs) == (
+        True,
+        None,
+        "qkv",
+        0.0,
+        1e-5,
+        2,
+    )
+    assert Config.from_args(["--track=False", "--split=7"]) == Config.from_dict({"track": False, "split": 7})
+
+
+def test_the_run_id_is_a_digest_of_what_changes_the_result():
+    plain = Config()
+    assert Config.from_args(["--split=10"]).run_id == plain.run_id
+    changed = {"out": "x", "sweep": "x", "profile": "x", "track": "False", "threads": 1, "checkpoint_minutes": 1}
+    assert set(changed) == set(OUTSIDE_IDENTITY)
+    assert Config.from_dict(changed).run_id == plain.run_id
+    assert (
+        len({Config.from_dict({"seed": seed, "split": split}).run_id for seed in range(3) for split in (1, "qkv")}) == 6
+    )
+
+
+# -- bad input, as a user sees it -----------------------------------------------------------------------------
+
+
+def call(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """python -m train, as a user without a W&B key calls it."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "NETRC"))}
+    return subprocess.run(
+        [sys.executable, "-m", "train", *arguments],
+        cwd=ROOT,
+        env=clean | {"HOME": "/nonexistent"} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def is_one_line_error(done: "subprocess.CompletedProcess[str]") -> bool:
+    return done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--colour=red", ["--colour=red", "allowed", "--split"]),
+        ("--split=3.5", ["--split=3.5", "integer", "'qkv'"]),
+        ("--split=0", ["--split=0", "greater than 0", "'qkv'"]),
+        ("--merge_threshold=-1", ["--merge_threshold=-1", "greater than or equal to 0"]),
+        ("--task=stsb", ["--task=stsb", "sst2", "mrpc", "qnli", "mnli"]),
+        ("--optimizer=lion", ["--optimizer=lion", "'adam'", "'plasls'"]),
+        ("--c=nan", ["--c=nan", "finite"]),
+        ("--sweep=../x", ["--sweep=../x", "plain name"]),
+    ],
+)
+def test_a_bad_flag_is_one_line_that_says_what_is_allowed(argument, said):
+    done = call(argument)
+    assert is_one_line_error(done), done.stderr
+    assert all(text in done.stderr for text in said), done.stderr
+
+
+def damaged(tiny: Path, tmp_path: Path, kind: str) -> list[str]:
+    model, data = tmp_path / "model", tmp_path / "data"
+    shutil.copytree(tiny / "model", model)
+    shutil.copytree(tiny / "data", data)
+    train = data / "sst2/train.jsonl"
+    if kind == "model without weights":
+        (model / "model.safetensors").unlink()
+    elif kind == "data without the task":
+        shutil.move(data / "sst2", data / "mrpc")
+    elif kind == "missing column":
+        train.write_text(train.read_text() + '{"text": "a film", "label": 1}\n')
+    elif kind == "unknown label":
+        train.write_text(train.read_text() + '{"sentence": "a film", "label": 2}\n')
+    elif kind == "too many components":
+        return [f"--model={model}", f"--data={data}", "--split=20"]
+    elif kind == "folder that is none":
+        return [f"--model={model}", f"--data={tmp_path / 'nowhere'}"]
+    return [f"--model={model}", f"--data={data}"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("model without weights", ["no weights"]),
+        ("data without the task", ["sst2", "mrpc"]),
+        ("missing column", ["line 49", "sentence", "text, label"]),
+        ("unknown label", ["line 49", "label 2", "0 (negative), 1 (positive)"]),
+        ("too many components", ["--split=20", "at most 6"]),
+        ("folder that is none", ["nowhere"]),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_is_wrong(tiny, tmp_path, kind, said):
+    settings = config(tiny, tmp_path / "runs")
+    arguments = [f"--out={settings.out}", "--max_length=8", "--track=False", *damaged(tiny, tmp_path, kind)]
+    if not any(argument.startswith("--split") for argument in arguments):
+        arguments.append("--split=4")
+    with pytest.raises(InputError) as caught:
+        run(Config.from_args(arguments))
+    assert "\n" not in str(caught.value)
+    assert all(text in str(caught.value) for text in said), caught.value
+
+
+def test_a_corrupt_checkpoint_is_named_and_left_alone(tiny, tmp_path):
+    settings = config(tiny, tmp_path)
+    settings.folder.mkdir(parents=True)
+    (settings.folder / "checkpoint.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read .*; remove it to start this run again"):
+        run(settings)
+    assert (settings.folder / "checkpoint.pt").exists()
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = call(
+        f"--model={tiny / 'model'}",
+        f"--data={tiny / 'data'}",
+        "--max_length=8",
+        "--split=4",
+        f"--out={tmp_path / 'file'}",
+    )
+    assert is_one_line_error(done), done.stderr
+    assert "cannot be written" in done.stderr
+
+
+def test_a_run_without_a_key_is_tracked_offline_and_asks_nothing(tiny, tmp_path):
+    done = call(
+        f"--model={tiny / 'model'}",
+        f"--data={tiny / 'data'}",
+        "--max_length=8",
+        "--split=4",
+        "--epochs=1",
+        f"--out={tmp_path}",
+        "--threads=1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    assert list(tmp_path.glob("single/*/wandb/offline-run-*/*.wandb"))

@@ -1,0 +1,188 @@
+"""Rows of a GLUE task: where they come from, which of them a run learns from, and in which batches.
+
+A row is a dict of the task's text columns and "label". `load_rows` -> `small_subset` -> `tokenize` ->
+`train_batches` and `eval_batches`. Nothing here draws from the global random state.
+"""
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import InputError
+from .packaged import Rows, hub_answers, hub_error, locate
+
+if TYPE_CHECKING:  # config.py needs TASKS only, and --help should not wait for torch
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+Part = Literal["train", "validation"]
+Batch = dict[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task: a sentence or a pair of them, and the names of labels 0, 1, ..."""
+
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    hub_validation: str = "validation"
+    """the validation split's name on the hub"""
+
+
+TASKS = {
+    "sst2": Task(("sentence",), ("negative", "positive")),
+    "mrpc": Task(("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment")),
+    "mnli": Task(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "validation_matched"),
+    "cola": Task(("sentence",), ("unacceptable", "acceptable")),
+    "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate")),
+    "rte": Task(("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    "wnli": Task(("sentence1", "sentence2"), ("not_entailment", "entailment")),
+}
+
+
+def load_rows(data: str, task: str, part: Part) -> Rows:
+    """All rows of one part of a task.
+
+    Args:
+        data: a packaged set, a folder with `<task>/<part>.jsonl`, or a hub id with the task as its configuration.
+        task: a key of `TASKS`.
+
+    Returns:
+        Rows {column: text for each of the task's columns, "label": 0 ... labels - 1}, in the source's order.
+
+    Raises:
+        InputError: the task or part is not there, it cannot be downloaded, or a row is not what the task needs.
+    """
+    folder = locate(data, "data")
+    if folder is None:
+        source, records = f"--data={data}, {task}/{part}", _from_hub(data, task, part)
+    else:
+        path = _file(data, folder, task, part)
+        source, records = str(path), _from_file(path)
+    rows = [_row(record, TASKS[task], f"{source}, line {number}") for number, record in records]
+    if not rows:
+        raise InputError(f"{source}: no rows")
+    return rows
+
+
+def _file(data: str, folder: Path, task: str, part: Part) -> Path:
+    path = folder / task / f"{part}.jsonl"
+    if not path.is_file():
+        there = sorted(f.parent.name for f in folder.glob(f"*/{part}.jsonl") if f.parent.name in TASKS)
+        raise InputError(f"--data={data}: no {task}/{part}.jsonl; tasks there: {', '.join(there) or 'none'}")
+    return path
+
+
+def _from_file(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    yield number, json.loads(line)
+                except ValueError:
+                    raise InputError(f"{path}, line {number}: not a JSON object in UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _from_hub(data: str, task: str, part: Part) -> Iterable[tuple[int, Any]]:
+    hub_answers()  # first, so that an unreachable hub fails at once
+    import datasets
+
+    split = TASKS[task].hub_validation if part == "validation" else part
+    shown = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        return enumerate(datasets.load_dataset(data, task, split=split), start=1)
+    except Exception as error:  # of many libraries: the hub's, its HTTP client's, pyarrow's
+        raise hub_error(data, "data", error) from error
+    finally:
+        if not shown:
+            datasets.enable_progress_bars()
+
+
+def _row(record: Any, task: Task, where: str) -> dict[str, Any]:
+    """The columns that the task needs, checked."""
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: not a JSON object in UTF-8")
+    missing = [column for column in (*task.columns, "label") if column not in record]
+    if missing:
+        raise InputError(f"{where}: no column {', '.join(missing)}; columns there: {', '.join(record) or 'none'}")
+    for column in task.columns:
+        if not isinstance(record[column], str):
+            raise InputError(f"{where}: column {column} is no text: {json.dumps(record[column])[:40]}")
+    label = record["label"]
+    if type(label) is not int or not 0 <= label < len(task.labels):
+        allowed = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))
+        raise InputError(f"{where}: unknown label {json.dumps(label)[:40]}; allowed: {allowed}")
+    return {column: record[column] for column in task.columns} | {"label": label}
+
+
+def small_subset(rows: Rows, seed: int, size: int = 500) -> Rows:
+    """`size` rows drawn at random by the seed, without replacement; all of them if there are no more."""
+    return random.Random(f"subset {seed}").sample(rows, min(size, len(rows)))
+
+
+def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", task: Task, max_length: int) -> Rows:
+    """Tokenise once. Of a pair the longer text is cut first, until both fit; nothing is padded yet.
+
+    Args:
+        rows: as `load_rows` returns them.
+        max_length: tokens a row may have, the special ones included.
+
+    Returns:
+        A dict a row: "labels", and an int32 array of tokens for each of the model's inputs but the attention mask,
+        which padding adds.
+    """
+    import numpy
+
+    encoded: Rows = []
+    for start in range(0, len(rows), 1000):  # a part at a time: tokens are large as Python's integers
+        chunk = rows[start : start + 1000]
+        texts = [[row[column] for row in chunk] for column in task.columns]
+        inputs = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_attention_mask=False)
+        arrays = {key: [numpy.asarray(row, dtype=numpy.int32) for row in value] for key, value in inputs.items()}
+        for index, row in enumerate(chunk):
+            encoded.append({key: value[index] for key, value in arrays.items()} | {"labels": row["label"]})
+    return encoded
+
+
+def train_batches(
+    encoded: Rows, batch_size: int, seed: int, epoch: int, tokenizer: "PreTrainedTokenizerBase", start: int = 0
+) -> Iterator[Batch]:
+    """The batches of one epoch, in an order that depends on (seed, epoch) only; the last one may be smaller.
+
+    Args:
+        encoded: as `tokenize` returns them.
+        tokenizer: pads each batch to its longest row.
+        start: batches to skip, at no cost: where a resumed run goes on.
+
+    Returns:
+        Batches of the model's inputs, each (rows, longest row), and "labels" (rows,), all int64.
+    """
+    order = list(range(len(encoded)))
+    random.Random(f"order {seed} {epoch}").shuffle(order)
+    return _batches(encoded, order[start * batch_size :], batch_size, tokenizer)
+
+
+def eval_batches(encoded: Rows, batch_size: int, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Batch]:
+    """Every row once, rows of like length together: little padding, and the order matters to no mean."""
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
+    return _batches(encoded, order, batch_size, tokenizer)
+
+
+def _batches(
+    encoded: Rows, order: Sequence[int], batch_size: int, tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[Batch]:
+    import torch
+    from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+
+    for start in range(0, len(order), batch_size):
+        rows = [encoded[index] for index in order[start : start + batch_size]]
+        inputs = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
+        padded = pad_without_fast_tokenizer_warning(tokenizer, inputs, return_tensors="pt")
+        yield {**padded, "labels": torch.tensor([row["labels"] for row in rows])}

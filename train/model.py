@@ -1,0 +1,198 @@
+"""Any `AutoModel` encoder with one linear layer on the last hidden state of [CLS], no pooler (Sec. IV)."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from .errors import InputError
+from .packaged import first_line, hub_answers, hub_error, locate
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+class Classifier(torch.nn.Module):
+    """logits = W h_[CLS] + b, with h the encoder's last hidden state.
+
+    Args:
+        encoder: returns `last_hidden_state` (rows, tokens, features); [CLS] is its first token.
+        labels: number of classes.
+        seed: of the head's weights, normal with the encoder's `initializer_range`; the bias is 0. The global random
+            state is neither used nor moved.
+
+    Raises:
+        InputError: the encoder does not work as one.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, labels: int, seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = torch.nn.utils.skip_init(torch.nn.Linear, _features(encoder), labels)
+        deviation = getattr(encoder.config, "initializer_range", 0.02)
+        with torch.no_grad():
+            self.head.weight.normal_(0.0, deviation, generator=torch.Generator().manual_seed(seed))
+            self.head.bias.zero_()
+        self.train()  # as every new module is; from_pretrained leaves an encoder in evaluation
+
+    def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> Tensor:
+        """Logits (rows, labels) of the encoder's inputs, each (rows, tokens); labels are accepted and not used."""
+        return self.head(self.encoder(**inputs).last_hidden_state[:, 0])
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean cross entropy of a batch with "labels" (rows,)."""
+        return torch.nn.functional.cross_entropy(self(**batch).float(), batch["labels"])
+
+
+def load_classifier(model: str, labels: int, dropout: float | None, seed: int) -> Classifier:
+    """The pretrained encoder in float32, and a new head.
+
+    Args:
+        model: a packaged model, a folder, or a hub id.
+        labels: number of classes.
+        dropout: probability everywhere in the encoder; None leaves the model's own.
+        seed: of the head.
+
+    Raises:
+        InputError: the model cannot be had, is damaged or incomplete, is no encoder, or has no dropout to set.
+    """
+    source = _source(model)
+    if isinstance(source, Path) and not any(file for pattern in WEIGHTS for file in source.glob(pattern)):
+        raise InputError(f"--model={model}: the folder has no weights; needed: model.safetensors or pytorch_model.bin")
+    with _loading(model, source, "config"):
+        config = AutoConfig.from_pretrained(source)
+    if dropout is not None:
+        set_dropout(config, dropout)
+    # What the checkpoint lacks is drawn at random, be it only the pooler that goes anyway.
+    with _loading(model, source, "weights"), torch.random.fork_rng(devices=[]):
+        encoder, report = AutoModel.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise InputError(
+            f"--model={model}: its weights lack {len(missing)} of the encoder's tensors, {missing[0]} first; "
+            f"the encoder is {type(encoder).__name__}"
+        )
+    drop_pooler(encoder)
+    if dropout is not None:
+        check_dropout(encoder, dropout)
+    return Classifier(encoder, labels, seed)
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer.
+
+    Raises:
+        InputError: the model has none, or one that does not put [CLS] first.
+    """
+    source = _source(model)
+    with _loading(model, source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes of a folder without vocabulary
+        raise InputError(f"--model={model}: no tokenizer there; needed: tokenizer.json or the vocabulary's file")
+    if tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
+        raise InputError(f"--model={model}: its tokenizer has no [CLS] or no padding token; an encoder's is needed")
+    if tokenizer.padding_side != "right" or tokenizer("a")["input_ids"][0] != tokenizer.cls_token_id:
+        raise InputError(f"--model={model}: its tokenizer does not put [CLS] first; an encoder's is needed")
+    return tokenizer
+
+
+def _source(model: str) -> Path | str:
+    """A folder with a config, or a hub id."""
+    folder = locate(model, "model")
+    if folder is None:
+        return model
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--model={model}: the folder has no config.json; a folder of save_pretrained is needed")
+    return folder
+
+
+@contextlib.contextmanager
+def _loading(model: str, source: Path | str, what: str) -> Iterator[None]:
+    """Quietly; whatever is raised inside becomes one line."""
+    if isinstance(source, str):
+        hub_answers()  # first, so that an unreachable hub fails at once
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:  # of many libraries: the hub's, safetensors, pickle, tokenizers, torch
+        if isinstance(source, str):
+            raise hub_error(model, "model", error) from error
+        raise InputError(f"--model={model}: the {what} cannot be loaded: {first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def set_dropout(config: PretrainedConfig, dropout: float) -> None:
+    """Set every dropout probability that the configuration has, whatever it calls it.
+
+    Raises:
+        InputError: it has none.
+    """
+    names = [
+        name
+        for name, value in config.to_dict().items()
+        if ("dropout" in name or "pdrop" in name) and (value is None or type(value) in (int, float))
+    ]
+    if not names:
+        raise InputError(f"--dropout={dropout}: a {config.model_type} has no dropout; allowed: None")
+    for name in names:
+        setattr(config, name, dropout)
+
+
+def check_dropout(encoder: torch.nn.Module, dropout: float) -> None:
+    """Raise InputError unless every dropout that was built has this probability."""
+    for path, module in encoder.named_modules():
+        built = {"p": module.p} if isinstance(module, torch.nn.Dropout) else {}
+        built |= {name: value for name, value in vars(module).items() if "dropout" in name and type(value) is float}
+        for name, value in built.items():
+            if value != dropout:
+                raise InputError(f"--dropout={dropout}: {path}.{name} stays {value}; allowed for this model: None")
+
+
+def drop_pooler(encoder: PreTrainedModel) -> None:
+    """Remove it: nothing reads it here, and its parameters would have no gradient."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+
+
+def _features(encoder: PreTrainedModel) -> int:
+    """Size of the last hidden state, as one forward of two tokens has it."""
+    kind = encoder.config.model_type
+    try:
+        with torch.no_grad():
+            output = encoder.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=encoder.device))
+        return output.last_hidden_state.shape[-1]
+    except Exception as error:
+        raise InputError(
+            f"a {kind} is no encoder with a last hidden state ({first_line(error)}); allowed: BERT and its like"
+        ) from error
+
+
+def check_length(encoder: PreTrainedModel, max_length: int) -> None:
+    """Raise InputError if rows of `max_length` tokens have more positions than the encoder knows."""
+    positions = getattr(encoder.config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:
+        return
+    # RoBERTa and its like number positions from the padding's index on: 514 of them are 512 tokens.
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if padding is not None:
+        positions -= padding + 1
+    if max_length > positions:
+        raise InputError(f"--max_length={max_length}: the model has {positions} positions; allowed: 1 to {positions}")
