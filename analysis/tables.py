@@ -73,9 +73,10 @@ def heading(runs: Runs) -> str:
 def setting(runs: Runs) -> str:
     """What all runs have in common: model, data, sizes."""
     parts = [form.format(level(runs.fixed[key])) for key, form in COMMON.items() if key in runs.fixed]
+    parts = ["1 epoch" if part == "1 epochs" else part for part in parts]
     rows = dict.fromkeys(f"{rows:,}" for rows in runs.table["samples"] // runs.table["epochs"])
     first = runs.fixed.get("eval_rows")
-    held_out = "all validation rows" if first is None else f"the first {first:,} validation rows"
+    held_out = "all validation rows" if first is None else f"{first:,} validation rows drawn at random"
     return ", ".join([*parts, f"{' or '.join(rows)} training rows", held_out])
 
 

@@ -14,6 +14,8 @@ from .merging import Group, join, merge_smallest
 from .replay import Replay
 
 Closure = Callable[[], Any]
+# One number -> a step size for each involved group: the line of a search.
+Path = Callable[[float], list[float]]
 
 # Whole-network searches in a row that take their first trial: then the step size has settled.
 SETTLED_AFTER = 3
@@ -62,6 +64,10 @@ class Cycle:
         _require("joint", self.joint, joint, "'always', 'never' or a whole number of steps from 1")
         _require("growth", self.growth, self.growth in ("searched", "all"), "'searched' or 'all'")
         _require("merge_threshold", self.merge_threshold, 0 <= self.merge_threshold < math.inf, "0 or above")
+
+    def tests_jointly(self, searches: int) -> bool:
+        """Whether the component search after so many tests the move of all components together."""
+        return self.joint == "always" or (isinstance(self.joint, int) and (searches + 1) % self.joint == 0)
 
 
 @dataclass(frozen=True)
@@ -249,132 +255,81 @@ class LineSearch(torch.optim.Optimizer):
 
     def _search(self, evaluate: "_Evaluation", base: float, epsilon: float) -> Sequence[Group]:
         """Set the step sizes of this step; returns the groups that must not move."""
-        groups, progress, settings, cycle = self.param_groups, self.progress, self.settings, self.cycle
+        groups, progress, cycle = self.param_groups, self.progress, self.cycle
         whole = cycle is None or progress.whole or len(groups) == 1
-        position = progress.position % len(groups)
-        joint_now = cycle is not None and (
-            cycle.joint == "always" or (isinstance(cycle.joint, int) and (progress.searches + 1) % cycle.joint == 0)
-        )
-        involved = groups if whole or joint_now else [groups[position]]
-        searched = involved if whole else [groups[position]]
-        before = searched[0]["lr"]
-        growth = 2 ** (1 / settings.growth_steps) if progress.accepted_once else 1.0
+        turn = 0 if whole else progress.position % len(groups)
+        joint = cycle is not None and not whole and cycle.tests_jointly(progress.searches)
+        involved = groups if whole or joint else [groups[turn]]
+        before = groups[turn]["lr"]
+        growth = 2 ** (1 / self.settings.growth_steps) if progress.accepted_once else 1.0
         if cycle is not None and not whole and cycle.growth == "all":
-            for group in groups:
-                if group is not searched[0]:
-                    group["lr"] *= growth
+            for other in groups[:turn] + groups[turn + 1 :]:
+                other["lr"] *= growth
 
-        with _Trials(self, involved) as trials:
-            slopes = self._slopes(trials)
+        with _Trials(self, involved, evaluate, base, epsilon) as trials:
+            if not any(trials.slopes):  # nothing moves, so there is nothing to test
+                path: Path = lambda t: [group["lr"] for group in involved]  # noqa: E731
+                found = Backtracking(before, math.nan, 0, accepted=True)
+            elif joint:
+                found, path = self._joint_search(trials, involved, turn, before * growth)
+            else:  # one step size for all that is searched: the whole network, or one component (Eq. 6)
+                path = lambda t: [t] * len(involved)  # noqa: E731
+                found = trials.search(path, before * growth)
+        if found.accepted:
+            for group, size in zip(involved, path(found.step_size), strict=True):
+                group["lr"] = size
 
-            factor = settings.backtracking if progress.accepted_once else settings.first_backtracking
-
-            def along(path: Callable[[float], list[float]], start: float, max_trials: int) -> Backtracking:
-                return backtrack(
-                    lambda t: self._mean_over_ranks(evaluate(trials, path(t)), evaluate.device),
-                    lambda t: sum(size * slope for size, slope in zip(path(t), slopes, strict=True)),
-                    base=base,
-                    epsilon=epsilon,
-                    start=start,
-                    condition=Armijo(settings.c, settings.rounding),
-                    factor=factor,
-                    max_trials=max_trials,
-                )
-
-            found = self._find(along, involved, searched, before * growth, whole, joint_now, slopes)
-            self._count_whole(found)
-        progress.accepted_once |= found.accepted
-        if not whole:
-            progress.position = (position + 1) % len(groups)
-            progress.searches += 1
-        self.counts["searches"] += 1
-        self.counts["trials"] += found.trials
-        self.counts["failures"] += not found.accepted
-        slope = sum(s for s, group in zip(slopes, involved, strict=True) if any(group is g for g in searched))
+        self._count(found, whole, turn)
         self.search = Search(
-            "all" if whole else searched[0]["name"],
-            before,
-            searched[0]["lr"],
-            found.trials,
-            base,
-            found.value,
-            slope,
-            found.accepted,
+            component="all" if whole else groups[turn]["name"],
+            before=before,
+            after=groups[turn]["lr"],
+            trials=found.trials,
+            base=base,
+            trial=found.value,
+            slope=trials.slopes[turn] if joint else sum(trials.slopes),
+            accepted=found.accepted,
         )
         return () if found.accepted else involved
 
-    def _find(
-        self,
-        along: Callable[[Callable[[float], list[float]], float, int], Backtracking],
-        involved: Sequence[Group],
-        searched: Sequence[Group],
-        start: float,
-        whole: bool,
-        joint: bool,
-        slopes: Sequence[float],
-    ) -> Backtracking:
-        """The searches of one step, each along a path: one number -> a step size for each involved group."""
-        settings = self.settings
-        max_trials = settings.max_trials if self.progress.accepted_once else FIRST_SEARCH * settings.max_trials
-
-        if whole or not joint:  # the whole network, or Eq. 6: only the searched component moves
-            if not any(slopes):  # nothing moves it, so there is nothing to test
-                return Backtracking(searched[0]["lr"], math.nan, 0, accepted=True)
-            found = along(lambda t: [t] * len(involved), start, max_trials)
-            if found.accepted:
-                for group in searched:
-                    group["lr"] = found.step_size
-            return found
-
-        # The trial point is the next iterate: every component moves with its own step size.
+    def _joint_search(
+        self, trials: "_Trials", involved: Sequence[Group], turn: int, start: float
+    ) -> tuple[Backtracking, Path]:
+        """The trial point is the next iterate: every component moves with its own step size."""
         sizes = [group["lr"] for group in involved]
-        target = next(position for position, group in enumerate(involved) if group is searched[0])
 
         def with_searched(t: float) -> list[float]:
-            return [*sizes[:target], t, *sizes[target + 1 :]]
+            return [*sizes[:turn], t, *sizes[turn + 1 :]]
 
         def all_scaled(t: float) -> list[float]:
             return [t * size for size in with_searched(start)]
 
-        if not any(slopes):
-            return Backtracking(sizes[target], math.nan, 0, accepted=True)
-        found = along(with_searched, start, 1)
-        if not found.accepted:
-            # Would the others alone be accepted? Then the searched one is to blame and shrinks, else all shrink.
-            others = along(lambda t: with_searched(0.0), 1.0, 1)
-            path, first = (with_searched, start) if others.accepted else (all_scaled, 1.0)
-            shrunk = along(path, first * settings.backtracking, max_trials)
-            found = replace(shrunk, trials=found.trials + others.trials + shrunk.trials)
-        else:
-            path = with_searched
+        found = trials.search(with_searched, start, max_trials=1)
         if found.accepted:
-            for group, size in zip(involved, path(found.step_size), strict=True):
-                group["lr"] = size
-        return found
+            return found, with_searched
+        # Would the others alone be accepted? Then the searched one is to blame and shrinks, else all shrink.
+        others = trials.search(lambda t: with_searched(0.0), 1.0, max_trials=1)
+        path, first = (with_searched, start) if others.accepted else (all_scaled, 1.0)
+        shrunk = trials.search(path, first * self.settings.backtracking)
+        return replace(shrunk, trials=found.trials + others.trials + shrunk.trials), path
 
-    def _count_whole(self, found: Backtracking) -> None:
-        """The whole-network phase ends after `first_steps`, or when the step size has settled."""
+    def _count(self, found: Backtracking, whole: bool, turn: int) -> None:
+        """Counters, the next component's turn, and the end of the whole-network phase."""
         progress, cycle = self.progress, self.cycle
-        if cycle is None or not progress.whole:
-            return
-        progress.whole_steps += 1
-        progress.first_trials = progress.first_trials + 1 if found.accepted and found.trials <= 1 else 0
-        if cycle.first_steps == "settled":
-            progress.whole = progress.first_trials < SETTLED_AFTER
-        else:
-            progress.whole = progress.whole_steps < cycle.first_steps
-
-    def _slopes(self, trials: "_Trials") -> list[float]:
-        """<g, d> for each involved group, in one transfer from the device."""
-        dots = [
-            torch.stack([torch.sum(g * d, dtype=torch.float64) for g, d in zip(gradients, directions, strict=True)])
-            if gradients
-            else torch.zeros(1, dtype=torch.float64)
-            for gradients, directions in zip(trials.gradients, trials.directions, strict=True)
-        ]
-        device = dots[0].device
-        slopes = torch.stack([values.sum().to(device) for values in dots])
-        return self._all_reduced(slopes).tolist()
+        progress.accepted_once |= found.accepted
+        self.counts["searches"] += 1
+        self.counts["trials"] += found.trials
+        self.counts["failures"] += not found.accepted
+        if not whole:
+            progress.position = (turn + 1) % len(self.param_groups)
+            progress.searches += 1
+        elif cycle is not None and progress.whole:
+            progress.whole_steps += 1
+            progress.first_trials = progress.first_trials + 1 if found.accepted and found.trials <= 1 else 0
+            if cycle.first_steps == "settled":
+                progress.whole = progress.first_trials < SETTLED_AFTER
+            else:
+                progress.whole = progress.whole_steps < cycle.first_steps
 
     def _move(self, frozen: Sequence[Group]) -> None:
         """The host's own step; a frozen group's moments are updated, its weights are not moved."""
@@ -488,16 +443,49 @@ class LineSearch(torch.optim.Optimizer):
 
 
 class _Trials:
-    """Trial points on the involved groups; on leaving, the weights are the unmoved ones, bit for bit."""
+    """Searches over trial points of the involved groups; on leaving, the weights are the unmoved ones, bit for bit.
 
-    def __init__(self, optimizer: LineSearch, groups: Sequence[Group]) -> None:
+    Attributes:
+        slopes: <g, d> for each group.
+    """
+
+    def __init__(
+        self, optimizer: LineSearch, groups: Sequence[Group], evaluate: "_Evaluation", base: float, epsilon: float
+    ) -> None:
+        self.optimizer, self.evaluate, self.base, self.epsilon = optimizer, evaluate, base, epsilon
         self.parameters = [[p for p in group["params"] if p.grad is not None] for group in groups]
-        self.gradients: list[list[Tensor]] = [[p.grad for p in parameters] for parameters in self.parameters]
+        gradients: list[list[Tensor]] = [[p.grad for p in parameters] for parameters in self.parameters]
         self.directions = [
-            optimizer._directions(group, parameters, gradients)
-            for group, parameters, gradients in zip(groups, self.parameters, self.gradients, strict=True)
+            optimizer._directions(group, parameters, of_group)
+            for group, parameters, of_group in zip(groups, self.parameters, gradients, strict=True)
         ]
         self.unmoved = [[p.detach().clone() for p in parameters] for parameters in self.parameters]
+        dots = [
+            torch.stack([torch.sum(g * d, dtype=torch.float64) for g, d in zip(of_group, directions, strict=True)])
+            if of_group
+            else torch.zeros(1, dtype=torch.float64)
+            for of_group, directions in zip(gradients, self.directions, strict=True)
+        ]
+        in_one_transfer = torch.stack([values.sum().to(evaluate.device) for values in dots])
+        self.slopes: list[float] = optimizer._all_reduced(in_one_transfer).tolist()
+
+    def search(self, path: Path, start: float, max_trials: int | None = None) -> Backtracking:
+        """Backtrack along the path from `start`; max_trials: None takes the optimizer's setting."""
+        settings, known = self.optimizer.settings, self.optimizer.progress.accepted_once
+        return backtrack(
+            lambda t: self._value(path(t)),
+            lambda t: sum(size * slope for size, slope in zip(path(t), self.slopes, strict=True)),
+            base=self.base,
+            epsilon=self.epsilon,
+            start=start,
+            condition=Armijo(settings.c, settings.rounding),
+            factor=settings.backtracking if known else settings.first_backtracking,
+            max_trials=max_trials or settings.max_trials * (1 if known else FIRST_SEARCH),
+        )
+
+    def _value(self, sizes: Sequence[float]) -> float:
+        self.place(sizes)
+        return self.optimizer._mean_over_ranks(self.evaluate(), self.evaluate.device)
 
     def __enter__(self) -> "_Trials":
         return self
@@ -516,7 +504,7 @@ class _Trials:
 
 
 class _Evaluation:
-    """f at a trial point: the closures again, with the same randomness, without touching the gradients."""
+    """f once more: the closures again, with the same randomness, without touching the gradients."""
 
     def __init__(
         self, optimizer: LineSearch, closures: Sequence[Closure], replay: Replay, backward_inside: bool, loss: Tensor
@@ -524,8 +512,7 @@ class _Evaluation:
         self.optimizer, self.closures, self.replay = optimizer, closures, replay
         self.backward_inside, self.device = backward_inside, loss.device
 
-    def __call__(self, trials: _Trials, sizes: Sequence[float]) -> float:
-        trials.place(sizes)
+    def __call__(self) -> float:
         self.optimizer.counts["forwards"] += len(self.closures)
         if not self.backward_inside:
             return self.replay.again(self._mean)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -357,6 +358,23 @@ def test_two_owners_at_once_share_the_cells(tmp_path: Path, unkilled: dict[str, 
     assert_each_finished_once(tmp_path)
     assert all((path / "attempts").read_text() == "x" for path in cells(tmp_path))
     assert results(tmp_path) == unkilled
+
+
+def test_owners_who_look_at_once_queue_each_cell_once(tmp_path: Path) -> None:
+    barrier = threading.Barrier(8)
+
+    def look() -> None:
+        queue = open_queue(tmp_path)
+        barrier.wait()
+        queue.refill()
+
+    threads = [threading.Thread(target=look) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    queue = open_queue(tmp_path)
+    assert sorted(trial.user_attrs["cell"] for trial in queue.study.trials) == sorted(queue.cells)
 
 
 @pytest.mark.parametrize("damage", ["half a line", "a damaged last line", "a damaged line", "no journal"])
