@@ -120,7 +120,11 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     changes = {key: value if isinstance(value, list) else [value] for key, value in _profile(profile).items()}
     parameters = {key: _values(name, key, spec) for key, spec in sweep["parameters"].items()}
     parameters = parameters | {"profile": [profile]} | changes
-    changed = {key: list(values) for key, values in (overrides or {}).items() if parameters.get(key) != list(values)}
+    changed = {
+        key: list(values)
+        for key, values in (overrides or {}).items()
+        if list(map(str, parameters.get(key, []))) != list(map(str, values))
+    }
     parameters |= changed
     if unknown := [key for key in parameters if key not in FIELDS]:
         raise InputError(f"unknown setting {', '.join(unknown)} in {name} or {profile}; allowed: {', '.join(FIELDS)}")

@@ -220,20 +220,32 @@ def test_splits_is_the_papers_study() -> None:
     assert all({**config.as_dict(), "seed": 0, "split": 10} == papers for config in cells)
 
 
-def test_the_command_line_wins_over_the_profile_and_that_over_the_file() -> None:
-    space = load("splits", "glue", {"model": ["org/some-bert"], "split": ["4", "qkv"], "seed": ["7"]})
+@pytest.fixture
+def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of sweep files in place of the repository's: splits.yaml, and no profile yet."""
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "splits.yaml").write_text((ROOT / "sweeps/splits.yaml").read_text())
+    monkeypatch.setattr(sweep_space, "HERE", tmp_path)
+    return tmp_path
+
+
+def test_the_command_line_wins_over_the_profile_and_that_over_the_file(own_files: Path) -> None:
+    (own_files / "profiles/short.yaml").write_text("model: a-bert\nseed: [0, 1]\nmax_length: 64\neval_rows: 300\n")
+    space = load("splits", "short", {"model": ["org/some-bert"], "split": ["4", "qkv"], "seed": ["7"]})
     cells = space.cells().values()
-    assert [(c.split, c.seed, c.model, c.max_length, c.epochs) for c in cells] == [
-        (4, 7, "org/some-bert", 64, 5),
-        ("qkv", 7, "org/some-bert", 64, 5),
+    assert [(c.split, c.seed, c.model, c.max_length, c.eval_rows, c.epochs) for c in cells] == [
+        (4, 7, "org/some-bert", 64, 300, 5),
+        ("qkv", 7, "org/some-bert", 64, 300, 5),
     ]
     manifest = space.manifest()
-    assert manifest["label"] == "glue-some-bert-split-4-qkv-seed-7"
+    assert manifest["label"] == "short-some-bert-split-4-qkv-seed-7"
     assert manifest["varied"] == ["split"]
     assert manifest["cells"] == [{"run_id": c.run_id, "split": c.split, "seed": 7} for c in cells]
     assert manifest["fixed"].keys() | {"split", "seed"} == set(FIELDS)
-    assert manifest["fixed"]["profile"] == "glue"
-    assert load("splits", "glue", {"max_length": [64]}).label == "glue"  # what changes nothing is not named
+    assert manifest["fixed"]["profile"] == "short"
+    assert (
+        load("splits", "short", {"max_length": ["64"], "seed": ["0", "1"]}).label == "short"
+    )  # what changes nothing is not named
 
 
 @pytest.mark.parametrize(
@@ -268,12 +280,9 @@ def test_bad_input_is_one_line_each_before_anything_starts(
     assert not list(tmp_path.glob("*/*/"))
 
 
-def test_a_key_that_is_no_config_field_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "profiles").mkdir()
-    (tmp_path / "splits.yaml").write_text((ROOT / "sweeps/splits.yaml").read_text())
-    (tmp_path / "profiles/odd.yaml").write_text("learning_speed: 3\n")
-    (tmp_path / "random.yaml").write_text("method: random\n")
-    monkeypatch.setattr(sweep_space, "HERE", tmp_path)
+def test_a_key_that_is_no_config_field_is_refused(own_files: Path) -> None:
+    (own_files / "profiles/odd.yaml").write_text("learning_speed: 3\n")
+    (own_files / "random.yaml").write_text("method: random\n")
     with pytest.raises(InputError, match="unknown setting learning_speed in splits or odd; allowed: task, "):
         load("splits", "odd")
     with pytest.raises(InputError, match=r"random\.yaml: method random is not run here; allowed: grid"):
