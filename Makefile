@@ -36,7 +36,7 @@ help:  ## list the targets
 
 $(SWEEPS): sweep-%: $(INSTALLED)
 	@$(VENV)/bin/python -m sweeps $(call quoted,$*) $(SETTINGS)
-	@$(VENV)/bin/python -m analysis $(call quoted,$*) $(call option,out,$(OUT))
+	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis $(call quoted,$*) $(call option,out,$(OUT)))
 
 test: $(INSTALLED)  ## run the tests
 	@$(VENV)/bin/python -m pytest $(ARGS)
@@ -53,5 +53,5 @@ $(INSTALLED): requirements.txt
 		{ echo "error: PYTHON=$(PYTHON) is no Python of version 3.11 or newer; try make PYTHON=python3.11" >&2; exit 1; }
 	@echo "installing the pinned packages into $(VENV), some minutes"
 	@test -x $(VENV)/bin/python || $(call quoted,$(PYTHON)) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --requirement requirements.txt
 	@touch $@

@@ -17,6 +17,7 @@ PAPER: dict[str, Any] = {
     "first_backtracking": 0.9,
     "joint": "never",
     "rounding": 0.0,
+    "max_trials": 10_000,
     "merge_threshold": 1e-12,
 }
 """The paper's text as PLASLS's settings, where it differs from our defaults."""

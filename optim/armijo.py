@@ -9,13 +9,15 @@ from dataclasses import dataclass
 class Armijo:
     r"""Sufficient decrease (paper Eq. 1 and 5), with a tolerance for the rounding of f.
 
-    .. math:: f(w + \eta d) \le f(w) + c\,\eta\,\langle g, d\rangle + r\,\epsilon\,|f(w)|
+    .. math:: f(w + \eta d) \le f(w) + c\,\eta\,\langle g, d\rangle + r\,\epsilon\,\max(|f(w)|, \mu)
 
     where
 
     - c: share of the decrease predicted by the slope that a trial must reach, 0 < c < 1;
     - eta <g, d>: predicted change of f at the trial, `predicted` below, negative for a descent direction;
     - epsilon: machine precision of the data type in which f is returned;
+    - mu: `magnitude` of what f is computed from. A cross-entropy is log(1 + small) near convergence: its error is that
+      of the 1, however small f becomes;
     - r: `rounding`, the tolerance in units of that rounding error; 0 is the paper's strict test.
 
     Near convergence f(w) - f(w + eta d) is smaller than the rounding error of either value. The strict test then
@@ -24,10 +26,11 @@ class Armijo:
 
     c: float
     rounding: float
+    magnitude: float = 1.0
 
     def tolerance(self, base: float, epsilon: float) -> float:
         """How much of f(w) - f(w + eta d) is rounding: no smaller decrease can be resolved."""
-        return self.rounding * epsilon * abs(base)
+        return self.rounding * epsilon * max(abs(base), self.magnitude)
 
     def accepts(self, base: float, trial: float, predicted: float, epsilon: float) -> bool:
         """A trial that is not finite is a rejected trial."""

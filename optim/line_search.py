@@ -34,6 +34,7 @@ class Settings:
     growth_steps: float
     max_trials: int
     rounding: float
+    magnitude: float
     max_nonfinite: int
 
     def __post_init__(self) -> None:
@@ -45,6 +46,7 @@ class Settings:
         _require("growth_steps", self.growth_steps, self.growth_steps > 0, "above 0 (inf: no growth)")
         _require("max_trials", self.max_trials, _is_count(self.max_trials), "a whole number from 1")
         _require("rounding", self.rounding, 0 <= self.rounding < math.inf, "0 or above")
+        _require("magnitude", self.magnitude, 0 <= self.magnitude < math.inf, "0 or above")
         _require("max_nonfinite", self.max_nonfinite, _is_count(self.max_nonfinite), "a whole number from 1")
 
 
@@ -135,6 +137,8 @@ class LineSearch(torch.optim.Optimizer):
             eta 2^(1/n) (Eq. 2, where n is m/b).
         max_trials: trials of a search at most; the first search may take ten times as many.
         rounding: tolerance of the test in units of the loss's rounding error; 0: the paper's strict test.
+        magnitude: that error is taken to be machine precision times max(|loss|, magnitude); smaller than 1 for losses
+            that are small by nature, as a squared error of small numbers.
         max_nonfinite: steps in a row without a finite loss and gradient before a step raises FloatingPointError.
         **host: the host's own arguments (betas, eps, weight_decay, momentum, fused, ...), without `lr`.
 
@@ -157,6 +161,7 @@ class LineSearch(torch.optim.Optimizer):
         growth_steps: float = 500.0,
         max_trials: int = 100,
         rounding: float = 4.0,
+        magnitude: float = 1.0,
         max_nonfinite: int = 10,
         **host: Any,
     ) -> None:
@@ -173,6 +178,7 @@ class LineSearch(torch.optim.Optimizer):
             growth_steps=growth_steps,
             max_trials=max_trials,
             rounding=rounding,
+            magnitude=magnitude,
             max_nonfinite=max_nonfinite,
         )
         self.progress = _Progress()
@@ -478,7 +484,7 @@ class _Trials:
             base=self.base,
             epsilon=self.epsilon,
             start=start,
-            condition=Armijo(settings.c, settings.rounding),
+            condition=Armijo(settings.c, settings.rounding, settings.magnitude),
             factor=settings.backtracking if known else settings.first_backtracking,
             max_trials=max_trials or settings.max_trials * (1 if known else FIRST_SEARCH),
         )

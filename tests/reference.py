@@ -79,7 +79,7 @@ class Reference:
         trial = [[w + sizes.get(j, 0.0) * d[j][i] for i, w in enumerate(block)] for j, block in enumerate(self.w)]
         promised = sum(size * sum(a * b for a, b in zip(g[j], d[j], strict=True)) for j, size in sizes.items())
         self.trials += 1
-        tolerance = self.rounding * EPSILON * abs(f_k)
+        tolerance = self.rounding * EPSILON * max(abs(f_k), 1.0)
         return self.f(trial, self.k) <= f_k + self.c * promised + tolerance
 
     def search(

@@ -233,7 +233,7 @@ def test_every_accepted_step_size_satisfies_the_condition():
         optimizer.step(lambda x=x, y=y: cross_entropy(model(x.double()), y))
         search = optimizer.search
         assert search.accepted
-        assert search.trial <= search.base + 0.1 * search.after * search.slope + 4 * 2.0**-52 * search.base
+        assert search.trial <= search.base + 0.1 * search.after * search.slope + 4 * 2.0**-52
 
 
 def test_the_whole_network_phase_lasts_until_the_step_size_has_settled():
@@ -247,6 +247,40 @@ def test_the_whole_network_phase_lasts_until_the_step_size_has_settled():
         trials.append(optimizer.search.trials)
     assert trials[-3:] == [1, 1, 1]
     assert not any(trials[i : i + 3] == [1, 1, 1] for i in range(len(trials) - 3))
+
+
+# -- rounding -------------------------------------------------------------------------------------------------
+
+
+def smallest_step_size(make, steps):
+    """Of a deep small network that learns noisy labels by heart, until its loss is at the level of rounding."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 32, generator=generator)
+    y = (x[:, :4].prod(1) > 0).long()
+    noisy = torch.rand(512, generator=generator) < 0.1
+    y[noisy] = 1 - y[noisy]
+    torch.manual_seed(0)
+    hidden = [layer for _ in range(6) for layer in (torch.nn.Linear(32, 32), torch.nn.GELU())]
+    model = torch.nn.Sequential(*hidden, torch.nn.Dropout(0.1), torch.nn.Linear(32, 2))
+    optimizer = make(model)
+    smallest = math.inf
+    for _ in range(steps):
+        batch = torch.randint(512, (32,), generator=generator)
+        optimizer.step(lambda batch=batch: cross_entropy(model(x[batch]), y[batch]))
+        smallest = min(smallest, *(group["lr"] for group in optimizer.param_groups))
+    return smallest
+
+
+def test_the_strict_test_lets_the_step_size_collapse():
+    def strict(model):
+        return AdamSLS(model.parameters(), rounding=0.0, max_trials=1000)
+
+    assert smallest_step_size(strict, 1200) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["AdamSLS", "PLASLS"])
+def test_the_default_keeps_the_step_size_above_rounding(name):
+    assert smallest_step_size(OPTIMIZERS[name], 1200) > 1e-4
 
 
 # -- same randomness, one effect ------------------------------------------------------------------------------
@@ -523,7 +557,7 @@ def test_step_hooks_fire_once_a_step(make):
     assert fired == ["pre", "post"] * 3
 
 
-BAD = {
+BAD: dict[str, list[object]] = {
     "c": [0, 1, -0.1, math.nan],
     "backtracking": [0, 1, 1.5],
     "first_backtracking": [0, 1],
@@ -531,6 +565,7 @@ BAD = {
     "growth_steps": [0, -5],
     "max_trials": [0, 1.5, True],
     "rounding": [-1, math.nan],
+    "magnitude": [-1, math.inf],
     "max_nonfinite": [0],
     "first_steps": [0, "never", 2.5],
     "joint": ["sometimes", 0],

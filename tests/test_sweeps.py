@@ -481,33 +481,12 @@ def test_a_worker_that_cannot_start_ends_the_sweep(tmp_path: Path) -> None:
 # -- the same with real training --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings of a sweep that really trains: a random BERT of two layers on 48 made sentences."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("tiny")
-    words = {0: ["bad", "dull", "poor", "weak"], 1: ["good", "fine", "rich", "warm"]}
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", *words[0], *words[1]]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder / "model")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(folder / "model")
-    pairs = itertools.product((0, 1), range(4), range(6))
-    rows = [{"sentence": f"a {words[label][i]} film {words[label][j % 4]}", "label": label} for label, i, j in pairs]
-    (folder / "data/sst2").mkdir(parents=True)
-    for part, chosen in {"train": rows, "validation": rows[::5]}.items():
-        (folder / f"data/sst2/{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
-    return [f"--model={folder / 'model'}", f"--data={folder / 'data'}", "--seed=0", "--max_length=8", "--batch_size=4"]
-
-
-def test_killed_training_resumes_to_the_identical_result(tiny: list[str], tmp_path: Path) -> None:
+def test_killed_training_resumes_to_the_identical_result(tiny: Path, tmp_path: Path) -> None:
     """kill -9 of owner and workers in the middle of real cells, W&B running: as if nothing had happened."""
     from train.run import run
 
-    settings = [*tiny, "--epochs=10", "--workers=1", "--threads=1"]
+    sizes = ["--seed=0", "--max_length=8", "--batch_size=4", "--epochs=10", "--workers=1", "--threads=1"]
+    settings = [f"--model={tiny / 'model'}", f"--data={tiny / 'data'}", *sizes]
     out = tmp_path / "killed"
     owner = start(out, *settings, run="train.run:run")
     # After the first cells, in the middle of the last one, past its first checkpoint
