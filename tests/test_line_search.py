@@ -255,9 +255,9 @@ def test_the_whole_network_phase_lasts_until_the_step_size_has_settled():
 def smallest_step_size(make, steps):
     """Of a deep small network that learns noisy labels by heart, until its loss is at the level of rounding."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(512, 32, generator=generator)
+    x = torch.randn(128, 32, generator=generator)
     y = (x[:, :4].prod(1) > 0).long()
-    noisy = torch.rand(512, generator=generator) < 0.1
+    noisy = torch.rand(128, generator=generator) < 0.1
     y[noisy] = 1 - y[noisy]
     torch.manual_seed(0)
     hidden = [layer for _ in range(6) for layer in (torch.nn.Linear(32, 32), torch.nn.GELU())]
@@ -265,7 +265,7 @@ def smallest_step_size(make, steps):
     optimizer = make(model)
     smallest = math.inf
     for _ in range(steps):
-        batch = torch.randint(512, (32,), generator=generator)
+        batch = torch.randint(128, (32,), generator=generator)
         optimizer.step(lambda batch=batch: cross_entropy(model(x[batch]), y[batch]))
         smallest = min(smallest, *(group["lr"] for group in optimizer.param_groups))
     return smallest
@@ -275,12 +275,17 @@ def test_the_strict_test_lets_the_step_size_collapse():
     def strict(model):
         return AdamSLS(model.parameters(), rounding=0.0, max_trials=1000)
 
-    assert smallest_step_size(strict, 1200) < 1e-10
+    assert smallest_step_size(strict, 600) < 1e-12
+
+
+def test_a_tolerance_by_the_loss_alone_does_not_keep_the_step_size():
+    """Near convergence a cross-entropy is far smaller than the numbers that it is computed from."""
+    assert smallest_step_size(lambda model: AdamSLS(model.parameters(), magnitude=0.0), 600) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["AdamSLS", "PLASLS"])
 def test_the_default_keeps_the_step_size_above_rounding(name):
-    assert smallest_step_size(OPTIMIZERS[name], 1200) > 1e-4
+    assert smallest_step_size(OPTIMIZERS[name], 600) > 1e-5
 
 
 # -- same randomness, one effect ------------------------------------------------------------------------------
