@@ -79,13 +79,14 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         if decay and not decoupled:
             gradient = gradient.add(parameter, alpha=decay)
         state = self.state.get(parameter) or {}
-        step = float(state["step"]) + 1 if state else 1.0
+        # Stays on its device, where it is one: reading it would wait for the accelerator once a parameter.
+        step = (state["step"].double() if state else torch.zeros((), dtype=torch.float64)) + 1
         v = gradient.square().mul_(1 - beta2)
         if state:
             v.add_(state["exp_avg_sq"], alpha=beta2)
         if group["amsgrad"] and state:
             v = torch.maximum(v, state["max_exp_avg_sq"])
-        denominator = v.sqrt_().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
+        denominator = v.sqrt_().div_((1 - beta2**step).sqrt()).add_(group["eps"])
         numerator = gradient
         if self.direction == "momentum":
             m = state["exp_avg"] if state else torch.zeros_like(gradient)

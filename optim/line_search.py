@@ -467,7 +467,7 @@ class _Trials:
         ]
         self.unmoved = [[p.detach().clone() for p in parameters] for parameters in self.parameters]
         dots = [
-            torch.stack([torch.sum(g * d, dtype=torch.float64) for g, d in zip(of_group, directions, strict=True)])
+            torch.stack([_dot(g, d) for g, d in zip(of_group, directions, strict=True)])
             if of_group
             else torch.zeros(1, dtype=torch.float64)
             for of_group, directions in zip(gradients, self.directions, strict=True)
@@ -538,6 +538,12 @@ class _Evaluation:
     def _mean(self) -> float:
         losses = [torch.as_tensor(closure()).detach().reshape(()) for closure in self.closures]
         return float(losses[0] if len(losses) == 1 else torch.stack(losses).mean())
+
+
+def _dot(gradient: Tensor, direction: Tensor) -> Tensor:
+    if torch.finfo(gradient.dtype).bits < 32:  # a sum of many terms needs more digits
+        gradient, direction = gradient.float(), direction.float()
+    return torch.dot(gradient.flatten(), direction.flatten()).double()
 
 
 def _world_size() -> int:

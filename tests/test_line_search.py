@@ -177,6 +177,19 @@ def test_adamsls_that_always_accepts_is_torchs_adam_bit_for_bit():
     assert torch.equal(weights(one), weights(other))
 
 
+@pytest.mark.parametrize("kernel", ["foreach", "fused"])
+def test_torchs_kernels_give_the_steps_of_its_loop(kernel):
+    one, other = network().double(), network().double()
+    loop, fast = PLASLS(split(one, by_layer), foreach=False), PLASLS(split(other, by_layer), **{kernel: True})
+    for x, y in batches(40):
+        x = x.double()
+        loop.step(lambda x=x, y=y: cross_entropy(one(x), y))
+        fast.step(lambda x=x, y=y: cross_entropy(other(x), y))
+        assert loop.search.trials == fast.search.trials
+        assert loop.search.after == pytest.approx(fast.search.after, rel=1e-12)
+    assert torch.allclose(weights(one), weights(other), rtol=1e-9)
+
+
 def test_only_the_searched_component_moves_in_a_trial_from_the_unmoved_point():
     model = network()
     optimizer = PLASLS(split(model, by_layer), joint="never", first_steps=1)

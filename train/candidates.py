@@ -21,7 +21,7 @@ class ScheduledAdam(torch.optim.Adam):
     """
 
     def __init__(self, params, *, peak: float, warmup: float, total_steps: int) -> None:
-        super().__init__(params, lr=peak, betas=BETAS, eps=EPSILON)
+        super().__init__(params, lr=peak, betas=BETAS, eps=EPSILON, fused=True)
         self.schedule = get_cosine_schedule_with_warmup(self, round(warmup * total_steps), total_steps)
 
     def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
@@ -65,7 +65,7 @@ def candidate(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> t
     )
     if config.optimizer == "sgdsls":
         return SGDSLS(split(model, 1), **search)
-    adam: dict[str, Any] = dict(betas=BETAS, eps=EPSILON, direction=config.direction)
+    adam: dict[str, Any] = dict(betas=BETAS, eps=EPSILON, fused=True, direction=config.direction)
     if config.optimizer == "adamsls":
         return AdamSLS(split(model, 1), **search, **adam)
     try:
