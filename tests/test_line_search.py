@@ -137,6 +137,18 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
 
 
+def points_of_a_step(model, optimizer, x, y):
+    """The weights at which one step evaluates the loss: the unmoved ones, then the trials."""
+    points = []
+
+    def closure():
+        points.append(weights(model))
+        return cross_entropy(model(x), y)
+
+    optimizer.step(closure)
+    return points
+
+
 OPTIMIZERS = {
     "SGDSLS": lambda model: SGDSLS(model.parameters()),
     "AdamSLS": lambda model: AdamSLS(model.parameters()),
@@ -219,13 +231,7 @@ def test_a_joint_trial_is_the_next_iterate_where_nothing_has_momentum():
     model = network()
     optimizer = PLASLS(split(model, by_layer), joint="always", first_steps=1, betas=(0.0, 0.999))
     for x, y in batches(20):
-        tried = []
-
-        def closure(x=x, y=y, tried=tried):
-            tried.append(weights(model))
-            return cross_entropy(model(x), y)
-
-        optimizer.step(closure)
+        tried = points_of_a_step(model, optimizer, x, y)
         assert torch.allclose(tried[-1], weights(model), rtol=0, atol=1e-6)
 
 
@@ -611,13 +617,7 @@ def test_the_tested_direction_is_the_one_taken_where_nothing_has_momentum(decay)
     model = network()
     optimizer = AdamSLS(model.parameters(), betas=(0.0, 0.99), **decay)
     for x, y in batches(10):
-        tried = []
-
-        def closure(x=x, y=y, tried=tried):
-            tried.append(weights(model))
-            return cross_entropy(model(x), y)
-
-        optimizer.step(closure)
+        tried = points_of_a_step(model, optimizer, x, y)
         assert torch.allclose(tried[-1], weights(model), rtol=0, atol=2e-6)
 
 
@@ -625,12 +625,6 @@ def test_direction_momentum_tests_the_direction_that_is_taken():
     model = network()
     optimizer = AdamSLS(model.parameters(), direction="momentum")
     for x, y in batches(10):
-        tried = []
-
-        def closure(x=x, y=y, tried=tried):
-            tried.append(weights(model))
-            return cross_entropy(model(x), y)
-
-        optimizer.step(closure)
+        tried = points_of_a_step(model, optimizer, x, y)
         if optimizer.search.accepted:
             assert torch.allclose(tried[-1], weights(model), rtol=0, atol=2e-6)

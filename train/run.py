@@ -157,8 +157,7 @@ class _Training:
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with self.precision():
-            logits = self.model(**{name: values for name, values in batch.items() if name != "labels"})
-        return torch.nn.functional.cross_entropy(logits.float(), batch["labels"])
+            return self.model.loss(batch)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
