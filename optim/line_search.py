@@ -502,11 +502,13 @@ class _Trials:
         ):
             for parameter, origin, direction in zip(parameters, unmoved, directions, strict=True):
                 torch.add(origin, direction, alpha=size, out=parameter)
+        torch.clear_autocast_cache()  # of an autocast around the step: it holds the weights of the point before
 
     def __exit__(self, *exception: object) -> None:
         for parameters, unmoved in zip(self.parameters, self.unmoved, strict=True):
             for parameter, origin in zip(parameters, unmoved, strict=True):
                 parameter.copy_(origin)
+        torch.clear_autocast_cache()
 
 
 class _Evaluation:

@@ -393,6 +393,27 @@ def test_a_list_of_closures_is_one_step_over_their_mean():
     assert torch.allclose(weights(one), weights(other), rtol=1e-9)
 
 
+def test_an_autocast_around_the_step_is_as_good_as_one_in_the_closure():
+    """torch keeps the cast weights as long as the outermost autocast lasts; trials must not see old ones."""
+    one, other = network(), network()
+    inside, around = AdamSLS(one.parameters()), AdamSLS(other.parameters())
+    for x, y in batches(10):
+
+        def closure(model, x=x, y=y):
+            return cross_entropy(model(x).float(), y)
+
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            around.step(lambda: closure(other))
+
+        def cast():
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return closure(one)
+
+        inside.step(cast)
+        assert around.search == inside.search
+    assert torch.equal(weights(one), weights(other))
+
+
 def test_a_step_without_a_closure_moves_with_the_last_step_sizes():
     one, other = network(), network()
     searched, moved = AdamSLS(one.parameters()), AdamSLS(other.parameters())
