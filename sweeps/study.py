@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from train.config import Config
 from train.errors import InputError
+from train.tracking import writing
 
 from .space import Space
 
@@ -177,13 +178,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         InputError: the sweep's folder cannot be written.
     """
-    try:
+    with writing(f"sweep folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "queue.lock").open("a")
-    except OSError as error:
-        raise InputError(
-            f"the sweep folder {folder} cannot be written ({error.strerror}); --out takes a writable folder"
-        ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

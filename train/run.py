@@ -20,7 +20,7 @@ from .candidates import candidate
 from .config import Config
 from .errors import InputError
 from .model import Classifier, check_length, load_classifier, load_tokenizer
-from .tracking import Tracker, write_atomically
+from .tracking import Tracker, write_atomically, writing
 
 Progress = Callable[[int, int], None]
 
@@ -44,13 +44,9 @@ def run(config: Config, progress: Progress | None = None) -> Result:
     finished = config.folder / "summary.json"
     if finished.exists():
         return Result(config.folder, json.loads(finished.read_text(encoding="utf-8")))
-    try:
+    with writing(f"run folder {config.folder}"):
         config.folder.mkdir(parents=True, exist_ok=True)
         (config.folder / "error.txt").unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"the run folder {config.folder} cannot be written ({error.strerror}); --out takes a writable folder"
-        ) from None
     try:
         return Result(config.folder, _Training(config).train(progress))
     except Exception as error:

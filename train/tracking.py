@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,19 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+@contextmanager
+def writing(folder: str) -> Iterator[None]:
+    """An OSError inside becomes one line that names the folder.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"the {folder} cannot be written ({error.strerror}); --out takes a writable folder") from None
+
+
 class Tracker:
     """Writes config.json, history.jsonl (a line a logged step, flushed), summary.json, and the W&B run.
 
@@ -33,16 +47,12 @@ class Tracker:
 
     def __init__(self, config: Config, steps_kept: int) -> None:
         self.folder = config.folder
-        try:
+        with writing(f"run folder {self.folder}"):
             write_atomically(
                 self.folder / "config.json", json.dumps(config.as_dict() | {"run_id": config.run_id}, indent=2)
             )
             write_atomically(self.folder / "history.jsonl", self._history(steps_kept))
             self._file = (self.folder / "history.jsonl").open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"the run folder {self.folder} cannot be written ({error.strerror}); --out takes a writable folder"
-            ) from None
         self._wandb = _wandb_run(config) if config.track else None
 
     def _history(self, steps_kept: int) -> str:
