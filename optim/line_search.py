@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .armijo import Armijo, Backtracking, backtrack
 from .merging import Group, join, merge_smallest
+from .ranks import Ranks
 from .replay import Replay
 
 Closure = Callable[[], Any]
@@ -184,6 +186,7 @@ class LineSearch(torch.optim.Optimizer):
         self.progress = _Progress()
         self.search: Search | None = None
         self.counts: Counter[str] = Counter()
+        self.ranks = Ranks()
         super().__init__(params, lr=initial_step_size, **host)  # type: ignore[call-arg]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -221,12 +224,16 @@ class LineSearch(torch.optim.Optimizer):
         if closure is None:
             if not self.progress.accepted_once:
                 raise RuntimeError("step() without a closure needs step sizes: call step(closure) first")
+            self._start_together()
+            self.ranks.average_gradients(self._parameters())
             self._move(frozen=())
             return None
         closures = list(closure) if isinstance(closure, Sequence) else [closure]
+        self._start_together()
         with Replay(self._devices()) as replay:
             loss, backward_inside = replay.first(lambda: self._forward_backward(closures))
-            base = self._mean_over_ranks(float(loss), loss.device)
+            self.ranks.average_gradients(self._parameters())
+            base = self.ranks.mean(lambda: float(loss))
             if self._is_finite(base):
                 evaluate = _Evaluation(self, closures, replay, backward_inside, loss)
                 frozen = self._search(evaluate, base, torch.finfo(loss.dtype).eps)
@@ -240,24 +247,29 @@ class LineSearch(torch.optim.Optimizer):
         losses: list[Tensor] = []
         backward_inside = False
         for closure in closures:
-            with torch.enable_grad():
-                loss = torch.as_tensor(closure())
-            if loss.numel() != 1:
-                raise RuntimeError(f"the closure returned a tensor of shape {tuple(loss.shape)}; allowed: one number")
-            if not losses:
-                backward_inside = any(p.grad is not None for group in self.param_groups for p in group["params"])
-                if backward_inside and len(closures) > 1:
-                    raise RuntimeError("closures in a list must not call backward; allowed: forward only")
+            # Forward and backward apart: no rank waits in its backward for one that failed in its forward.
+            loss, inside = self.ranks.together(partial(self._forward, closure, not losses), len(closures))
+            backward_inside = backward_inside or inside
+            if backward_inside and len(closures) > 1:
+                raise RuntimeError("closures in a list must not call backward; allowed: forward only")
             if not backward_inside:
-                if not loss.requires_grad:
-                    raise RuntimeError("the closure's loss has no graph: it must depend on the parameters")
                 with torch.enable_grad():
-                    (loss / len(closures)).backward()
+                    self.ranks.together((loss / len(closures)).backward, len(closures))
             losses.append(loss.detach().reshape(()))
         self.counts["forwards"] += len(closures)
         self.counts["backwards"] += len(closures)
         mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         return mean if mean.is_floating_point() else mean.to(torch.get_default_dtype()), backward_inside
+
+    def _forward(self, closure: Closure, first: bool) -> tuple[Tensor, bool]:
+        with torch.enable_grad():
+            loss = torch.as_tensor(closure())
+        if loss.numel() != 1:
+            raise RuntimeError(f"the closure returned a tensor of shape {tuple(loss.shape)}; allowed: one number")
+        backward_inside = first and any(p.grad is not None for p in self._parameters())
+        if not backward_inside and not loss.requires_grad:
+            raise RuntimeError("the closure's loss has no graph: it must depend on the parameters")
+        return loss, backward_inside
 
     def _search(self, evaluate: "_Evaluation", base: float, epsilon: float) -> Sequence[Group]:
         """Set the step sizes of this step; returns the groups that must not move."""
@@ -375,7 +387,7 @@ class LineSearch(torch.optim.Optimizer):
         finite = math.isfinite(base)
         if gradients:
             norms = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
-            finite = math.isfinite(float(self._all_reduced(norms.sum().double()))) and finite
+            finite = math.isfinite(float(self.ranks.means(norms.sum().double()))) and finite
         if finite:
             self.progress.nonfinite = 0
             return True
@@ -390,17 +402,13 @@ class LineSearch(torch.optim.Optimizer):
 
     # -- several processes --------------------------------------------------------------------------------
 
-    def _mean_over_ranks(self, value: float, device: torch.device) -> float:
-        if _world_size() == 1:
-            return value
-        return float(self._all_reduced(torch.tensor(value, dtype=torch.float64, device=device)))
+    def _start_together(self) -> None:
+        of_groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
+        state = (self.settings, self.cycle, self.progress, of_groups)
+        self.ranks.start(self._parameters(), state)
 
-    def _all_reduced(self, values: Tensor) -> Tensor:
-        """The mean over all ranks, so that every rank takes the same decisions."""
-        if _world_size() > 1:
-            torch.distributed.all_reduce(values)
-            values /= _world_size()
-        return values
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def _devices(self) -> set[torch.device]:
         return {parameter.device for group in self.param_groups for parameter in group["params"]}
@@ -414,7 +422,7 @@ class LineSearch(torch.optim.Optimizer):
     # -- saving and loading -------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("settings", "cycle", "progress", "search", "counts")
+        own = ("settings", "cycle", "progress", "search", "counts", "ranks")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def state_dict(self) -> dict[str, Any]:
@@ -435,6 +443,7 @@ class LineSearch(torch.optim.Optimizer):
         self._regroup([group["name"] for group in state_dict["param_groups"]])
         super().load_state_dict(state_dict)
         self.progress, self.counts, self.search = progress, Counter(own["counts"]), None
+        self.ranks = Ranks()  # which compares the ranks' states again
 
     def _regroup(self, saved: Sequence[str]) -> None:
         """Merge our groups as the saved ones were."""
@@ -473,7 +482,7 @@ class _Trials:
             for of_group, directions in zip(gradients, self.directions, strict=True)
         ]
         in_one_transfer = torch.stack([values.sum().to(evaluate.device) for values in dots])
-        self.slopes: list[float] = optimizer._all_reduced(in_one_transfer).tolist()
+        self.slopes: list[float] = optimizer.ranks.means(in_one_transfer).tolist()
 
     def search(self, path: Path, start: float, max_trials: int | None = None) -> Backtracking:
         """Backtrack along the path from `start`; max_trials: None takes the optimizer's setting."""
@@ -491,7 +500,7 @@ class _Trials:
 
     def _value(self, sizes: Sequence[float]) -> float:
         self.place(sizes)
-        return self.optimizer._mean_over_ranks(self.evaluate(), self.evaluate.device)
+        return self.optimizer.ranks.mean(self.evaluate)
 
     def __enter__(self) -> "_Trials":
         return self
@@ -546,12 +555,6 @@ def _dot(gradient: Tensor, direction: Tensor) -> Tensor:
     if torch.finfo(gradient.dtype).bits < 32:  # a sum of many terms needs more digits
         gradient, direction = gradient.float(), direction.float()
     return torch.dot(gradient.flatten(), direction.flatten()).double()
-
-
-def _world_size() -> int:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 1
-    return torch.distributed.get_world_size()
 
 
 def _is_count(value: object) -> bool:

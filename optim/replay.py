@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 Buffers = dict[str, torch.Tensor]
@@ -19,6 +20,8 @@ class Replay:
     generators, Python's) and all buffers are what the first evaluation alone would have left, also when an
     evaluation raises.
 
+    Under DistributedDataParallel only `first` broadcasts buffers: each rank puts the ones that it received back itself.
+
     Args:
         devices: the accelerators whose generators the closure may use.
     """
@@ -26,6 +29,7 @@ class Replay:
     def __init__(self, devices: Iterable[torch.device]) -> None:
         self._devices = [device for device in devices if device.type not in ("cpu", "meta")]
         self._buffers_before: dict[torch.nn.Module, Buffers] = {}
+        self._wrappers: dict[DistributedDataParallel, bool] = {}
         self._after: tuple[Any, dict[torch.nn.Module, Buffers]] | None = None
 
     def __enter__(self) -> "Replay":
@@ -37,12 +41,16 @@ class Replay:
     ) -> None:
         if self._after is not None:
             self._restore(*self._after)
+            for wrapper, broadcasts in self._wrappers.items():
+                wrapper.require_forward_param_sync = broadcasts
 
     def first(self, evaluate: Callable[[], T]) -> T:
         def remember(module: torch.nn.Module, inputs: Any) -> None:
             # Content, not version counters: torch's batch norm writes its statistics without counting.
             if module._buffers and module not in self._buffers_before:
                 self._buffers_before[module] = _copies(module, module._buffers)
+            if isinstance(module, DistributedDataParallel):
+                self._wrappers[module] = True
 
         hook = register_module_forward_pre_hook(remember)
         try:
@@ -54,7 +62,10 @@ class Replay:
         if self._after is None:
             after = {module: _copies(module, buffers) for module, buffers in self._buffers_before.items()}
             self._after = (self._random_state(), after)
+            self._wrappers = {wrapper: wrapper.require_forward_param_sync for wrapper in self._wrappers}
         self._restore(self._randomness, self._buffers_before)
+        for wrapper in self._wrappers:
+            wrapper.require_forward_param_sync = False  # a forward without gradients does so anyway, for good
         return evaluate()
 
     def _random_state(self) -> tuple[Any, ...]:

@@ -1,0 +1,184 @@
+"""Several processes (torch.distributed): every rank takes the same decisions on the same numbers."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+# In a list of norms, which are 0 or above; NaN would be unlike itself.
+NO_GRADIENT, NOT_A_NUMBER = -1.0, -2.0
+
+
+class Ranks:
+    r"""All of an optimizer's talk with the other ranks; with one process, or none initialized, there is nothing to say.
+
+    The loss of a step is the mean over the ranks of their closures' losses,
+
+    .. math:: f(w) = \frac{1}{R} \sum_{r=1}^{R} f_r(w)
+
+    which is the loss of the global batch where the R local batches are equally large. For uneven ones the closure
+    weighs its own loss by R n_r / n, with n_r of the n rows on rank r, as under DistributedDataParallel.
+
+    The weights are the same bits on all ranks: they are compared at the first step; so are the gradients, which are
+    averaged here where nobody has done so (DistributedDataParallel does); every decision is made on numbers gathered
+    from all ranks, of which each computes the same mean; and the move is elementwise.
+
+    An exception in the closure of one rank is raised there, and on the others as a RuntimeError that names the
+    rank, all in the same evaluation. What one rank cannot tell the others (it is dead, or they wait for it in
+    a collective of their own) they learn when the connection breaks, or after the timeout of init_process_group.
+
+    The numbers travel on a gloo group of our own: on a group where others wait for the rest of their backward pass,
+    they would be taken for a part of it. Gradients travel on the default group, on their device.
+    """
+
+    def __init__(self) -> None:
+        self._groups: tuple[Any, Any] | None = None  # the default group, and ours beside it
+        self._compared = False
+        self._average: bool | None = None  # whether gradients are averaged here; None: not known yet
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Ranks, ()  # a process group cannot be copied or saved
+
+    @property
+    def count(self) -> int:
+        return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+    def together(self, work: Callable[[], T], evaluations: int) -> T:
+        """This rank's work, one of so many evaluations; an exception on any rank is raised on all of them.
+
+        Raises:
+            RuntimeError: another rank's work raised an exception, or the ranks have different numbers of evaluations.
+        """
+        if self.count == 1:
+            return work()
+        done: list[T] = []
+
+        def numbers() -> list[float]:
+            done.append(work())
+            return [evaluations]
+
+        counts = self._gathered(numbers, 1)[:, 0].int().tolist()
+        if len(set(counts)) > 1:
+            raise RuntimeError(f"the ranks were given {counts} closures; allowed: equally many on all ranks")
+        return done[0]
+
+    def mean(self, number: Callable[[], float]) -> float:
+        """The mean of all ranks' numbers, in one collective; exceptions as in `together`."""
+        return number() if self.count == 1 else float(self._gathered(lambda: [number()], 1).mean())
+
+    def means(self, values: Tensor) -> Tensor:
+        """The mean over all ranks of each value, in the same shape; on one process they stay on their device."""
+        if self.count == 1:
+            return values
+        return self._gathered(values.flatten().tolist, values.numel()).mean(0).reshape(values.shape)
+
+    def start(self, parameters: Sequence[Tensor], state: object) -> None:
+        """At the first step: all ranks must hold the same parameters and be in the same state.
+
+        Raises:
+            RuntimeError: they do not; says which rank differs from rank 0, and what to do.
+        """
+        if self._compared or self.count == 1:
+            return
+        described = repr((state, [(tuple(p.shape), p.dtype) for p in parameters]))
+        differs = self._gathered(lambda: [zlib.crc32(described.encode())], 1)
+        if len(rank := (differs != differs[0]).nonzero()):
+            raise RuntimeError(
+                f"rank {int(rank[0, 0])} has other parameters, settings or step sizes than rank 0; allowed: the same "
+                "on all ranks (no sharded parameters, and a state that is loaded on all ranks or on none)"
+            )
+        if (other := self._first_unlike(parameters)) is not None:
+            raise RuntimeError(
+                f"rank {other} starts from other weights than rank 0; allowed: the same on all ranks "
+                "(DistributedDataParallel sends rank 0's to all)"
+            )
+        self._compared = True
+
+    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Replace each gradient by its mean over the ranks, unless they are the same already.
+
+        The first step compares them bit for bit. Where they are the same, as under DistributedDataParallel, later
+        steps compare their norms. A gradient that only other ranks have counts as zero here.
+        """
+        if self.count == 1:
+            return
+        norms = self._gathered(lambda: _norms(parameters), len(parameters))
+        if (norms != norms[0]).any():
+            self._average = True
+        elif self._average is None:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            self._average = self._first_unlike(gradients) is not None
+        if not self._average:
+            return
+        with_gradient = [p for p, norm in zip(parameters, norms.amax(0).tolist(), strict=True) if norm != NO_GRADIENT]
+        sums = [torch.zeros_like(p) if p.grad is None else p.grad.contiguous() for p in with_gradient]
+        for sent in [dist.all_reduce(total, async_op=True) for total in sums]:
+            sent.wait()
+        for parameter, total in zip(with_gradient, sums, strict=True):
+            parameter.grad = total.div_(self.count)
+
+    # -- the wire -----------------------------------------------------------------------------------------
+
+    def _gathered(self, numbers: Callable[[], Sequence[float]], size: int) -> Tensor:
+        """All ranks' numbers, shape [ranks, size]; raises on every rank where one rank's `numbers` raised."""
+        error: Exception | None = None
+        mine = [1.0] + [0.0] * size
+        try:
+            mine = [0.0, *numbers()]
+        except Exception as raised:  # an interrupt goes out at once, without waiting for the others
+            error = raised
+        rows = [torch.empty(size + 1, dtype=torch.float64) for _ in range(self.count)]
+        try:
+            dist.all_gather(rows, torch.tensor(mine, dtype=torch.float64), group=self._group())
+            everyone = torch.stack(rows)
+            if everyone[:, 0].any():
+                reports: list[Any] = [None] * self.count
+                dist.all_gather_object(reports, error and repr(error)[:500], group=self._group())
+                rank, report = next((rank, report) for rank, report in enumerate(reports) if report)
+                raise RuntimeError(f"rank {rank} raised {report}")
+        except RuntimeError as of_another:
+            raise error or of_another from None
+        return everyone[:, 1:]
+
+    def _first_unlike(self, tensors: Sequence[Tensor]) -> int | None:
+        """The first rank whose tensors are not the bits of rank 0's."""
+        alike = True
+        for tensor in tensors:
+            ours = tensor.detach().contiguous()
+            theirs = ours.clone()
+            dist.broadcast(theirs, src=0)
+            alike = alike and torch.equal(ours.flatten().view(torch.uint8), theirs.flatten().view(torch.uint8))
+        unlike = self._gathered(lambda: [not alike], 1)[:, 0].tolist()
+        return unlike.index(1.0) if any(unlike) else None
+
+    def _group(self) -> Any:
+        """Our group beside the default one, with its timeout."""
+        default = dist.group.WORLD
+        if self._groups is None or self._groups[0] is not default:
+            self._groups = default, dist.new_group(backend="gloo", timeout=_timeout(default))
+        return self._groups[1]
+
+
+def _norms(parameters: Sequence[Tensor]) -> list[float]:
+    """One number a gradient: its norm, or what no norm is."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return [NO_GRADIENT] * len(parameters)
+    stacked = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
+    norms = iter(stacked.double().nan_to_num(nan=NOT_A_NUMBER).tolist())
+    return [NO_GRADIENT if p.grad is None else next(norms) for p in parameters]
+
+
+def _timeout(group: Any) -> timedelta | None:
+    """What the caller gave to init_process_group, where this version of torch tells."""
+    for device in group._device_types:
+        options = getattr(group._get_backend(device), "options", None)
+        if options is not None:
+            return options._timeout
+    return None
