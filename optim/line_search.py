@@ -201,6 +201,8 @@ class LineSearch(torch.optim.Optimizer):
         super().add_param_group(group)
         if any(parameter.is_complex() for parameter in self.param_groups[-1]["params"]):
             raise ValueError("complex parameters are not supported; allowed: real ones")
+        if any(hasattr(parameter, "device_mesh") for parameter in self.param_groups[-1]["params"]):
+            raise ValueError("sharded parameters (DTensor) are not supported; allowed: the whole of each on every rank")
 
     # -- the step -----------------------------------------------------------------------------------------
 
@@ -536,6 +538,8 @@ class _Evaluation:
         # Such a closure overwrites the gradients, which the move still needs.
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters]
+        if self.optimizer.ranks.count > 1:  # they may be views of the buckets that the closure's backward fills
+            gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
         try:
             for parameter in parameters:
                 parameter.grad = None

@@ -134,16 +134,21 @@ class Ranks:
         except Exception as raised:  # an interrupt goes out at once, without waiting for the others
             error = raised
         rows = [torch.empty(size + 1, dtype=torch.float64) for _ in range(self.count)]
+        report: list[Any] = [None] * self.count
         try:
             dist.all_gather(rows, torch.tensor(mine, dtype=torch.float64), group=self._group())
             everyone = torch.stack(rows)
             if everyone[:, 0].any():
-                reports: list[Any] = [None] * self.count
-                dist.all_gather_object(reports, error and repr(error)[:500], group=self._group())
-                rank, report = next((rank, report) for rank, report in enumerate(reports) if report)
-                raise RuntimeError(f"rank {rank} raised {report}")
-        except RuntimeError as of_another:
-            raise error or of_another from None
+                dist.all_gather_object(report, error and repr(error)[:500], group=self._group())
+        except RuntimeError as lost:
+            raise error or RuntimeError(
+                "another rank has ended, or did not answer within the timeout of init_process_group"
+            ) from lost
+        if error is not None:
+            raise error
+        for rank, text in enumerate(report):
+            if text is not None:
+                raise RuntimeError(f"rank {rank} raised {text}")
         return everyone[:, 1:]
 
     def _first_unlike(self, tensors: Sequence[Tensor]) -> int | None:

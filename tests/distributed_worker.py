@@ -29,6 +29,7 @@ CLAIMS = []
 # -- what the ranks, and the single process that they are held against, train on ------------------------------
 
 ROWS, STEPS = 24, 25
+FAST = {"growth_steps": 2}  # so that searches backtrack
 
 
 def network(seed=0, dropout=0.0, width=16):
@@ -169,14 +170,14 @@ def unused_parameters(rank):
         "plain": lambda module: module,
     }.items():
         wrapped = wrap(copy.deepcopy(Heads()))
-        seen[name] = trained(rank, wrapped, AdamSLS(wrapped.parameters()), closure=closure)
+        seen[name] = trained(rank, wrapped, AdamSLS(wrapped.parameters(), growth_steps=1), closure=closure)
     return seen
 
 
 def on_shares(rank, make, wrap=lambda module: module, style="forward", shares=(ROWS // 2, ROWS // 2)):
     """Step sizes, trials, losses and weights on this rank's share of each global batch."""
     model = wrap(curved())
-    optimizer = make(layers(model))
+    optimizer = make(layers(model), **FAST)
     history = []
     for k in range(STEPS):
         x, y = share(*rows(k), rank, shares)
@@ -217,8 +218,8 @@ def global_batch(rank):
         "PLASLS, DDP, torch style, bucket views": on_shares(rank, PLASLS, bucket_views, "torch"),
         "PLASLS, DDP, bucket views": on_shares(rank, PLASLS, bucket_views),
         "PLASLS, DDP, three closures with no_sync": on_shares(rank, PLASLS, wrap, "list"),
-        "PLASLS, uneven": on_shares(rank, PLASLS, style="weighted", shares=(6, 18)),
-        "PLASLS, DDP, uneven": on_shares(rank, PLASLS, wrap, "weighted", shares=(6, 18)),
+        "PLASLS, weighted": on_shares(rank, PLASLS, style="weighted", shares=(6, 18)),
+        "PLASLS, DDP, weighted": on_shares(rank, PLASLS, wrap, "weighted", shares=(6, 18)),
     }
 
 
@@ -276,7 +277,7 @@ def copies(rank):
     other, model_too = pickle.loads(pickle.dumps((optimizer, model)))
     loaded_model = copy.deepcopy(model)
     loaded = PLASLS(layers(loaded_model))
-    loaded.load_state_dict(optimizer.state_dict())
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # torch shares the moments otherwise
     return {
         "original": trained(rank, model, optimizer, steps=4),
         "copied": trained(rank, model_too, other, steps=4),
@@ -409,15 +410,13 @@ def with_accelerate(rank):
     accelerator = Accelerator(cpu=True)
     bare = network(seed=rank, dropout=0.2)
     model, optimizer = accelerator.prepare(bare, PLASLS(layers(bare), first_steps=2, growth_steps=2))
-    seen = {"weights": [], "sizes": [], "trials": 0, "base": [], "returned": []}
+    seen = {"weights": [], "sizes": [], "base": [], "returned": []}
     for k in range(12):
         x, y = batch(rank, k)
         returned = optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))
-        search = optimizer.optimizer.search
         seen["weights"].append(digest(model))
         seen["sizes"].append(sizes(optimizer))
-        seen["trials"] += search.trials
-        seen["base"].append(search.base)
+        seen["base"].append(optimizer.optimizer.search.base)
         seen["returned"].append(returned)
     return seen | {"wrapped": type(model).__name__, "updates": int(bare[1].num_batches_tracked)}
 
@@ -429,7 +428,7 @@ def with_accelerate(rank):
 def before_the_first_broadcast(rank):
     """Rank 0 fails before DistributedDataParallel's forward, where rank 1 waits for rank 0's buffers."""
     dist.destroy_process_group()
-    dist.init_process_group("gloo", timeout=timedelta(seconds=4))
+    join(rank, 4)
     model = DistributedDataParallel(network())
     optimizer = AdamSLS(model.parameters())
     trained(rank, model, optimizer, steps=2)
@@ -448,7 +447,7 @@ def before_the_first_broadcast(rank):
 def a_dead_rank(rank):
     """Rank 1 is killed within a step."""
     dist.destroy_process_group()
-    dist.init_process_group("gloo", timeout=timedelta(seconds=100))
+    join(rank, 60)
     model = network()
     optimizer = AdamSLS(model.parameters())
     trained(rank, model, optimizer, steps=2)
@@ -460,10 +459,16 @@ def a_dead_rank(rank):
             os.kill(os.getpid(), signal.SIGKILL)
         return cross_entropy(model(x), y)
 
-    return raised(lambda: optimizer.step(closure)) | {"weights_back": digest(model) == before}
+    return raised(lambda: optimizer.step(closure)) | {"weights_back": digest(model) == before, "timeout": 60}
 
 
-def main(folder):
+def join(rank, timeout):
+    """A group with a store of its own: a second group would read the first one's addresses out of torchrun's store."""
+    store = dist.FileStore(str(FOLDER / f"store_{timeout}"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=timeout))
+
+
+def main():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when a rank dies; what was seen is written first
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=20))
@@ -477,8 +482,9 @@ def main(folder):
             seen[function.__name__] = {"failed": traceback.format_exc()}
         if os.environ.get("VERBOSE"):
             print(rank, function.__name__, round(time.monotonic() - started, 2), flush=True)
-        (folder / f"{rank}.json").write_text(json.dumps(seen))
+        (FOLDER / f"{rank}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    FOLDER = Path(sys.argv[1])
+    main()

@@ -1,0 +1,195 @@
+"""Two processes: the same steps on both, the global batch's steps, and faults of one rank that reach the other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from optim import PLASLS, SGDSLS, AdamSLS
+from tests.distributed_worker import FAST, STEPS, curved, layers, rows, sizes, squares
+
+HOSTS = {"SGDSLS": SGDSLS, "AdamSLS": AdamSLS, "PLASLS": PLASLS}
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    """What each of two ranks saw, by claim of the worker: one start of torchrun for all tests."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [*launcher, "-m", "tests.distributed_worker", str(folder)],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    seen = [json.loads(path.read_text()) if path.exists() else {} for path in (folder / "0.json", folder / "1.json")]
+
+    def of(claim):
+        for rank in seen:
+            assert claim in rank, ran.stderr
+            assert "failed" not in rank[claim], rank[claim]["failed"]
+        return [rank[claim] for rank in seen]
+
+    of.survivor = seen[0]
+    return of
+
+
+def assert_same_steps(zero, one, trials=20):
+    assert zero["weights"] == one["weights"]
+    assert zero["sizes"] == one["sizes"]
+    assert zero["trials"] == one["trials"]
+    assert len(set(zero["weights"])) == len(zero["weights"])  # they do move
+    assert sum(zero["trials"]) > trials  # and searches do backtrack
+    assert all(a != b for a, b in zip(zero["losses"], one["losses"], strict=True))  # on different data
+
+
+@pytest.mark.parametrize("claim", ["plain", "ddp"])
+def test_ranks_with_different_data_take_the_same_steps_to_the_same_bits(ranks, claim):
+    assert_same_steps(*ranks(claim))
+
+
+@pytest.mark.parametrize("wrapped", ["ddp", "plain"])
+def test_heads_that_only_one_rank_uses_move_alike_on_all(ranks, wrapped):
+    zero, one = ranks("unused_parameters")
+    assert_same_steps(zero[wrapped], one[wrapped], trials=12)
+    assert zero["ddp"]["weights"] == zero["plain"]["weights"]
+
+
+def test_merging_happens_on_all_ranks_alike(ranks):
+    zero, one = ranks("ddp_merging")
+    assert zero["weights"] == one["weights"]
+    assert zero["merged"] == one["merged"]
+    assert zero["merged"].count(None) < len(zero["merged"])
+
+
+def test_ddp_starts_each_base_forward_from_the_first_ranks_buffers_and_updates_them_once(ranks):
+    zero, one = ranks("ddp")
+    assert zero["seen_buffers"] == one["seen_buffers"]
+    assert len(zero["seen_buffers"]) == zero["updates"] == one["updates"] == len(zero["weights"])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "SGDSLS",
+        "AdamSLS",
+        "PLASLS",
+        "PLASLS, DDP",
+        "PLASLS, DDP, torch style",
+        "PLASLS, DDP, torch style, bucket views",
+        "PLASLS, DDP, bucket views",
+        "PLASLS, DDP, three closures with no_sync",
+        "PLASLS, weighted",
+        "PLASLS, DDP, weighted",
+    ],
+)
+def test_two_ranks_take_the_steps_of_one_process_on_the_global_batch(ranks, case):
+    model = curved()
+    optimizer = HOSTS[case.split(",")[0]](layers(model), **FAST)
+    zero, one = (rank[case] for rank in ranks("global_batch"))
+    assert zero["weights"] == one["weights"]
+    assert zero["history"] == one["history"]
+    for k, (step_sizes, trials, base) in enumerate(zero["history"]):
+        optimizer.step(lambda k=k: squares(model(rows(k)[0]), rows(k)[1]))
+        assert sizes(optimizer) == pytest.approx(step_sizes, rel=1e-12)
+        assert optimizer.search.trials == trials
+        assert optimizer.search.base == pytest.approx(base, rel=1e-9)
+    values = torch.nn.utils.parameters_to_vector(model.parameters()).tolist()
+    assert values == pytest.approx(zero["values"], rel=1e-7, abs=1e-9)
+    assert sum(trials for _, trials, _ in zero["history"]) > STEPS + 5
+
+
+def test_gradients_that_differ_in_sign_only_are_averaged(ranks):
+    for rank in ranks("mirrored_gradients"):
+        assert rank == {"w": [0.0] * 3, "gradient": [0.0] * 3}
+
+
+def test_a_step_without_a_closure_averages_the_gradients(ranks):
+    zero, one = ranks("without_closure")
+    assert zero["weights"] == one["weights"]
+
+
+def test_a_trial_needs_one_collective(ranks):
+    seen = ranks("collectives")[0]["collectives"][1:]  # the first step compares the ranks, too
+    assert {count - trials for count, trials in seen} == {seen[0][0] - seen[0][1]}
+    assert len({trials for _, trials in seen}) > 3
+
+
+@pytest.mark.parametrize("kind", ["copied", "loaded"])
+def test_a_copy_continues_on_all_ranks(ranks, kind):
+    for rank in ranks("copies"):
+        assert rank[kind]["weights"] == rank["original"]["weights"]
+
+
+CULPRITS = [0, 1]
+PLACES = ["base", "trial", "trial, before the forward", "backward"]
+
+
+@pytest.mark.parametrize("culprit", CULPRITS)
+@pytest.mark.parametrize(
+    ("wrapped", "place"), [(w, p) for p in PLACES for w in ("plain", "DDP") if (w, p) != ("DDP", "backward")]
+)
+def test_an_exception_on_one_rank_is_raised_on_all_and_the_weights_are_back(ranks, wrapped, place, culprit):
+    seen = [rank[f"{wrapped}, {place}, rank {culprit}"] for rank in ranks("failures")]
+    assert seen[culprit]["error"] == "ValueError: made to fail"
+    assert seen[1 - culprit]["error"] == f"RuntimeError: rank {culprit} raised ValueError('made to fail')"
+    for rank in seen:
+        assert rank["weights_back"]
+        assert rank["sizes_back"]
+    assert seen[0]["goes_on"]["weights"] == seen[1]["goes_on"]["weights"]
+
+
+def test_what_is_not_finite_on_one_rank_is_skipped_or_rejected_on_all(ranks):
+    zero, one = ranks("not_finite")
+    for rank in (zero, one):
+        assert rank["skipped"] == [[True, 1], [True, 2]]
+        assert rank["third"]["error"].startswith("FloatingPointError: 3 steps in a row")
+        assert rank["third"]["same"]
+        assert rank["trials"] == 2
+    assert (zero["weights"], zero["sizes"]) == (one["weights"], one["sizes"])
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("other_weights", "RuntimeError: rank 1 starts from other weights than rank 0"),
+        ("other_shapes", "RuntimeError: rank 1 has other parameters, settings or step sizes than rank 0"),
+        ("loaded_on_one_rank", "RuntimeError: rank 1 has other parameters, settings or step sizes than rank 0"),
+        ("uneven_lists", "RuntimeError: the ranks were given [2, 3] closures; allowed: equally many on all ranks"),
+        ("sharded", "ValueError: sharded parameters (DTensor) are not supported"),
+    ],
+)
+def test_ranks_that_cannot_step_together_are_refused_on_all(ranks, case, says):
+    for rank in ranks("refused"):
+        assert rank[case]["error"].startswith(says)
+        assert "\n" not in rank[case]["error"]
+
+
+def test_accelerate_takes_the_steps_of_ddp(ranks):
+    for rank, ddp in zip(ranks("with_accelerate"), ranks("ddp"), strict=True):
+        assert rank["wrapped"] == "DistributedDataParallel"
+        assert rank["weights"] == ddp["weights"]
+        assert rank["sizes"] == ddp["sizes"]
+        assert rank["updates"] == ddp["updates"]
+
+
+def test_a_rank_that_others_wait_for_elsewhere_ends_them_after_the_groups_timeout(ranks):
+    zero, one = ranks("before_the_first_broadcast")
+    assert zero["error"] == "ValueError: made to fail"
+    assert one["error"].startswith("RuntimeError")
+    assert zero["weights_back"]
+    assert one["weights_back"]
+
+
+def test_a_killed_rank_ends_the_others_before_the_timeout(ranks):
+    seen = ranks.survivor["a_dead_rank"]
+    assert seen["error"].startswith("RuntimeError: another rank has ended")
+    assert seen["seconds"] < seen["timeout"]
+    assert seen["weights_back"]
