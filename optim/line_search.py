@@ -3,14 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .armijo import Armijo, Backtracking, backtrack
-from .merging import Group, join, merge_smallest
+from .merging import Group, merge_smallest
 from .replay import Replay
 
 Closure = Callable[[], Any]
@@ -165,11 +165,7 @@ class LineSearch(torch.optim.Optimizer):
         max_nonfinite: int = 10,
         **host: Any,
     ) -> None:
-        if "lr" in host:
-            raise TypeError("there is no lr: the line search finds it; initial_step_size is where it starts")
-        for name in ("maximize", "capturable", "differentiable"):
-            if host.get(name):
-                raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
+        _refuse(host)
         self.settings = Settings(
             c=c,
             backtracking=backtracking,
@@ -184,20 +180,40 @@ class LineSearch(torch.optim.Optimizer):
         self.progress = _Progress()
         self.search: Search | None = None
         self.counts: Counter[str] = Counter()
+        self.sizes: dict[str, int] = {}
         super().__init__(params, lr=initial_step_size, **host)  # type: ignore[call-arg]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        group = dict(param_group) if isinstance(param_group, dict) else param_group
-        if isinstance(group, dict):
-            names = {existing["name"] for existing in self.param_groups}
-            group.setdefault("name", "all" if not names else f"group_{len(names)}")
-            if group["name"] in names or "+" in str(group["name"]):
-                raise ValueError(f"component name {group['name']!r}: must be new and without '+'")
-            if self.param_groups and self.cycle is None:
-                group["lr"] = self.param_groups[0]["lr"]  # all groups share one step size
+        """Add a component, at any time; its turn comes last.
+
+        Its step size starts from the one that all groups share or, where components have their own, from their mean.
+
+        Raises:
+            ValueError: the group has no parameters, complex ones, a name that is taken, or a setting out of range.
+            TypeError: the group has an `lr`.
+        """
+        if not isinstance(param_group, dict):
+            super().add_param_group(param_group)  # which says what is wrong
+        group = dict(param_group)
+        _refuse(group)
+        # A number beyond all that merges have used up.
+        name = group.setdefault("name", f"group_{len(self.sizes)}" if self.sizes else "all")
+        if not isinstance(name, str) or not name or name in self.sizes or "+" in name:
+            raise ValueError(f"component name {name!r}; allowed: a new string without '+'")
+        if self.param_groups:
+            sizes = [float(existing["lr"]) for existing in self.param_groups]
+            shared = self.cycle is None or self.progress.whole
+            group["lr"] = sizes[0] if shared else math.fsum(sizes) / len(sizes)
         super().add_param_group(group)
-        if any(parameter.is_complex() for parameter in self.param_groups[-1]["params"]):
-            raise ValueError("complex parameters are not supported; allowed: real ones")
+        added = self.param_groups[-1]["params"]
+        if not added or any(parameter.is_complex() for parameter in added):
+            del self.param_groups[-1]
+            raise ValueError(
+                "complex parameters are not supported; allowed: real ones"
+                if added
+                else f"component {name!r} has no parameters; allowed: at least one"
+            )
+        self.sizes[name] = len(added)
 
     # -- the step -----------------------------------------------------------------------------------------
 
@@ -414,38 +430,59 @@ class LineSearch(torch.optim.Optimizer):
     # -- saving and loading -------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("settings", "cycle", "progress", "search", "counts")
-        return super().__getstate__() | {name: getattr(self, name) for name in own}
+        own = ("settings", "cycle", "progress", "search", "counts", "sizes")
+        return super().__getstate__() | {name: self.__dict__[name] for name in own if name in self.__dict__}
 
     def state_dict(self) -> dict[str, Any]:
         own = {"progress": asdict(self.progress), "counts": dict(self.counts)}
         return super().state_dict() | {"line_search": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume bit for bit, in the middle of a cycle and after merges.
+        """Resume bit for bit, in the middle of a cycle and after merges; merges since the state was saved are undone.
+
+        What an older version did not save starts as in a new optimizer.
 
         Raises:
-            ValueError: the state is of other components, or of an optimizer without a line search.
+            ValueError: the state is of other components, of an optimizer without a line search, or of a newer version.
+                Nothing has changed then.
         """
         state_dict = dict(state_dict)
         if "line_search" not in state_dict:
             raise ValueError("the state holds no line search: it was saved by another kind of optimizer")
         own = state_dict.pop("line_search")
-        progress = _Progress(**own["progress"])
-        self._regroup([group["name"] for group in state_dict["param_groups"]])
-        super().load_state_dict(state_dict)
-        self.progress, self.counts, self.search = progress, Counter(own["counts"]), None
+        known = {field.name for field in fields(_Progress)}
+        unknown = sorted({*own} - {"progress", "counts"} | {*own.get("progress", {})} - known)
+        if unknown:
+            raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: a newer version has saved it")
+        before = self.param_groups
+        self.param_groups = self._regrouped([group.get("name", "?") for group in state_dict["param_groups"]])
+        try:
+            super().load_state_dict(state_dict)
+        except BaseException:
+            self.param_groups = before
+            raise
+        self.progress = _Progress(**own.get("progress", {}))
+        self.counts, self.search = Counter(own.get("counts", {})), None
 
-    def _regroup(self, saved: Sequence[str]) -> None:
-        """Merge our groups as the saved ones were."""
-        for name in saved:
-            for group in [g for g in self.param_groups if f"+{g['name']}+" in f"+{name}+" and g["name"] != name]:
-                first = next(g for g in self.param_groups if f"+{name}+".startswith(f"+{g['name']}+"))
-                if group is not first:
-                    join(self.param_groups, first, group)
-        ours = [group["name"] for group in self.param_groups]
-        if ours != list(saved):
-            raise ValueError(f"the state is of the components {', '.join(saved)}; here are {', '.join(ours)}")
+    def _regrouped(self, saved: Sequence[str]) -> list[Group]:
+        """Our groups, merged as the saved ones are."""
+        parts: dict[str, Group] = {}
+        for group in self.param_groups:
+            start = 0
+            for name in group["name"].split("+"):
+                stop = start + self.sizes[name]
+                parts[name] = group | {key: group[key][start:stop] for key in ("params", "param_names") if key in group}
+                start = stop
+        if sorted("+".join(saved).split("+")) != sorted(parts):
+            ours = ", ".join(group["name"] for group in self.param_groups)
+            raise ValueError(f"the state is of the components {', '.join(saved)}; here are {ours}")
+        groups = []
+        for merged in saved:
+            first, *others = (parts[name] for name in merged.split("+"))
+            for key in {"params", "param_names"} & first.keys():
+                first[key] = [item for part in (first, *others) for item in part[key]]
+            groups.append(first | {"name": merged})
+        return groups
 
 
 class _Trials:
@@ -556,6 +593,15 @@ def _world_size() -> int:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _refuse(settings: dict[str, Any]) -> None:
+    """Of torch's optimizers' arguments, those that a line search cannot have: for all groups, or for one."""
+    if "lr" in settings:
+        raise TypeError("there is no lr: the line search finds it; initial_step_size is where it starts")
+    for name in ("maximize", "capturable", "differentiable"):
+        if settings.get(name):
+            raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
 
 
 def _require(name: str, value: object, holds: bool, allowed: str) -> None:
