@@ -234,11 +234,14 @@ class LineSearch(torch.optim.Optimizer):
                 sizes are as they were.
             RuntimeError: the loss has no graph; or no closure was given before the first search.
         """
+        self._read_step_sizes()
         if closure is None:
             if not self.progress.accepted_once:
                 raise RuntimeError("step() without a closure needs step sizes: call step(closure) first")
             self._move(frozen=())
             return None
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("torch.inference_mode() allows no gradients: step(closure) must be called outside of it")
         closures = list(closure) if isinstance(closure, Sequence) else [closure]
         with Replay(self._devices()) as replay:
             loss, backward_inside = replay.first(lambda: self._forward_backward(closures))
@@ -249,6 +252,12 @@ class LineSearch(torch.optim.Optimizer):
                 self._move(frozen)
                 self._merge()
         return loss
+
+    def _read_step_sizes(self) -> None:
+        """As floats, whatever a scheduler, a user or a checkpoint has put there."""
+        for group in self.param_groups:
+            size = group["lr"] = float(group["lr"])
+            _require(f"the step size of {group['name']}", size, 0 <= size < math.inf, "a finite number, 0 or above")
 
     def _forward_backward(self, closures: Sequence[Closure]) -> tuple[Tensor, bool]:
         """The loss at w_k, its gradient in p.grad, and whether the closure itself did the backward pass."""
@@ -354,23 +363,21 @@ class LineSearch(torch.optim.Optimizer):
                 progress.whole = progress.whole_steps < cycle.first_steps
 
     def _move(self, frozen: Sequence[Group]) -> None:
-        """The host's own step; a frozen group's moments are updated, its weights are not moved."""
-        kept = [(group, group["lr"]) for group in frozen]
-        try:
-            for group in frozen:
-                group["lr"] = 0.0
-            # Called below torch's hook wrapper, which is around this class's step already: hooks fire once.
-            step: Any = super().step
-            if getattr(step, "hooked", False):
-                step.__wrapped__(self)
-            else:
-                step()
-        finally:
-            for group, size in kept:
-                group["lr"] = size
+        """The host's own step; a frozen group's moments are updated, its weights stay, bit for bit."""
+        kept = [(p, p.detach().clone()) for group in frozen for p in group["params"] if p.grad is not None]
+        # Called below torch's hook wrapper, which is around this class's step already: hooks fire once.
+        step: Any = super().step
+        if getattr(step, "hooked", False):
+            step.__wrapped__(self)
+        else:
+            step()
+        for parameter, origin in kept:
+            parameter.copy_(origin)
 
     def _merge(self) -> None:
         if self.cycle is None or self.progress.whole or self.search is None:
+            return
+        if hasattr(self.step, "_wrapped_by_lr_sched"):  # torch's schedulers count the groups, once and for all
             return
         names = [group["name"] for group in self.param_groups]
         merged = merge_smallest(self.param_groups, self.cycle.merge_threshold)
@@ -385,13 +392,16 @@ class LineSearch(torch.optim.Optimizer):
     # -- faults -------------------------------------------------------------------------------------------
 
     def _is_finite(self, base: float) -> bool:
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        gradients = [gradient for gradient in grads if gradient is not None and gradient.numel()]
         if any(gradient.is_sparse for gradient in gradients):
             raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
         finite = math.isfinite(base)
         if gradients:
-            norms = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
-            finite = math.isfinite(float(self._all_reduced(norms.sum().double()))) and finite
+            # The largest entry of each: a norm over many finite ones may be infinite, in float16 above all.
+            norms = torch._foreach_norm(gradients, math.inf)
+            largest = torch.stack([norm.to(gradients[0].device, torch.float64) for norm in norms])
+            finite = math.isfinite(float(self._all_reduced(largest.sum()))) and finite
         if finite:
             self.progress.nonfinite = 0
             return True
