@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .armijo import Armijo, Backtracking, backtrack
 from .merging import Group, merge_smallest
-from .replay import Replay
+from .replay import Modules, Replay
 
 Closure = Callable[[], Any]
 # One number -> a step size for each involved group: the line of a search.
@@ -149,6 +149,7 @@ class LineSearch(torch.optim.Optimizer):
 
     cycle: Cycle | None = None
     """How the param groups take turns as components; None: they share one step size."""
+    _modules: Modules | None = None  # that the closures run; found anew by a copy
 
     def __init__(
         self,
@@ -243,8 +244,9 @@ class LineSearch(torch.optim.Optimizer):
         if torch.is_inference_mode_enabled():
             raise RuntimeError("torch.inference_mode() allows no gradients: step(closure) must be called outside of it")
         closures = list(closure) if isinstance(closure, Sequence) else [closure]
-        with Replay(self._devices()) as replay:
+        with Replay(self._devices(), self._modules) as replay:
             loss, backward_inside = replay.first(lambda: self._forward_backward(closures))
+            self._modules = replay.modules
             base = self._mean_over_ranks(float(loss), loss.device)
             if self._is_finite(base):
                 evaluate = _Evaluation(self, closures, replay, backward_inside, loss)
