@@ -60,7 +60,7 @@ def backtrack(
 ) -> Backtracking:
     """Shrink the step size by `factor` from `start` until the condition accepts it (paper Sec. III-A).
 
-    The search fails, `accepted` False, where the slope promises no decrease, after `max_trials`, and where the next
+    The search fails, `accepted` False, where the slope promises no decrease or none that is finite, after `max_trials`, and where the next
     step size would promise a decrease too small to be resolved: below that level only chance accepts.
 
     Args:
@@ -76,7 +76,7 @@ def backtrack(
     step_size, value = start, math.nan
     for trials in range(max_trials):
         promised = predicted(step_size)
-        if not promised < 0 or (trials > 0 and -promised <= condition.tolerance(base, epsilon)):
+        if not -math.inf < promised < 0 or (trials > 0 and -promised <= condition.tolerance(base, epsilon)):
             return Backtracking(step_size, value, trials, accepted=False)
         value = evaluate(step_size)
         if condition.accepts(base, value, promised, epsilon):

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .armijo import Armijo, Backtracking, backtrack
-from .merging import Group, join, merge_smallest
+from .merging import Group, merge_smallest
 from .ranks import Ranks
-from .replay import Replay
+from .replay import Modules, Replay
 
 Closure = Callable[[], Any]
 # One number -> a step size for each involved group: the line of a search.
@@ -151,6 +151,7 @@ class LineSearch(torch.optim.Optimizer):
 
     cycle: Cycle | None = None
     """How the param groups take turns as components; None: they share one step size."""
+    _modules: Modules | None = None  # that the closures run; found anew by a copy
 
     def __init__(
         self,
@@ -167,11 +168,7 @@ class LineSearch(torch.optim.Optimizer):
         max_nonfinite: int = 10,
         **host: Any,
     ) -> None:
-        if "lr" in host:
-            raise TypeError("there is no lr: the line search finds it; initial_step_size is where it starts")
-        for name in ("maximize", "capturable", "differentiable"):
-            if host.get(name):
-                raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
+        _refuse(host)
         self.settings = Settings(
             c=c,
             backtracking=backtracking,
@@ -187,22 +184,43 @@ class LineSearch(torch.optim.Optimizer):
         self.search: Search | None = None
         self.counts: Counter[str] = Counter()
         self.ranks = Ranks()
+        self.sizes: dict[str, int] = {}
         super().__init__(params, lr=initial_step_size, **host)  # type: ignore[call-arg]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        group = dict(param_group) if isinstance(param_group, dict) else param_group
-        if isinstance(group, dict):
-            names = {existing["name"] for existing in self.param_groups}
-            group.setdefault("name", "all" if not names else f"group_{len(names)}")
-            if group["name"] in names or "+" in str(group["name"]):
-                raise ValueError(f"component name {group['name']!r}: must be new and without '+'")
-            if self.param_groups and self.cycle is None:
-                group["lr"] = self.param_groups[0]["lr"]  # all groups share one step size
+        """Add a component, at any time; its turn comes last.
+
+        Its step size starts from the one that all groups share or, where components have their own, from their mean.
+
+        Raises:
+            ValueError: the group has no parameters, complex ones, a name that is taken, or a setting out of range.
+            TypeError: the group has an `lr`.
+        """
+        if not isinstance(param_group, dict):
+            super().add_param_group(param_group)  # which says what is wrong
+        group = dict(param_group)
+        _refuse(group)
+        # A number beyond all that merges have used up.
+        name = group.setdefault("name", f"group_{len(self.sizes)}" if self.sizes else "all")
+        if not isinstance(name, str) or not name or name in self.sizes or "+" in name:
+            raise ValueError(f"component name {name!r}; allowed: a new string without '+'")
+        if self.param_groups:
+            sizes = [float(existing["lr"]) for existing in self.param_groups]
+            shared = self.cycle is None or self.progress.whole
+            group["lr"] = sizes[0] if shared else math.fsum(sizes) / len(sizes)
         super().add_param_group(group)
-        if any(parameter.is_complex() for parameter in self.param_groups[-1]["params"]):
-            raise ValueError("complex parameters are not supported; allowed: real ones")
-        if any(hasattr(parameter, "device_mesh") for parameter in self.param_groups[-1]["params"]):
-            raise ValueError("sharded parameters (DTensor) are not supported; allowed: the whole of each on every rank")
+        added = self.param_groups[-1]["params"]
+        wrong = None
+        if not added:
+            wrong = f"component {name!r} has no parameters; allowed: at least one"
+        elif any(parameter.is_complex() for parameter in added):
+            wrong = "complex parameters are not supported; allowed: real ones"
+        elif any(hasattr(parameter, "device_mesh") for parameter in added):
+            wrong = "sharded parameters (DTensor) are not supported; allowed: the whole of each on every rank"
+        if wrong:
+            del self.param_groups[-1]
+            raise ValueError(wrong)
+        self.sizes[name] = len(added)
 
     # -- the step -----------------------------------------------------------------------------------------
 
@@ -223,6 +241,7 @@ class LineSearch(torch.optim.Optimizer):
                 sizes are as they were.
             RuntimeError: the loss has no graph; or no closure was given before the first search.
         """
+        self._read_step_sizes()
         if closure is None:
             if not self.progress.accepted_once:
                 raise RuntimeError("step() without a closure needs step sizes: call step(closure) first")
@@ -230,10 +249,13 @@ class LineSearch(torch.optim.Optimizer):
             self.ranks.average_gradients(self._parameters())
             self._move(frozen=())
             return None
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("torch.inference_mode() allows no gradients: step(closure) must be called outside of it")
         closures = list(closure) if isinstance(closure, Sequence) else [closure]
         self._start_together()
-        with Replay(self._devices()) as replay:
+        with Replay(self._devices(), self._modules) as replay:
             loss, backward_inside = replay.first(lambda: self._forward_backward(closures))
+            self._modules = replay.modules
             self.ranks.average_gradients(self._parameters())
             base = self.ranks.mean(lambda: float(loss))
             if self._is_finite(base):
@@ -242,6 +264,12 @@ class LineSearch(torch.optim.Optimizer):
                 self._move(frozen)
                 self._merge()
         return loss
+
+    def _read_step_sizes(self) -> None:
+        """As floats, whatever a scheduler, a user or a checkpoint has put there."""
+        for group in self.param_groups:
+            size = group["lr"] = float(group["lr"])
+            _require(f"the step size of {group['name']}", size, 0 <= size < math.inf, "a finite number, 0 or above")
 
     def _forward_backward(self, closures: Sequence[Closure]) -> tuple[Tensor, bool]:
         """The loss at w_k, its gradient in p.grad, and whether the closure itself did the backward pass."""
@@ -352,23 +380,21 @@ class LineSearch(torch.optim.Optimizer):
                 progress.whole = progress.whole_steps < cycle.first_steps
 
     def _move(self, frozen: Sequence[Group]) -> None:
-        """The host's own step; a frozen group's moments are updated, its weights are not moved."""
-        kept = [(group, group["lr"]) for group in frozen]
-        try:
-            for group in frozen:
-                group["lr"] = 0.0
-            # Called below torch's hook wrapper, which is around this class's step already: hooks fire once.
-            step: Any = super().step
-            if getattr(step, "hooked", False):
-                step.__wrapped__(self)
-            else:
-                step()
-        finally:
-            for group, size in kept:
-                group["lr"] = size
+        """The host's own step; a frozen group's moments are updated, its weights stay, bit for bit."""
+        kept = [(p, p.detach().clone()) for group in frozen for p in group["params"] if p.grad is not None]
+        # Called below torch's hook wrapper, which is around this class's step already: hooks fire once.
+        step: Any = super().step
+        if getattr(step, "hooked", False):
+            step.__wrapped__(self)
+        else:
+            step()
+        for parameter, origin in kept:
+            parameter.copy_(origin)
 
     def _merge(self) -> None:
         if self.cycle is None or self.progress.whole or self.search is None:
+            return
+        if hasattr(self.step, "_wrapped_by_lr_sched"):  # torch's schedulers count the groups, once and for all
             return
         names = [group["name"] for group in self.param_groups]
         merged = merge_smallest(self.param_groups, self.cycle.merge_threshold)
@@ -383,13 +409,16 @@ class LineSearch(torch.optim.Optimizer):
     # -- faults -------------------------------------------------------------------------------------------
 
     def _is_finite(self, base: float) -> bool:
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        gradients = [gradient for gradient in grads if gradient is not None and gradient.numel()]
         if any(gradient.is_sparse for gradient in gradients):
             raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
         finite = math.isfinite(base)
         if gradients:
-            norms = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
-            finite = math.isfinite(float(self.ranks.means(norms.sum().double()))) and finite
+            # The largest entry of each: a norm over many finite ones may be infinite, in float16 above all.
+            norms = torch._foreach_norm(gradients, math.inf)
+            largest = torch.stack([norm.to(gradients[0].device, torch.float64) for norm in norms])
+            finite = math.isfinite(float(self.ranks.means(largest.sum()))) and finite
         if finite:
             self.progress.nonfinite = 0
             return True
@@ -424,39 +453,60 @@ class LineSearch(torch.optim.Optimizer):
     # -- saving and loading -------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("settings", "cycle", "progress", "search", "counts", "ranks")
-        return super().__getstate__() | {name: getattr(self, name) for name in own}
+        own = ("settings", "cycle", "progress", "search", "counts", "sizes", "ranks")
+        return super().__getstate__() | {name: self.__dict__[name] for name in own if name in self.__dict__}
 
     def state_dict(self) -> dict[str, Any]:
         own = {"progress": asdict(self.progress), "counts": dict(self.counts)}
         return super().state_dict() | {"line_search": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume bit for bit, in the middle of a cycle and after merges.
+        """Resume bit for bit, in the middle of a cycle and after merges; merges since the state was saved are undone.
+
+        What an older version did not save starts as in a new optimizer.
 
         Raises:
-            ValueError: the state is of other components, or of an optimizer without a line search.
+            ValueError: the state is of other components, of an optimizer without a line search, or of a newer version.
+                Nothing has changed then.
         """
         state_dict = dict(state_dict)
         if "line_search" not in state_dict:
             raise ValueError("the state holds no line search: it was saved by another kind of optimizer")
         own = state_dict.pop("line_search")
-        progress = _Progress(**own["progress"])
-        self._regroup([group["name"] for group in state_dict["param_groups"]])
-        super().load_state_dict(state_dict)
-        self.progress, self.counts, self.search = progress, Counter(own["counts"]), None
+        known = {field.name for field in fields(_Progress)}
+        unknown = sorted({*own} - {"progress", "counts"} | {*own.get("progress", {})} - known)
+        if unknown:
+            raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: a newer version has saved it")
+        before = self.param_groups
+        self.param_groups = self._regrouped([group.get("name", "?") for group in state_dict["param_groups"]])
+        try:
+            super().load_state_dict(state_dict)
+        except BaseException:
+            self.param_groups = before
+            raise
+        self.progress = _Progress(**own.get("progress", {}))
+        self.counts, self.search = Counter(own.get("counts", {})), None
         self.ranks = Ranks()  # which compares the ranks' states again
 
-    def _regroup(self, saved: Sequence[str]) -> None:
-        """Merge our groups as the saved ones were."""
-        for name in saved:
-            for group in [g for g in self.param_groups if f"+{g['name']}+" in f"+{name}+" and g["name"] != name]:
-                first = next(g for g in self.param_groups if f"+{name}+".startswith(f"+{g['name']}+"))
-                if group is not first:
-                    join(self.param_groups, first, group)
-        ours = [group["name"] for group in self.param_groups]
-        if ours != list(saved):
-            raise ValueError(f"the state is of the components {', '.join(saved)}; here are {', '.join(ours)}")
+    def _regrouped(self, saved: Sequence[str]) -> list[Group]:
+        """Our groups, merged as the saved ones are."""
+        parts: dict[str, Group] = {}
+        for group in self.param_groups:
+            start = 0
+            for name in group["name"].split("+"):
+                stop = start + self.sizes[name]
+                parts[name] = group | {key: group[key][start:stop] for key in ("params", "param_names") if key in group}
+                start = stop
+        if sorted("+".join(saved).split("+")) != sorted(parts):
+            ours = ", ".join(group["name"] for group in self.param_groups)
+            raise ValueError(f"the state is of the components {', '.join(saved)}; here are {ours}")
+        groups = []
+        for merged in saved:
+            first, *others = (parts[name] for name in merged.split("+"))
+            for key in {"params", "param_names"} & first.keys():
+                first[key] = [item for part in (first, *others) for item in part[key]]
+            groups.append(first | {"name": merged})
+        return groups
 
 
 class _Trials:
@@ -563,6 +613,15 @@ def _dot(gradient: Tensor, direction: Tensor) -> Tensor:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _refuse(settings: dict[str, Any]) -> None:
+    """Of torch's optimizers' arguments, those that a line search cannot have: for all groups, or for one."""
+    if "lr" in settings:
+        raise TypeError("there is no lr: the line search finds it; initial_step_size is where it starts")
+    for name in ("maximize", "capturable", "differentiable"):
+        if settings.get(name):
+            raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
 
 
 def _require(name: str, value: object, holds: bool, allowed: str) -> None:
