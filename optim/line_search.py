@@ -2,27 +2,24 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .armijo import Armijo, Backtracking, backtrack
+from .armijo import Backtracking
+from .loss import Closure, MiniBatchLoss
 from .merging import Group, merge_smallest
 from .ranks import Ranks
 from .replay import Modules, Replay
-
-Closure = Callable[[], Any]
-# One number -> a step size for each involved group: the line of a search.
-Path = Callable[[float], list[float]]
+from .trials import Path, Trials
 
 # Whole-network searches in a row that take their first trial: then the step size has settled.
 SETTLED_AFTER = 3
-# Nothing is known before the first accepted step size, so its search may go further.
-FIRST_SEARCH = 10
+# Shrinks of one component that is to blame for a rejected joint trial, before all shrink: to a tenth at delta = 0.9.
+ALONE = 22
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class Settings:
     rounding: float
     magnitude: float
     max_nonfinite: int
+    clip_norm: float | None
+    clip_value: float | None
 
     def __post_init__(self) -> None:
         _require("c", self.c, 0 < self.c < 1, "between 0 and 1")
@@ -50,6 +49,9 @@ class Settings:
         _require("rounding", self.rounding, 0 <= self.rounding < math.inf, "0 or above")
         _require("magnitude", self.magnitude, 0 <= self.magnitude < math.inf, "0 or above")
         _require("max_nonfinite", self.max_nonfinite, _is_count(self.max_nonfinite), "a whole number from 1")
+        for name in ("clip_norm", "clip_value"):
+            bound = getattr(self, name)
+            _require(name, bound, bound is None or 0 < bound < math.inf, "above 0, or None")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Search:
         base: loss at w_k.
         trial: loss at the last trial point, NaN where there was none.
         slope: <g, d> per unit of step size, summed over what was searched.
+        tolerance: how much of a change of the loss was taken for rounding.
         accepted: whether a step size was accepted; if not, what was searched did not move.
         merged: the two components merged after the step, or None.
     """
@@ -97,6 +100,7 @@ class Search:
     base: float
     trial: float
     slope: float
+    tolerance: float
     accepted: bool
     merged: tuple[str, str] | None = None
 
@@ -139,9 +143,16 @@ class LineSearch(torch.optim.Optimizer):
             eta 2^(1/n) (Eq. 2, where n is m/b).
         max_trials: trials of a search at most; the first search may take ten times as many.
         rounding: tolerance of the test in units of the loss's rounding error; 0: the paper's strict test.
-        magnitude: that error is taken to be machine precision times max(|loss|, magnitude); smaller than 1 for losses
-            that are small by nature, as a squared error of small numbers.
+        magnitude: that error is taken to be machine precision times max(|loss|, magnitude), see
+            `MiniBatchLoss.rounding_error`; smaller than 1 for losses that are small by nature, as a squared error of
+            small numbers.
         max_nonfinite: steps in a row without a finite loss and gradient before a step raises FloatingPointError.
+        clip_norm: the gradient is scaled to at most this norm before the search, as by torch.nn.utils.clip_grad_norm_;
+            g is the clipped gradient in all that follows. None: not clipped.
+        clip_value: its entries are cut to [-clip_value, clip_value], as by torch.nn.utils.clip_grad_value_.
+        grad_scaler: a torch.amp.GradScaler for float16: the backward pass is on the scaled loss, gradients are
+            unscaled before the search, the scale is updated after each step; closures are forward only, and
+            `grad_scaler.step` is not called. Saving its state is up to the caller, as with torch's optimizers.
         **host: the host's own arguments (betas, eps, weight_decay, momentum, fused, ...), without `lr`.
 
     Raises:
@@ -166,6 +177,9 @@ class LineSearch(torch.optim.Optimizer):
         rounding: float = 4.0,
         magnitude: float = 1.0,
         max_nonfinite: int = 10,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        grad_scaler: Any = None,
         **host: Any,
     ) -> None:
         _refuse(host)
@@ -179,7 +193,10 @@ class LineSearch(torch.optim.Optimizer):
             rounding=rounding,
             magnitude=magnitude,
             max_nonfinite=max_nonfinite,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
         )
+        self.grad_scaler = grad_scaler
         self.progress = _Progress()
         self.search: Search | None = None
         self.counts: Counter[str] = Counter()
@@ -229,9 +246,10 @@ class LineSearch(torch.optim.Optimizer):
         """Search, then move.
 
         Args:
-            closure: returns the mini-batch loss; forward only, or in torch's style with zero_grad and backward inside
-                (then each trial costs a backward as well). A list of forward-only closures is one step over the mean
-                of their losses. None: move with the last step sizes on the gradients present, without a search.
+            closure: returns the mini-batch loss, or the losses of its examples, shape [n], averaged in float64;
+                forward only, or in torch's style with zero_grad and backward inside (then each trial costs
+                a backward as well). A list of forward-only closures is one step over the mean of their losses. None:
+                move with the last step sizes on the gradients present, without a search.
 
         Returns:
             The loss at w_k, detached; None without a closure.
@@ -249,21 +267,37 @@ class LineSearch(torch.optim.Optimizer):
             self.ranks.average_gradients(self._parameters())
             self._move(frozen=())
             return None
+        if getattr(self, "grad_scale", None) is not None:
+            raise RuntimeError(
+                "GradScaler.step takes no closure; allowed: the optimizer's grad_scaler=..., and step(closure)"
+            )
         if torch.is_inference_mode_enabled():
             raise RuntimeError("torch.inference_mode() allows no gradients: step(closure) must be called outside of it")
         closures = list(closure) if isinstance(closure, Sequence) else [closure]
         self._start_together()
+        self.zero_grad()
         with Replay(self._devices(), self._modules) as replay:
-            loss, backward_inside = replay.first(lambda: self._forward_backward(closures))
+            loss = MiniBatchLoss(closures, self._parameters(), replay, self.ranks, self.counts, self.grad_scaler)
+            loss.first()
             self._modules = replay.modules
-            self.ranks.average_gradients(self._parameters())
-            base = self.ranks.mean(lambda: float(loss))
-            if self._is_finite(base):
-                evaluate = _Evaluation(self, closures, replay, backward_inside, loss)
-                frozen = self._search(evaluate, base, torch.finfo(loss.dtype).eps)
+            self._finish_gradients()
+            if self._is_finite(loss.base):
+                frozen = self._search(loss)
                 self._move(frozen)
                 self._merge()
-        return loss
+        return loss.value
+
+    def _finish_gradients(self) -> None:
+        """Average over ranks, unscale, clip: from here on this is the gradient."""
+        parameters, settings = self._parameters(), self.settings
+        self.ranks.average_gradients(parameters)
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self)
+            self.grad_scaler.update()
+        if settings.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(parameters, settings.clip_value)
+        if settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
 
     def _read_step_sizes(self) -> None:
         """As floats, whatever a scheduler, a user or a checkpoint has put there."""
@@ -271,61 +305,32 @@ class LineSearch(torch.optim.Optimizer):
             size = group["lr"] = float(group["lr"])
             _require(f"the step size of {group['name']}", size, 0 <= size < math.inf, "a finite number, 0 or above")
 
-    def _forward_backward(self, closures: Sequence[Closure]) -> tuple[Tensor, bool]:
-        """The loss at w_k, its gradient in p.grad, and whether the closure itself did the backward pass."""
-        self.zero_grad()
-        losses: list[Tensor] = []
-        backward_inside = False
-        for closure in closures:
-            # Forward and backward apart: no rank waits in its backward for one that failed in its forward.
-            loss, inside = self.ranks.together(partial(self._forward, closure, not losses), len(closures))
-            backward_inside = backward_inside or inside
-            if backward_inside and len(closures) > 1:
-                raise RuntimeError("closures in a list must not call backward; allowed: forward only")
-            if not backward_inside:
-                with torch.enable_grad():
-                    self.ranks.together((loss / len(closures)).backward, len(closures))
-            losses.append(loss.detach().reshape(()))
-        self.counts["forwards"] += len(closures)
-        self.counts["backwards"] += len(closures)
-        mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-        return mean if mean.is_floating_point() else mean.to(torch.get_default_dtype()), backward_inside
-
-    def _forward(self, closure: Closure, first: bool) -> tuple[Tensor, bool]:
-        with torch.enable_grad():
-            loss = torch.as_tensor(closure())
-        if loss.numel() != 1:
-            raise RuntimeError(f"the closure returned a tensor of shape {tuple(loss.shape)}; allowed: one number")
-        backward_inside = first and any(p.grad is not None for p in self._parameters())
-        if not backward_inside and not loss.requires_grad:
-            raise RuntimeError("the closure's loss has no graph: it must depend on the parameters")
-        return loss, backward_inside
-
-    def _search(self, evaluate: "_Evaluation", base: float, epsilon: float) -> Sequence[Group]:
+    def _search(self, loss: MiniBatchLoss) -> Sequence[Group]:
         """Set the step sizes of this step; returns the groups that must not move."""
         groups, progress, cycle = self.param_groups, self.progress, self.cycle
         whole = cycle is None or progress.whole or len(groups) == 1
         turn = 0 if whole else progress.position % len(groups)
         joint = cycle is not None and not whole and cycle.tests_jointly(progress.searches)
-        involved = groups if whole or joint else [groups[turn]]
         before = groups[turn]["lr"]
         growth = 2 ** (1 / self.settings.growth_steps) if progress.accepted_once else 1.0
-        if cycle is not None and not whole and cycle.growth == "all":
-            for other in groups[:turn] + groups[turn + 1 :]:
-                other["lr"] *= growth
+        all_grow = whole or (cycle is not None and cycle.growth == "all")
+        starts = [g["lr"] * (growth if all_grow or g is groups[turn] else 1.0) for g in groups]
+        chosen = range(len(groups)) if whole or joint else [turn]
 
-        with _Trials(self, involved, evaluate, base, epsilon) as trials:
+        with Trials(self, [groups[j] for j in chosen], loss) as trials:
             if not any(trials.slopes):  # nothing moves, so there is nothing to test
-                path: Path = lambda t: [group["lr"] for group in involved]  # noqa: E731
+                starts = [group["lr"] for group in groups]
+                path: Path = lambda t: [starts[j] for j in chosen]  # noqa: E731
                 found = Backtracking(before, math.nan, 0, accepted=True)
             elif joint:
-                found, path = self._joint_search(trials, involved, turn, before * growth)
+                found, path = self._joint_search(trials, starts, turn)
             else:  # one step size for all that is searched: the whole network, or one component (Eq. 6)
-                path = lambda t: [t] * len(involved)  # noqa: E731
-                found = trials.search(path, before * growth)
+                path = lambda t: [t] * len(chosen)  # noqa: E731
+                found = trials.search(path, starts[turn])
         if found.accepted:
-            for group, size in zip(involved, path(found.step_size), strict=True):
-                group["lr"] = size
+            sizes = dict(enumerate(starts)) | dict(zip(chosen, path(found.step_size), strict=True))
+            for j, group in enumerate(groups):
+                group["lr"] = sizes[j]
 
         self._count(found, whole, turn)
         self.search = Search(
@@ -333,33 +338,37 @@ class LineSearch(torch.optim.Optimizer):
             before=before,
             after=groups[turn]["lr"],
             trials=found.trials,
-            base=base,
+            base=loss.base,
             trial=found.value,
             slope=trials.slopes[turn] if joint else sum(trials.slopes),
+            tolerance=trials.condition.tolerance,
             accepted=found.accepted,
         )
-        return () if found.accepted else involved
+        return () if found.accepted else [groups[j] for j in chosen]
 
-    def _joint_search(
-        self, trials: "_Trials", involved: Sequence[Group], turn: int, start: float
-    ) -> tuple[Backtracking, Path]:
+    def _joint_search(self, trials: Trials, starts: Sequence[float], turn: int) -> tuple[Backtracking, Path]:
         """The trial point is the next iterate: every component moves with its own step size."""
-        sizes = [group["lr"] for group in involved]
 
         def with_searched(t: float) -> list[float]:
-            return [*sizes[:turn], t, *sizes[turn + 1 :]]
+            return [*starts[:turn], t, *starts[turn + 1 :]]
 
-        def all_scaled(t: float) -> list[float]:
-            return [t * size for size in with_searched(start)]
-
-        found = trials.search(with_searched, start, max_trials=1)
+        found = trials.search(with_searched, starts[turn], max_trials=1)
         if found.accepted:
             return found, with_searched
         # Would the others alone be accepted? Then the searched one is to blame and shrinks, else all shrink.
         others = trials.search(lambda t: with_searched(0.0), 1.0, max_trials=1)
-        path, first = (with_searched, start) if others.accepted else (all_scaled, 1.0)
-        shrunk = trials.search(path, first * self.settings.backtracking)
-        return replace(shrunk, trials=found.trials + others.trials + shrunk.trials), path
+        tried, size = found.trials + others.trials, starts[turn]
+        if others.accepted:
+            found = trials.search(with_searched, size * self.settings.backtracking, max_trials=ALONE)
+            tried, size = tried + found.trials, found.step_size
+            if found.accepted:
+                return replace(found, trials=tried), with_searched
+
+        def all_scaled(t: float) -> list[float]:
+            return [t * start for start in with_searched(size)]
+
+        found = trials.search(all_scaled, self.settings.backtracking)
+        return replace(found, trials=tried + found.trials), all_scaled
 
     def _count(self, found: Backtracking, whole: bool, turn: int) -> None:
         """Counters, the next component's turn, and the end of the whole-network phase."""
@@ -453,7 +462,7 @@ class LineSearch(torch.optim.Optimizer):
     # -- saving and loading -------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("settings", "cycle", "progress", "search", "counts", "sizes", "ranks")
+        own = ("settings", "cycle", "progress", "search", "counts", "sizes", "ranks", "grad_scaler")
         return super().__getstate__() | {name: self.__dict__[name] for name in own if name in self.__dict__}
 
     def state_dict(self) -> dict[str, Any]:
@@ -507,108 +516,6 @@ class LineSearch(torch.optim.Optimizer):
                 first[key] = [item for part in (first, *others) for item in part[key]]
             groups.append(first | {"name": merged})
         return groups
-
-
-class _Trials:
-    """Searches over trial points of the involved groups; on leaving, the weights are the unmoved ones, bit for bit.
-
-    Attributes:
-        slopes: <g, d> for each group.
-    """
-
-    def __init__(
-        self, optimizer: LineSearch, groups: Sequence[Group], evaluate: "_Evaluation", base: float, epsilon: float
-    ) -> None:
-        self.optimizer, self.evaluate, self.base, self.epsilon = optimizer, evaluate, base, epsilon
-        self.parameters = [[p for p in group["params"] if p.grad is not None] for group in groups]
-        gradients: list[list[Tensor]] = [[p.grad for p in parameters] for parameters in self.parameters]
-        self.directions = [
-            optimizer._directions(group, parameters, of_group)
-            for group, parameters, of_group in zip(groups, self.parameters, gradients, strict=True)
-        ]
-        self.unmoved = [[p.detach().clone() for p in parameters] for parameters in self.parameters]
-        dots = [
-            torch.stack([_dot(g, d) for g, d in zip(of_group, directions, strict=True)])
-            if of_group
-            else torch.zeros(1, dtype=torch.float64)
-            for of_group, directions in zip(gradients, self.directions, strict=True)
-        ]
-        in_one_transfer = torch.stack([values.sum().to(evaluate.device) for values in dots])
-        self.slopes: list[float] = optimizer.ranks.means(in_one_transfer).tolist()
-
-    def search(self, path: Path, start: float, max_trials: int | None = None) -> Backtracking:
-        """Backtrack along the path from `start`; max_trials: None takes the optimizer's setting."""
-        settings, known = self.optimizer.settings, self.optimizer.progress.accepted_once
-        return backtrack(
-            lambda t: self._value(path(t)),
-            lambda t: sum(size * slope for size, slope in zip(path(t), self.slopes, strict=True)),
-            base=self.base,
-            epsilon=self.epsilon,
-            start=start,
-            condition=Armijo(settings.c, settings.rounding, settings.magnitude),
-            factor=settings.backtracking if known else settings.first_backtracking,
-            max_trials=max_trials or settings.max_trials * (1 if known else FIRST_SEARCH),
-        )
-
-    def _value(self, sizes: Sequence[float]) -> float:
-        self.place(sizes)
-        return self.optimizer.ranks.mean(self.evaluate)
-
-    def __enter__(self) -> "_Trials":
-        return self
-
-    def place(self, sizes: Sequence[float]) -> None:
-        for size, parameters, unmoved, directions in zip(
-            sizes, self.parameters, self.unmoved, self.directions, strict=True
-        ):
-            for parameter, origin, direction in zip(parameters, unmoved, directions, strict=True):
-                torch.add(origin, direction, alpha=size, out=parameter)
-        torch.clear_autocast_cache()  # of an autocast around the step: it holds the weights of the point before
-
-    def __exit__(self, *exception: object) -> None:
-        for parameters, unmoved in zip(self.parameters, self.unmoved, strict=True):
-            for parameter, origin in zip(parameters, unmoved, strict=True):
-                parameter.copy_(origin)
-        torch.clear_autocast_cache()
-
-
-class _Evaluation:
-    """f once more: the closures again, with the same randomness, without touching the gradients."""
-
-    def __init__(
-        self, optimizer: LineSearch, closures: Sequence[Closure], replay: Replay, backward_inside: bool, loss: Tensor
-    ) -> None:
-        self.optimizer, self.closures, self.replay = optimizer, closures, replay
-        self.backward_inside, self.device = backward_inside, loss.device
-
-    def __call__(self) -> float:
-        self.optimizer.counts["forwards"] += len(self.closures)
-        if not self.backward_inside:
-            return self.replay.again(self._mean)
-        # Such a closure overwrites the gradients, which the move still needs.
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters]
-        if self.optimizer.ranks.count > 1:  # they may be views of the buckets that the closure's backward fills
-            gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
-        try:
-            for parameter in parameters:
-                parameter.grad = None
-            self.optimizer.counts["backwards"] += len(self.closures)
-            with torch.enable_grad():
-                return self.replay.again(self._mean)
-        finally:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-
-    def _mean(self) -> float:
-        losses = [torch.as_tensor(closure()).detach().reshape(()) for closure in self.closures]
-        return float(losses[0] if len(losses) == 1 else torch.stack(losses).mean())
-
-
-def _dot(gradient: Tensor, direction: Tensor) -> Tensor:
-    if torch.finfo(gradient.dtype).bits < 32:  # a sum of many terms needs more digits
-        gradient, direction = gradient.float(), direction.float()
-    return torch.dot(gradient.flatten(), direction.flatten()).double()
 
 
 def _is_count(value: object) -> bool:

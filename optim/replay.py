@@ -22,12 +22,14 @@ Buffers = dict[str, torch.Tensor]
 class Modules:
     """The modules that the closures of earlier steps have run.
 
-    A hook finds them. But torch.compile compiles anew whenever hooks come and go, and what a hook does becomes a part of
-    the compiled code. So the first step runs uncompiled, all of it, and closures with compiled modules get no hook later.
+    A hook finds them. But torch.compile compiles anew whenever hooks come and go, and what a hook does becomes a part
+    of the compiled code. So the first step runs uncompiled, all of it, and closures with compiled modules get no hook
+    later.
     """
 
     ran: WeakSet[torch.nn.Module] = field(default_factory=WeakSet)
     compiled: bool = False
+    autocast: torch.dtype | None = None  # in which they ran, None: no autocast
 
 
 class Replay:
@@ -48,6 +50,8 @@ class Replay:
         self.modules = modules or Modules()
         self._is_first = modules is None
         self._stance = ExitStack()
+        devices = set(devices)
+        self._device_types = {device.type for device in devices}
         self._devices = [device for device in devices if device.type not in ("cpu", "meta")]
         self._buffers_before: dict[torch.nn.Module, Buffers] = {}
         self._wrappers: dict[DistributedDataParallel, bool] = {}
@@ -73,6 +77,8 @@ class Replay:
             self._remember(module)
         if self.modules.compiled:
             return evaluate()
+        self.modules.autocast = None
+        self._notice_autocast()
         with self._finding_modules():
             return evaluate()
 
@@ -87,6 +93,7 @@ class Replay:
             else:
                 ran.append(module)
                 self._remember(module)
+                self._notice_autocast()
                 if isinstance(module, DistributedDataParallel):
                     self._wrappers[module] = True
 
@@ -107,6 +114,11 @@ class Replay:
         # Content, not version counters: torch's batch norm writes its statistics without counting.
         if module._buffers and module not in self._buffers_before:
             self._buffers_before[module] = _copies(module, module._buffers)
+
+    def _notice_autocast(self) -> None:
+        for device in self._device_types:
+            if torch.is_autocast_enabled(device):
+                self.modules.autocast = torch.get_autocast_dtype(device)
 
     def again(self, evaluate: Callable[[], T]) -> T:
         if self._after is None:

@@ -94,10 +94,18 @@ class Reference:
         if self.accepted(f_k, g, d, sizes):
             self.eta[component] = start
         elif self.accepted(f_k, g, d, sizes | {component: 0.0}):  # the searched one is to blame
-            self.eta[component] = self.search(f_k, g, d, lambda t: sizes | {component: t}, start * self.delta)
+            for shrunk in range(1, 23):  # to a tenth
+                size = start * self.delta**shrunk
+                if self.accepted(f_k, g, d, sizes | {component: size}):
+                    self.eta[component] = size
+                    return
+            self.shrink_all(f_k, g, d, sizes | {component: start * self.delta**23})
         else:
-            scale = self.search(f_k, g, d, lambda t: {j: t * size for j, size in sizes.items()}, self.delta)
-            self.eta = [scale * sizes[j] for j in range(len(self.eta))]
+            self.shrink_all(f_k, g, d, sizes)
+
+    def shrink_all(self, f_k: float, g: Blocks, d: Blocks, sizes: dict[int, float]) -> None:
+        scale = self.search(f_k, g, d, lambda t: {j: t * size for j, size in sizes.items()}, self.delta)
+        self.eta = [scale * sizes[j] for j in range(len(self.eta))]
 
 
 def logistic(rows: Sequence[Sequence[float]], signs: Sequence[float], batch: int):
