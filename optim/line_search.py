@@ -252,12 +252,14 @@ class LineSearch(torch.optim.Optimizer):
                 move with the last step sizes on the gradients present, without a search.
 
         Returns:
-            The loss at w_k, detached; None without a closure.
+            The loss at w_k, detached; None without a closure. With several processes this rank's own; `search.base`
+            is the mean over all.
 
         Raises:
             FloatingPointError: too many steps in a row without a finite loss and gradient. Weights, moments and step
                 sizes are as they were.
-            RuntimeError: the loss has no graph; or no closure was given before the first search.
+            RuntimeError: the loss has no graph; no closure was given before the first search; or another rank has
+                raised an exception, or differs from this one (see `Ranks`).
         """
         self._read_step_sizes()
         if closure is None:

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +24,8 @@ class Ranks:
     .. math:: f(w) = \frac{1}{R} \sum_{r=1}^{R} f_r(w)
 
     which is the loss of the global batch where the R local batches are equally large. For uneven ones the closure
-    weighs its own loss by R n_r / n, with n_r of the n rows on rank r, as under DistributedDataParallel.
+    weighs its own loss by R n_r / n, with n_r of the n rows on rank r, as under DistributedDataParallel. All ranks
+    take equally many steps.
 
     The weights are the same bits on all ranks: they are compared at the first step; so are the gradients, which are
     averaged here where nobody has done so (DistributedDataParallel does); every decision is made on numbers gathered
@@ -38,7 +40,6 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        self._groups: tuple[Any, Any] | None = None  # the default group, and ours beside it
         self._compared = False
         self._average: bool | None = None  # whether gradients are averaged here; None: not known yet
 
@@ -135,11 +136,12 @@ class Ranks:
             error = raised
         rows = [torch.empty(size + 1, dtype=torch.float64) for _ in range(self.count)]
         report: list[Any] = [None] * self.count
+        ours = _beside(dist.group.WORLD)
         try:
-            dist.all_gather(rows, torch.tensor(mine, dtype=torch.float64), group=self._group())
+            dist.all_gather(rows, torch.tensor(mine, dtype=torch.float64), group=ours)
             everyone = torch.stack(rows)
             if everyone[:, 0].any():
-                dist.all_gather_object(report, error and repr(error)[:500], group=self._group())
+                dist.all_gather_object(report, error and repr(error)[:500], group=ours)
         except RuntimeError as lost:
             raise error or RuntimeError(
                 "another rank has ended, or did not answer within the timeout of init_process_group"
@@ -162,12 +164,11 @@ class Ranks:
         unlike = self._gathered(lambda: [not alike], 1)[:, 0].tolist()
         return unlike.index(1.0) if any(unlike) else None
 
-    def _group(self) -> Any:
-        """Our group beside the default one, with its timeout."""
-        default = dist.group.WORLD
-        if self._groups is None or self._groups[0] is not default:
-            self._groups = default, dist.new_group(backend="gloo", timeout=_timeout(default))
-        return self._groups[1]
+
+@lru_cache(maxsize=1)
+def _beside(default: Any) -> Any:
+    """Our group beside the default one, with its timeout: one for all optimizers."""
+    return dist.new_group(backend="gloo", timeout=_timeout(default))
 
 
 def _norms(parameters: Sequence[Tensor]) -> list[float]:

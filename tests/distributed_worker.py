@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
 
-CLAIMS = []
+CLAIMS: list[Any] = []
 # -- what the ranks, and the single process that they are held against, train on ------------------------------
 
 ROWS, STEPS = 24, 25
@@ -297,24 +298,20 @@ def failing(rank, wrap, culprit, where):
     x, y = batch(rank, 2)
     calls = [0]
 
-    class Broken(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, value):
-            return value.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            raise ValueError("made to fail")
+    def fail(*arguments):
+        raise ValueError("made to fail")
 
     def closure():
         calls[0] += 1
         fails = rank == culprit
         if fails and where == "trial, before the forward" and calls[0] == 2:
-            raise ValueError("made to fail")
+            fail()
         loss = cross_entropy(model(x), y)
         if fails and ((where == "base" and calls[0] == 1) or (where == "trial" and calls[0] == 2)):
-            raise ValueError("made to fail")
-        return Broken.apply(loss) if fails and where == "backward" else loss
+            fail()
+        if fails and where == "backward":
+            loss.register_hook(fail)
+        return loss
 
     seen = raised(lambda: optimizer.step(closure))
     seen |= {"weights_back": digest(model) == before, "sizes_back": sizes(optimizer) == sizes_before}
@@ -425,22 +422,35 @@ def with_accelerate(rank):
 
 
 @claim
-def before_the_first_broadcast(rank):
-    """Rank 0 fails before DistributedDataParallel's forward, where rank 1 waits for rank 0's buffers."""
-    dist.destroy_process_group()
-    join(rank, 4)
-    model = DistributedDataParallel(network())
-    optimizer = AdamSLS(model.parameters())
-    trained(rank, model, optimizer, steps=2)
-    before = digest(model)
-    x, y = batch(rank, 2)
+def waited_for_elsewhere(rank):
+    """A rank fails where the other one waits for it in a collective of DistributedDataParallel's own."""
 
-    def closure():
-        if rank == 0:
-            raise ValueError("made to fail")
-        return cross_entropy(model(x), y)
+    def fail(*arguments):
+        raise ValueError("made to fail")
 
-    return raised(lambda: optimizer.step(closure)) | {"weights_back": digest(model) == before}
+    def step(culprit, where, timeout):
+        dist.destroy_process_group()
+        join(rank, timeout)
+        model = DistributedDataParallel(network())
+        optimizer = AdamSLS(model.parameters())
+        trained(rank, model, optimizer, steps=2)
+        before = digest(model)
+        x, y = batch(rank, 2)
+
+        def closure():
+            if rank == culprit and where == "before the forward":
+                fail()
+            loss = cross_entropy(model(x), y)
+            if rank == culprit:
+                loss.register_hook(fail)
+            return loss
+
+        return raised(lambda: optimizer.step(closure)) | {"weights_back": digest(model) == before}
+
+    return {
+        "before the forward": step(0, "before the forward", 4),
+        "in the backward": step(1, "in the backward", 5),
+    }
 
 
 @claim
@@ -470,6 +480,7 @@ def join(rank, timeout):
 
 def main():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when a rank dies; what was seen is written first
+    signal.alarm(200)  # whatever hangs, no process is left behind
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=20))
     rank = dist.get_rank()

@@ -180,12 +180,12 @@ def test_accelerate_takes_the_steps_of_ddp(ranks):
         assert rank["updates"] == ddp["updates"]
 
 
-def test_a_rank_that_others_wait_for_elsewhere_ends_them_after_the_groups_timeout(ranks):
-    zero, one = ranks("before_the_first_broadcast")
-    assert zero["error"] == "ValueError: made to fail"
-    assert one["error"].startswith("RuntimeError")
-    assert zero["weights_back"]
-    assert one["weights_back"]
+@pytest.mark.parametrize(("where", "culprit"), [("before the forward", 0), ("in the backward", 1)])
+def test_a_rank_that_others_wait_for_elsewhere_ends_them_after_the_groups_timeout(ranks, where, culprit):
+    seen = [rank[where] for rank in ranks("waited_for_elsewhere")]
+    assert seen[culprit]["error"] == "ValueError: made to fail"
+    assert seen[1 - culprit]["error"].startswith("RuntimeError")
+    assert all(rank["weights_back"] for rank in seen)
 
 
 def test_a_killed_rank_ends_the_others_before_the_timeout(ranks):
