@@ -591,3 +591,180 @@ def test_nothing_of_a_step_is_kept_alive(make):
             assert [reference() for reference in kept] == [None] * 3
     finally:
         gc.enable()
+
+
+# -- saving and loading -----------------------------------------------------------------------------------------
+
+
+def merging(params, **settings):
+    return eq6(params, merge_threshold=10.0, **settings)
+
+
+STATEFUL = {**CLASSES, "merging": merging}
+every_state = pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL.keys())
+
+
+def by_parameter(name):
+    return name.replace(".", "_")
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@every_state
+def test_a_loaded_optimizer_runs_in_parallel_bit_for_bit(make):
+    one, other = network(dropout=0.3), network(1, dropout=0.3)
+    optimizer, loaded = make(split(one, by_parameter)), make(split(other, by_parameter))
+    train(one, optimizer, batches(5))
+    state = optimizer.state_dict()
+    kept = copy.deepcopy(state)
+    other.load_state_dict(one.state_dict())
+    loaded.load_state_dict(through_a_file(state))
+    for x, y in batches(8, seed=2):
+        torch.manual_seed(7)
+        first = train(one, optimizer, [(x, y)])
+        torch.manual_seed(7)
+        assert train(other, loaded, [(x, y)]) == first
+        assert torch.equal(weights(one), weights(other))
+        assert loaded.search == optimizer.search
+    assert repr(loaded) == repr(optimizer)
+    assert repr(optimizer.state_dict()) == repr(loaded.state_dict())
+    loaded.load_state_dict(kept)
+    assert repr(loaded.state_dict()) == repr(kept)  # loading has not changed what it was given
+
+
+def test_a_state_from_before_merges_is_loaded_by_the_run_that_made_them():
+    model = network()
+    optimizer = merging(split(model, by_parameter))
+    train(model, optimizer, batches(1))
+    start, saved = copy.deepcopy(model.state_dict()), optimizer.state_dict()
+    saved = through_a_file(saved)
+    expected = train(model, optimizer, batches(4))
+    names = [group["name"] for group in optimizer.param_groups]
+    assert len(names) == 1
+    model.load_state_dict(start)
+    optimizer.load_state_dict(saved)
+    assert len(optimizer.param_groups) == 3
+    assert train(model, optimizer, batches(4)) == expected
+    assert [group["name"] for group in optimizer.param_groups] == names
+
+
+@every_state
+def test_an_older_state_takes_defaults_for_what_it_lacks(make):
+    one, other = network(), network()
+    optimizer, loaded = make(split(one, by_parameter)), make(split(other, by_parameter))
+    train(one, optimizer, batches(5))
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        for key in ("foreach", "fused", "maximize", "differentiable"):
+            del group[key]
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+    for moments in state["state"].values():
+        if "step" in moments:
+            moments["step"] = moments["step"].item()
+    state["line_search"] = {}
+    loaded.load_state_dict(state)
+    assert loaded.progress == make(split(other, by_parameter)).progress
+    assert not loaded.counts
+    losses = train(other, loaded, batches(60))
+    assert mean(losses[-10:]) < mean(losses[:10])
+
+
+@every_state
+def test_a_state_that_is_not_understood_is_refused_and_changes_nothing(make):
+    model = network()
+    optimizer = make(split(model, by_parameter))
+    train(model, optimizer, batches(4))
+    before = optimizer.state_dict()
+    own = before["line_search"]
+    groups = before["param_groups"]
+    short = [groups[0] | {"params": groups[0]["params"][1:]}, *groups[1:]]
+    for changed, message in [
+        ({"line_search": own | {"radius": 1}}, "radius, unknown here: a newer version"),
+        ({"line_search": own | {"progress": own["progress"] | {"phase": 1}}}, "phase, unknown here"),
+        ({"param_groups": [g | {"name": "elsewhere"} for g in groups]}, "the state is of the components elsewhere"),
+        ({"param_groups": groups[:-1]}, "the state is of the components"),
+        ({"param_groups": short}, "doesn't match the size"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(before | changed)
+        assert repr(optimizer.state_dict()) == repr(before)
+    plain = {key: value for key, value in before.items() if key != "line_search"}
+    with pytest.raises(ValueError, match="no line search"):
+        optimizer.load_state_dict(plain)
+
+
+@every_state
+def test_hooks_on_states_fire_once_and_may_replace_what_they_see(make):
+    model = network()
+    optimizer = make(split(model, by_parameter))
+    train(model, optimizer, batches(3))
+    fired = []
+    optimizer.register_state_dict_pre_hook(lambda o: fired.append("before saving"))
+    optimizer.register_state_dict_post_hook(lambda o, state: fired.append("saved") or {**state, "note": 1})
+    optimizer.register_load_state_dict_pre_hook(
+        lambda o, state: fired.append("before loading") or {key: value for key, value in state.items() if key != "note"}
+    )
+    optimizer.register_load_state_dict_post_hook(lambda o: fired.append("loaded"))
+    state = optimizer.state_dict()
+    assert state["note"] == 1
+    optimizer.load_state_dict(state)
+    assert fired == ["before saving", "saved", "before loading", "loaded"]
+
+
+@every_state
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"])
+def test_a_copy_has_all_public_attributes_and_goes_on_as_the_original(make, clone):
+    model = network()
+    optimizer = make(split(model, by_parameter))
+    train(model, optimizer, batches(4))
+    other, copied = clone((model, optimizer))
+
+    def public(it):
+        return {name for name in vars(it) if not name.startswith("_")}
+
+    assert public(copied) == public(optimizer)
+    assert train(other, copied, batches(4)) == train(model, optimizer, batches(4))
+    copied.load_state_dict(optimizer.state_dict())
+    assert repr(copied.state_dict()) == repr(optimizer.state_dict())
+
+
+# -- hooks and profiles of steps --------------------------------------------------------------------------------
+
+
+@every_class
+def test_step_hooks_see_the_closure_once_and_global_ones_fire_too(make):
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    model = network()
+    optimizer = make(model.parameters())
+    fired = []
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: fired.append(("own", len(args), sorted(kwargs))))
+    optimizer.register_step_post_hook(lambda o, args, kwargs: fired.append(("own after", len(args), sorted(kwargs))))
+    handles = [
+        register_optimizer_step_pre_hook(lambda o, args, kwargs: fired.append("global")),
+        register_optimizer_step_post_hook(lambda o, args, kwargs: fired.append("global after")),
+    ]
+    try:
+        for x, y in batches(2):
+            optimizer.step(closure=lambda x=x, y=y: cross_entropy(model(x), y))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert fired == ["global", ("own", 1, ["closure"]), ("own after", 1, ["closure"]), "global after"] * 2
+
+
+@every_class
+def test_a_profile_names_the_step_once(make):
+    model = network()
+    optimizer = make(model.parameters())
+    (x, y), (u, v) = batches(2)
+    train(model, optimizer, [(x, y)])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(model, optimizer, [(u, v)])
+    names = [event.name for event in profile.events() if event.name.startswith("Optimizer.step")]
+    assert names == [f"Optimizer.step#{type(optimizer).__name__}.step"]
