@@ -60,8 +60,9 @@ def backtrack(
 ) -> Backtracking:
     """Shrink the step size by `factor` from `start` until the condition accepts it (paper Sec. III-A).
 
-    The search fails, `accepted` False, where the slope promises no decrease or none that is finite, after `max_trials`, and where the next
-    step size would promise a decrease too small to be resolved: below that level only chance accepts.
+    The search fails, `accepted` False, where the slope promises no decrease or none that is finite, after `max_trials`,
+    and where the next step size would promise a decrease too small to be resolved: below that level only chance
+    accepts.
 
     Args:
         evaluate: step size -> loss of the trial point.

@@ -1,7 +1,6 @@
 """Evaluate the closure again with the same randomness, and without a second effect on buffers."""
 
 import random
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,8 +20,9 @@ Buffers = dict[str, torch.Tensor]
 class Modules:
     """The modules that the closures of earlier steps have run.
 
-    A hook finds them. But torch.compile compiles anew whenever hooks come and go, and what a hook does becomes a part of
-    the compiled code. So the first step runs uncompiled, all of it, and closures with compiled modules get no hook later.
+    A hook finds them. But torch.compile compiles anew whenever hooks come and go, and what a hook does becomes a part
+    of the compiled code. So the first step runs uncompiled, all of it, and closures with compiled modules get no hook
+    later: such a closure must not run a module for the first time after the first steps.
     """
 
     ran: WeakSet[torch.nn.Module] = field(default_factory=WeakSet)
@@ -51,7 +51,7 @@ class Replay:
 
     def __enter__(self) -> "Replay":
         self._randomness = self._random_state()
-        if self._is_first and "torch._dynamo" in sys.modules:  # else nothing can be compiled
+        if self._is_first:
             self._stance.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
