@@ -92,7 +92,8 @@ class Replay:
                 yield
         finally:
             hook.remove()
-            self.modules.ran.update(part for module in ran for part in module.modules())
+            new = [module for module in ran if module not in self.modules.ran]
+            self.modules.ran.update(part for module in new for part in module.modules())
             self.modules.compiled = bool(compiling) or any(_is_compiled(module) for module in ran)
 
     def _remember(self, module: torch.nn.Module) -> None:
