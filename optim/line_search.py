@@ -132,6 +132,10 @@ class LineSearch(torch.optim.Optimizer):
     With a `cycle` (PLASLS) the param groups are components with a step size each, and after the first steps exactly
     one of them is searched a step (Eq. 6). Otherwise all groups share one step size.
 
+    Step sizes may be set from outside between steps, as numbers or tensors of one number, by hand or by torch's
+    schedulers: the next search of that component starts there (where groups share one step size, the first group's
+    counts); a step size of 0 moves nothing. torch's schedulers count the groups, so nothing is merged under one.
+
     Args:
         params: parameters or param groups, as any torch optimizer takes them.
         c: sufficient decrease of the Armijo condition.

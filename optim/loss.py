@@ -78,8 +78,8 @@ class MiniBatchLoss:
         several = losses.numel() > 1 and not self._backward_inside
         if losses.is_complex() or not (losses.numel() == 1 or several):
             raise RuntimeError(
-                f"the closure returned a tensor of shape {tuple(losses.shape)} and type {losses.dtype}; allowed: one real "
-                "number, or without a backward of its own the losses of the examples"
+                f"the closure returned a tensor of shape {tuple(losses.shape)} and type {losses.dtype}; allowed: one "
+                "real number, or without a backward of its own the losses of the examples"
             )
         if self._backward_inside:
             given = "several closures" if len(self._closures) > 1 else "a grad_scaler" if self._grad_scaler else ""

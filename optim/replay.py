@@ -1,7 +1,6 @@
 """Evaluate the closure again with the same randomness, and without a second effect on buffers."""
 
 import random
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ class Modules:
 
     A hook finds them. But torch.compile compiles anew whenever hooks come and go, and what a hook does becomes a part
     of the compiled code. So the first step runs uncompiled, all of it, and closures with compiled modules get no hook
-    later.
+    later: such a closure must not run a module for the first time after the first steps.
     """
 
     ran: WeakSet[torch.nn.Module] = field(default_factory=WeakSet)
@@ -59,7 +58,7 @@ class Replay:
 
     def __enter__(self) -> "Replay":
         self._randomness = self._random_state()
-        if self._is_first and "torch._dynamo" in sys.modules:  # else nothing can be compiled
+        if self._is_first:
             self._stance.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
@@ -107,7 +106,8 @@ class Replay:
                 yield
         finally:
             hook.remove()
-            self.modules.ran.update(part for module in ran for part in module.modules())
+            new = [module for module in ran if module not in self.modules.ran]
+            self.modules.ran.update(part for module in new for part in module.modules())
             self.modules.compiled = bool(compiling) or any(_is_compiled(module) for module in ran)
 
     def _remember(self, module: torch.nn.Module) -> None:

@@ -4,7 +4,6 @@ import copy
 import functools
 import gc
 import io
-import itertools
 import math
 import pickle
 import re
@@ -345,7 +344,7 @@ def test_a_step_size_out_of_range_is_refused_before_anything_runs(make, value):
     model = network()
     optimizer = make(model.parameters())
     optimizer.param_groups[0]["lr"] = value
-    with pytest.raises(ValueError, match="the step size of all is .*; allowed: a finite number, 0 or above"):
+    with pytest.raises(ValueError, match=r"the step size of all is .*; allowed: a finite number, 0 or above"):
         optimizer.step(lambda: pytest.fail("the closure ran"))
 
 
@@ -563,7 +562,7 @@ def test_a_step_works_under_no_grad_and_is_refused_under_inference_mode(make):
         with torch.no_grad():
             train(other, second, [(x, y)])
     assert torch.equal(weights(one), weights(other))
-    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode.*outside of it"):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"inference_mode.*outside of it"):
         train(one, first, batches(1))
 
 
@@ -591,3 +590,477 @@ def test_nothing_of_a_step_is_kept_alive(make):
             assert [reference() for reference in kept] == [None] * 3
     finally:
         gc.enable()
+
+
+# -- saving and loading -----------------------------------------------------------------------------------------
+
+
+def merging(params, **settings):
+    return eq6(params, merge_threshold=10.0, **settings)
+
+
+STATEFUL = {**CLASSES, "merging": merging}
+every_state = pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL.keys())
+
+
+def by_parameter(name):
+    return name.replace(".", "_")
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@every_state
+def test_a_loaded_optimizer_runs_in_parallel_bit_for_bit(make):
+    one, other = network(dropout=0.3), network(1, dropout=0.3)
+    optimizer, loaded = make(split(one, by_parameter)), make(split(other, by_parameter))
+    train(one, optimizer, batches(5))
+    state = optimizer.state_dict()
+    kept = copy.deepcopy(state)
+    other.load_state_dict(one.state_dict())
+    loaded.load_state_dict(through_a_file(state))
+    for x, y in batches(8, seed=2):
+        torch.manual_seed(7)
+        first = train(one, optimizer, [(x, y)])
+        torch.manual_seed(7)
+        assert train(other, loaded, [(x, y)]) == first
+        assert torch.equal(weights(one), weights(other))
+        assert loaded.search == optimizer.search
+    assert repr(loaded) == repr(optimizer)
+    assert repr(optimizer.state_dict()) == repr(loaded.state_dict())
+    loaded.load_state_dict(kept)
+    assert repr(loaded.state_dict()) == repr(kept)  # loading has not changed what it was given
+
+
+def test_a_state_from_before_merges_is_loaded_by_the_run_that_made_them():
+    model = network()
+    optimizer = merging(split(model, by_parameter))
+    train(model, optimizer, batches(1))
+    start, saved = copy.deepcopy(model.state_dict()), optimizer.state_dict()
+    saved = through_a_file(saved)
+    expected = train(model, optimizer, batches(4))
+    names = [group["name"] for group in optimizer.param_groups]
+    assert len(names) == 1
+    model.load_state_dict(start)
+    optimizer.load_state_dict(saved)
+    assert len(optimizer.param_groups) == 3
+    assert train(model, optimizer, batches(4)) == expected
+    assert [group["name"] for group in optimizer.param_groups] == names
+
+
+@every_state
+def test_an_older_state_takes_defaults_for_what_it_lacks(make):
+    one, other = network(), network()
+    optimizer, loaded = make(split(one, by_parameter)), make(split(other, by_parameter))
+    train(one, optimizer, batches(5))
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        for key in ("foreach", "fused", "maximize", "differentiable"):
+            del group[key]
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+    for moments in state["state"].values():
+        if "step" in moments:
+            moments["step"] = moments["step"].item()
+    state["line_search"] = {}
+    loaded.load_state_dict(state)
+    assert loaded.progress == make(split(other, by_parameter)).progress
+    assert not loaded.counts
+    losses = train(other, loaded, batches(60))
+    assert mean(losses[-10:]) < mean(losses[:10])
+
+
+@every_state
+def test_a_state_that_is_not_understood_is_refused_and_changes_nothing(make):
+    model = network()
+    optimizer = make(split(model, by_parameter))
+    train(model, optimizer, batches(4))
+    before = optimizer.state_dict()
+    own = before["line_search"]
+    groups = before["param_groups"]
+    short = [groups[0] | {"params": groups[0]["params"][1:]}, *groups[1:]]
+    for changed, message in [
+        ({"line_search": own | {"radius": 1}}, "radius, unknown here: a newer version"),
+        ({"line_search": own | {"progress": own["progress"] | {"phase": 1}}}, "phase, unknown here"),
+        ({"param_groups": [g | {"name": "elsewhere"} for g in groups]}, "the state is of the components elsewhere"),
+        ({"param_groups": groups[:-1]}, "the state is of the components"),
+        ({"param_groups": short}, "doesn't match the size"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(before | changed)
+        assert repr(optimizer.state_dict()) == repr(before)
+    plain = {key: value for key, value in before.items() if key != "line_search"}
+    with pytest.raises(ValueError, match="no line search"):
+        optimizer.load_state_dict(plain)
+
+
+@every_state
+def test_hooks_on_states_fire_once_and_may_replace_what_they_see(make):
+    model = network()
+    optimizer = make(split(model, by_parameter))
+    train(model, optimizer, batches(3))
+    fired = []
+    optimizer.register_state_dict_pre_hook(lambda o: fired.append("before saving"))
+    optimizer.register_state_dict_post_hook(lambda o, state: fired.append("saved") or {**state, "note": 1})
+    optimizer.register_load_state_dict_pre_hook(
+        lambda o, state: fired.append("before loading") or {key: value for key, value in state.items() if key != "note"}
+    )
+    optimizer.register_load_state_dict_post_hook(lambda o: fired.append("loaded"))
+    state = optimizer.state_dict()
+    assert state["note"] == 1
+    optimizer.load_state_dict(state)
+    assert fired == ["before saving", "saved", "before loading", "loaded"]
+
+
+@every_state
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"]
+)
+def test_a_copy_has_all_public_attributes_and_goes_on_as_the_original(make, clone):
+    model = network()
+    optimizer = make(split(model, by_parameter))
+    train(model, optimizer, batches(4))
+    other, copied = clone((model, optimizer))
+
+    def public(it):
+        return {name for name in vars(it) if not name.startswith("_")}
+
+    assert public(copied) == public(optimizer)
+    assert train(other, copied, batches(4)) == train(model, optimizer, batches(4))
+    copied.load_state_dict(optimizer.state_dict())
+    assert repr(copied.state_dict()) == repr(optimizer.state_dict())
+
+
+# -- hooks and profiles of steps --------------------------------------------------------------------------------
+
+
+@every_class
+def test_step_hooks_see_the_closure_once_and_global_ones_fire_too(make):
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    model = network()
+    optimizer = make(model.parameters())
+    fired = []
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: fired.append(("own", len(args), sorted(kwargs))))
+    optimizer.register_step_post_hook(lambda o, args, kwargs: fired.append(("own after", len(args), sorted(kwargs))))
+    handles = [
+        register_optimizer_step_pre_hook(lambda o, args, kwargs: fired.append("global")),
+        register_optimizer_step_post_hook(lambda o, args, kwargs: fired.append("global after")),
+    ]
+    try:
+        for x, y in batches(2):
+            optimizer.step(closure=lambda x=x, y=y: cross_entropy(model(x), y))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert fired == ["global", ("own", 1, ["closure"]), ("own after", 1, ["closure"]), "global after"] * 2
+
+
+@every_class
+def test_a_profile_names_the_step_once(make):
+    model = network()
+    optimizer = make(model.parameters())
+    (x, y), (u, v) = batches(2)
+    train(model, optimizer, [(x, y)])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(model, optimizer, [(u, v)])
+    names = [event.name for event in profile.events() if event.name.startswith("Optimizer.step")]
+    assert names == [f"Optimizer.step#{type(optimizer).__name__}.step"]
+
+
+# -- models as people have them ---------------------------------------------------------------------------------
+
+
+class Vision(torch.nn.Module):
+    """A Vision Transformer in miniature: patches, a class token, two pre-norm blocks, drop path, a head."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, width, 4, 4)
+        self.token = torch.nn.Parameter(torch.zeros(1, 1, width))
+        self.position = torch.nn.Parameter(torch.randn(1, 5, width) / 50)
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.TransformerEncoderLayer(width, 2, 32, dropout=0.1, batch_first=True, norm_first=True)
+            for _ in range(2)
+        )
+        self.head = torch.nn.Linear(width, 3)
+
+    def forward(self, images):
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        for block in self.blocks:
+            keep = torch.rand(len(x), 1, 1) < 0.9  # drop path
+            x = x + keep * (block(x) - x)
+        return self.head(x[:, 0])
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(20, 8)
+        self.lstm = torch.nn.LSTM(8, 12, num_layers=2, dropout=0.2, batch_first=True)
+        self.head = torch.nn.Linear(12, 3)
+
+    def forward(self, tokens):
+        return self.head(self.lstm(self.words(tokens))[0][:, -1])
+
+
+class Convolutional(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.dropout = torch.nn.Dropout2d(0.2)
+        self.head = torch.nn.Linear(32, 3)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images):
+        x = self.dropout(torch.relu(self.norm(self.conv(images))))
+        return self.head(torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+def classifier(model, inputs, labels):
+    return lambda: cross_entropy(model(inputs), labels)
+
+
+def images():
+    x = torch.randn(12, 3, 8, 8)
+    return x, x.mean((2, 3)).argmax(1)
+
+
+def vision():
+    model = Vision()
+    return model, lambda: classifier(model, *images())
+
+
+def conv_and_batch_norm():
+    model = Convolutional()
+    return model, lambda: classifier(model, *images())
+
+
+def recurrent():
+    model = Recurrent()
+
+    def batch():
+        tokens = torch.randint(20, (12, 6))
+        return classifier(model, tokens, tokens[:, -1] % 3)
+
+    return model, batch
+
+
+def bert():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=3
+    )
+    return hugging_face(BertForSequenceClassification(config), lambda tokens: tokens[:, 1] % 3)
+
+
+def gpt2():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    return hugging_face(GPT2LMHeadModel(config), lambda tokens: tokens)
+
+
+def t5():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    return hugging_face(T5ForConditionalGeneration(config), lambda tokens: tokens[:, :3].contiguous())
+
+
+def hugging_face(model, labels):
+    model.train()
+
+    def batch():
+        tokens = torch.randint(1, 50, (8, 6))
+        return lambda: model(input_ids=tokens, labels=labels(tokens)).loss
+
+    return model, batch
+
+
+@pytest.mark.parametrize("make", [SGDSLS, PLASLS, eq6], ids=["SGDSLS", "PLASLS", "PLASLS, Eq. 6"])
+@pytest.mark.parametrize("kind", [vision, conv_and_batch_norm, recurrent, bert, gpt2, t5])
+def test_every_kind_of_model_trains_with_the_randomness_and_buffers_of_one_forward_a_step(kind, make):
+    torch.manual_seed(0)
+    model, batch = kind()
+    optimizer = make(split(model, by_layer))
+    losses = []
+    for _ in range(12):
+        closure = batch()
+        randomness, buffers = torch.get_rng_state(), copy.deepcopy(dict(model.named_buffers()))
+        with torch.no_grad():
+            plain = closure()
+        after, updated = torch.get_rng_state(), copy.deepcopy(dict(model.named_buffers()))
+        torch.set_rng_state(randomness)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
+        losses.append(float(optimizer.step(closure)))
+        assert losses[-1] == pytest.approx(float(plain), rel=1e-6)
+        assert torch.equal(torch.get_rng_state(), after)
+        assert all(torch.equal(buffer, updated[name]) for name, buffer in model.named_buffers())
+    assert optimizer.counts["trials"] >= 12
+    assert optimizer.counts["failures"] <= 2
+
+
+@pytest.mark.parametrize("kind", [vision, conv_and_batch_norm, recurrent, bert, gpt2, t5])
+def test_a_trial_is_the_loss_at_the_moved_weights_under_the_masks_of_the_step(kind):
+    torch.manual_seed(0)
+    model, batch = kind()
+    optimizer = SGDSLS(split(model, by_layer), rounding=100.0)
+    for _ in range(4):
+        closure, buffers = batch(), copy.deepcopy(dict(model.named_buffers()))
+        randomness = torch.get_rng_state()
+        optimizer.step(closure)
+        if not optimizer.search.accepted:
+            continue
+        # SGD without momentum takes the point that was accepted; buffers as before the step
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+        torch.set_rng_state(randomness)
+        with torch.no_grad():
+            assert float(closure()) == pytest.approx(optimizer.search.trial, rel=1e-6)
+    assert optimizer.counts["failures"] <= 1
+
+
+def compiled_module(model, backend):
+    return torch.compile(model, backend=backend)
+
+
+def compiled_in_place(model, backend):
+    model.compile(backend=backend)
+    return model
+
+
+def compiled_function(model, backend):
+    return torch.compile(lambda x: model(x), backend=backend)
+
+
+@pytest.mark.parametrize("compiled", [compiled_module, compiled_in_place, compiled_function])
+def test_a_compiled_model_takes_the_steps_of_the_plain_one_and_is_compiled_once(compiled):
+    torch._dynamo.reset()
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    def run(compiled):
+        torch.manual_seed(0)
+        model = Convolutional()
+        optimizer = PLASLS(split(model, by_layer))
+        run_it = compiled(model, backend) if compiled else model
+        torch.manual_seed(1)
+        searches, counts = [], []
+        for _ in range(8):
+            optimizer.step(classifier(run_it, *images()))
+            searches.append(optimizer.search)
+            counts.append(len(compilations))
+        return searches, weights(model), dict(model.named_buffers()), counts
+
+    searches, plain, statistics, _ = run(None)
+    its_searches, its_weights, its_statistics, counts = run(compiled)
+    assert its_searches == searches
+    assert torch.equal(its_weights, plain)
+    assert all(torch.equal(its_statistics[name], value) for name, value in statistics.items())
+    assert counts[3] == counts[-1] > 0
+
+
+# -- the wheel --------------------------------------------------------------------------------------------------
+
+TORCH_ONLY = """
+import sys
+from importlib.machinery import PathFinder
+
+sys.path.insert(0, {installed!r})
+
+
+class OnlyTorch(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {refused!r} else super().find_spec(name, path, target)
+
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = OnlyTorch
+
+import torch
+
+torch.manual_seed(0)
+model = torch.nn.Module()
+model.encoder = torch.nn.Module()
+model.encoder.embeddings = torch.nn.Embedding(9, 8)
+model.encoder.layers = torch.nn.ModuleList(
+    torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(8)
+)
+model.head = torch.nn.Linear(8, 2)
+
+
+class Output:
+    pass
+
+
+def forward(tokens, labels):
+    x = model.encoder.embeddings(tokens)
+    for layer in model.encoder.layers:
+        x = layer(x)
+    output = Output()
+    output.loss = torch.nn.functional.cross_entropy(model.head(x[:, 0]), labels)
+    return output
+
+
+model.forward = forward
+tokens = torch.randint(9, (8, 4))
+loader = [{{"tokens": tokens, "labels": tokens[:, 0] % 2}}] * 20
+losses = []
+"""
+AFTERWARDS = """
+    losses.append(float(loss))
+assert losses[-1] < losses[0], losses
+assert len(optimizer.param_groups) == 10
+assert not any(map(OnlyTorch.find_spec, ("transformers", "optim", "train")))
+import plasls
+print(plasls.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The installed wheel: a folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # setuptools writes beside what it builds
+    (source / "optim").mkdir(parents=True)
+    for file in (HERE / "pyproject.toml", *(HERE / "optim").glob("*.py")):
+        (source / file.relative_to(HERE)).write_bytes(file.read_bytes())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    common = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *common, "--wheel-dir", folder, source], check=True, capture_output=True, text=True)
+    (built,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", *common, "--target", folder / "installed", built], check=True, capture_output=True)
+    return folder / "installed"
+
+
+def test_the_wheel_holds_the_library_and_nothing_else(wheel):
+    assert {path.name for path in wheel.iterdir()} == {"plasls", "plasls-0.1.0.dist-info"}
+    ours = {path.name for path in (HERE / "optim").glob("*.py")}
+    assert {path.name for path in (wheel / "plasls").iterdir()} - {"__pycache__"} == ours
+    metadata = (wheel / "plasls-0.1.0.dist-info" / "METADATA").read_text("utf-8")
+    assert re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE) == ["torch>=2.6"]
+
+
+def test_the_readmes_example_runs_from_the_wheel_with_torch_alone(wheel, tmp_path):
+    readme = (HERE / "README.md").read_text("utf-8")
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "from plasls" in block)
+    pinned = re.findall(r"^([A-Za-z_\-]+)==", (HERE / "requirements.txt").read_text("utf-8"), re.MULTILINE)
+    refused = {"optim", "yaml", *(name.replace("-", "_") for name in pinned)} - {"torch", "numpy"}
+    script = TORCH_ONLY.format(installed=str(wheel), refused=refused) + example.rstrip() + AFTERWARDS
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert Path(ran.stdout.strip()).is_relative_to(wheel)
