@@ -27,6 +27,7 @@ class Settings:
     """One line search; see `LineSearch`."""
 
     c: float
+    first_c: float
     backtracking: float
     initial_step_size: float
     first_backtracking: float
@@ -39,11 +40,9 @@ class Settings:
     clip_value: float | None
 
     def __post_init__(self) -> None:
-        _require("c", self.c, 0 < self.c < 1, "between 0 and 1")
-        _require("backtracking", self.backtracking, 0 < self.backtracking < 1, "between 0 and 1")
+        for name in ("c", "first_c", "backtracking", "first_backtracking"):
+            _require(name, getattr(self, name), 0 < getattr(self, name) < 1, "between 0 and 1")
         _require("initial_step_size", self.initial_step_size, 0 < self.initial_step_size < math.inf, "above 0")
-        coarse = self.first_backtracking
-        _require("first_backtracking", coarse, 0 < coarse < 1, "between 0 and 1")
         _require("growth_steps", self.growth_steps, self.growth_steps > 0, "above 0 (inf: no growth)")
         _require("max_trials", self.max_trials, _is_count(self.max_trials), "a whole number from 1")
         _require("rounding", self.rounding, 0 <= self.rounding < math.inf, "0 or above")
@@ -139,6 +138,8 @@ class LineSearch(torch.optim.Optimizer):
     Args:
         params: parameters or param groups, as any torch optimizer takes them.
         c: sufficient decrease of the Armijo condition.
+        first_c: the same until a first step size is accepted. Adam's first direction is a sign vector that fits one
+            mini-batch; at 1/2 the search goes no further than the minimum of a parabola. The paper has `c` there, too.
         backtracking: delta, the factor of a rejected step size.
         initial_step_size: eta_0, where the first search starts.
         first_backtracking: the factor until a first step size is accepted: for Adam's directions it lies some
@@ -173,6 +174,7 @@ class LineSearch(torch.optim.Optimizer):
         params: Iterable[Any],
         *,
         c: float = 0.1,
+        first_c: float = 0.5,
         backtracking: float = 0.9,
         initial_step_size: float = 0.1,
         first_backtracking: float = 0.5,
@@ -189,6 +191,7 @@ class LineSearch(torch.optim.Optimizer):
         _refuse(host)
         self.settings = Settings(
             c=c,
+            first_c=first_c,
             backtracking=backtracking,
             initial_step_size=initial_step_size,
             first_backtracking=first_backtracking,

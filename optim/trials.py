@@ -34,7 +34,8 @@ class Trials:
         settings = optimizer.settings
         self.optimizer, self.loss = optimizer, loss
         tolerance = settings.rounding * loss.rounding_error(settings.magnitude) if settings.rounding else 0.0
-        self.condition = Armijo(settings.c, tolerance)
+        known = optimizer.progress.accepted_once
+        self.condition = Armijo(settings.c if known else settings.first_c, tolerance)
         self.parameters = [[p for p in group["params"] if p.grad is not None] for group in groups]
         gradients: list[list[Tensor]] = [[p.grad for p in parameters] for parameters in self.parameters]
         self.directions = [

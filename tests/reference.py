@@ -20,6 +20,7 @@ class Reference:
     w: Blocks
     adam: bool = True
     c: float = 0.1
+    first_c: float = 0.5
     delta: float = 0.9
     first_delta: float = 0.5
     eta_0: float = 0.1
@@ -80,7 +81,7 @@ class Reference:
         promised = sum(size * sum(a * b for a, b in zip(g[j], d[j], strict=True)) for j, size in sizes.items())
         self.trials += 1
         tolerance = self.rounding * EPSILON * max(abs(f_k), 1.0)
-        return self.f(trial, self.k) <= f_k + self.c * promised + tolerance
+        return self.f(trial, self.k) <= f_k + (self.c if self.k > 0 else self.first_c) * promised + tolerance
 
     def search(
         self, f_k: float, g: Blocks, d: Blocks, path: Callable[[float], dict[int, float]], start: float

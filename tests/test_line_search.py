@@ -61,7 +61,7 @@ CASES = {
     ),
     "PLASLS, the paper's text": (
         lambda groups: PLASLS(groups, **PAPER, initial_step_size=4.0),
-        {"rounding": 0.0, "eta_0": 4.0, "first_delta": 0.9},
+        {"rounding": 0.0, "eta_0": 4.0, "first_delta": 0.9, "first_c": 0.1},
         [3, 2, 4],
     ),
     "PLASLS, six first steps": (
@@ -271,21 +271,26 @@ def test_the_whole_network_phase_lasts_until_the_step_size_has_settled():
 # -- rounding -------------------------------------------------------------------------------------------------
 
 
-def smallest_step_size(make, steps):
+def smallest_step_size(make, steps, seed=0, autocast=False):
     """Of a deep small network that learns noisy labels by heart, until its loss is at the level of rounding."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     x = torch.randn(128, 32, generator=generator)
     y = (x[:, :4].prod(1) > 0).long()
     noisy = torch.rand(128, generator=generator) < 0.1
     y[noisy] = 1 - y[noisy]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     hidden = [layer for _ in range(6) for layer in (torch.nn.Linear(32, 32), torch.nn.GELU())]
     model = torch.nn.Sequential(*hidden, torch.nn.Dropout(0.1), torch.nn.Linear(32, 2))
     optimizer = make(model)
     smallest = math.inf
     for _ in range(steps):
         batch = torch.randint(128, (32,), generator=generator)
-        optimizer.step(lambda batch=batch: cross_entropy(model(x[batch]), y[batch]))
+
+        def closure(batch=batch):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                return cross_entropy(model(x[batch]), y[batch])
+
+        optimizer.step(closure)
         smallest = min(smallest, *(group["lr"] for group in optimizer.param_groups))
     return smallest
 
@@ -302,9 +307,19 @@ def test_a_tolerance_by_the_loss_alone_does_not_keep_the_step_size():
     assert smallest_step_size(lambda model: AdamSLS(model.parameters(), magnitude=0.0), 600) < 1e-6
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", ["AdamSLS", "PLASLS"])
-def test_the_default_keeps_the_step_size_above_rounding(name):
-    assert smallest_step_size(OPTIMIZERS[name], 600) > 1e-5
+def test_the_default_keeps_the_step_size_above_rounding(name, autocast):
+    assert smallest_step_size(OPTIMIZERS[name], 600, autocast=autocast) > 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["AdamSLS", "PLASLS", "PLASLS, Eq. 6"])
+def test_the_default_keeps_the_step_size_above_rounding_for_5000_steps(name, autocast, seed):
+    assert smallest_step_size(OPTIMIZERS[name], 5000, seed, autocast) > 1e-6
 
 
 # -- same randomness, one effect ------------------------------------------------------------------------------
@@ -604,6 +619,7 @@ def test_step_hooks_fire_once_a_step(make):
 
 BAD: dict[str, list[object]] = {
     "c": [0, 1, -0.1, math.nan],
+    "first_c": [0, 1.1],
     "backtracking": [0, 1, 1.5],
     "first_backtracking": [0, 1],
     "initial_step_size": [0, -1, math.inf, math.nan],
@@ -616,6 +632,8 @@ BAD: dict[str, list[object]] = {
     "joint": ["sometimes", 0],
     "growth": ["none"],
     "merge_threshold": [-1e-12, math.nan],
+    "clip_norm": [0, -1.0, math.inf],
+    "clip_value": [0, math.nan],
     "direction": ["downhill"],
 }
 
