@@ -739,14 +739,19 @@ def test_a_copy_has_all_public_attributes_and_goes_on_as_the_original(make, clon
 # -- hooks and profiles of steps --------------------------------------------------------------------------------
 
 
+def beside_torchs_own(make):
+    """An optimizer whose host class torch has wrapped for hooks and profiles already."""
+    model = network()
+    for host in (torch.optim.SGD, torch.optim.Adam):
+        host(model.parameters())
+    return model, make(model.parameters())
+
+
 @every_class
 def test_step_hooks_see_the_closure_once_and_global_ones_fire_too(make):
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-    model = network()
-    for host in (torch.optim.SGD, torch.optim.Adam):
-        host(model.parameters())  # which wraps the host's own step
-    optimizer = make(model.parameters())
+    model, optimizer = beside_torchs_own(make)
     fired = []
     optimizer.register_step_pre_hook(lambda o, args, kwargs: fired.append(("own", len(args), sorted(kwargs))))
     optimizer.register_step_post_hook(lambda o, args, kwargs: fired.append(("own after", len(args), sorted(kwargs))))
@@ -765,10 +770,7 @@ def test_step_hooks_see_the_closure_once_and_global_ones_fire_too(make):
 
 @every_class
 def test_a_profile_names_the_step_once(make):
-    model = network()
-    for host in (torch.optim.SGD, torch.optim.Adam):
-        host(model.parameters())  # which wraps the host's own step
-    optimizer = make(model.parameters())
+    model, optimizer = beside_torchs_own(make)
     (x, y), (u, v) = batches(2)
     train(model, optimizer, [(x, y)])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
