@@ -682,12 +682,14 @@ def test_a_state_that_is_not_understood_is_refused_and_changes_nothing(make):
     own = before["line_search"]
     groups = before["param_groups"]
     short = [groups[0] | {"params": groups[0]["params"][1:]}, *groups[1:]]
+    merged_short = [groups[0] | {"params": [0], "name": "+".join(group["name"] for group in groups)}]
     for changed, message in [
         ({"line_search": own | {"radius": 1}}, "radius, unknown here: a newer version"),
         ({"line_search": own | {"progress": own["progress"] | {"phase": 1}}}, "phase, unknown here"),
         ({"param_groups": [g | {"name": "elsewhere"} for g in groups]}, "the state is of the components elsewhere"),
         ({"param_groups": groups[:-1]}, "the state is of the components"),
         ({"param_groups": short}, "doesn't match the size"),
+        ({"param_groups": merged_short}, "doesn't match the size"),
     ]:
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(before | changed)
@@ -737,12 +739,19 @@ def test_a_copy_has_all_public_attributes_and_goes_on_as_the_original(make, clon
 # -- hooks and profiles of steps --------------------------------------------------------------------------------
 
 
+def beside_torchs_own(make):
+    """An optimizer whose host class torch has wrapped for hooks and profiles already."""
+    model = network()
+    for host in (torch.optim.SGD, torch.optim.Adam):
+        host(model.parameters())
+    return model, make(model.parameters())
+
+
 @every_class
 def test_step_hooks_see_the_closure_once_and_global_ones_fire_too(make):
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-    model = network()
-    optimizer = make(model.parameters())
+    model, optimizer = beside_torchs_own(make)
     fired = []
     optimizer.register_step_pre_hook(lambda o, args, kwargs: fired.append(("own", len(args), sorted(kwargs))))
     optimizer.register_step_post_hook(lambda o, args, kwargs: fired.append(("own after", len(args), sorted(kwargs))))
@@ -761,8 +770,7 @@ def test_step_hooks_see_the_closure_once_and_global_ones_fire_too(make):
 
 @every_class
 def test_a_profile_names_the_step_once(make):
-    model = network()
-    optimizer = make(model.parameters())
+    model, optimizer = beside_torchs_own(make)
     (x, y), (u, v) = batches(2)
     train(model, optimizer, [(x, y)])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
