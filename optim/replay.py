@@ -1,6 +1,7 @@
 """Evaluate the closure again with the same randomness, and without a second effect on buffers."""
 
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,7 +36,7 @@ class Replay:
     """One step's evaluations: `first` is the plain one, `again` repeats it, and only `first` leaves traces.
 
     Dropout draws the same masks in each evaluation. After the step the random states (torch's CPU and accelerator
-    generators, Python's) and all buffers are what the first evaluation alone would have left, also when an
+    generators, Python's, NumPy's) and all buffers are what the first evaluation alone would have left, also when an
     evaluation raises.
 
     Under DistributedDataParallel only `first` broadcasts buffers: each rank puts the ones that it received back itself.
@@ -132,11 +133,14 @@ class Replay:
 
     def _random_state(self) -> tuple[Any, ...]:
         accelerators = [torch.get_device_module(device).get_rng_state(device) for device in self._devices]
-        return random.getstate(), torch.get_rng_state(), accelerators
+        numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
+        return random.getstate(), numpy, torch.get_rng_state(), accelerators
 
     def _restore(self, randomness: tuple[Any, ...], buffers: dict[torch.nn.Module, Buffers]) -> None:
-        python, cpu, accelerators = randomness
+        python, numpy, cpu, accelerators = randomness
         random.setstate(python)
+        if numpy is not None:
+            sys.modules["numpy"].random.set_state(numpy)
         torch.set_rng_state(cpu)
         for device, state in zip(self._devices, accelerators, strict=True):
             torch.get_device_module(device).set_rng_state(state, device)

@@ -6,6 +6,7 @@ import math
 import pickle
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -330,20 +331,21 @@ def test_randomness_after_a_step_is_that_after_one_forward(make):
     model = network(dropout=0.5)
     optimizer = make(model)
     for x, y in batches(4):
-        before = torch.get_rng_state(), random.getstate()
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()
         model(x)
-        random.random()
-        after = torch.get_rng_state(), random.getstate()
+        drawn = random.random(), np.random.random()
+        after = torch.get_rng_state(), (random.random(), np.random.random())
         torch.set_rng_state(before[0])
         random.setstate(before[1])
+        np.random.set_state(before[2])
 
-        def closure(x=x, y=y):
-            random.random()
+        def closure(x=x, y=y, drawn=drawn):
+            assert (random.random(), np.random.random()) == drawn
             return cross_entropy(model(x), y)
 
         optimizer.step(closure)
         assert torch.equal(torch.get_rng_state(), after[0])
-        assert random.getstate() == after[1]
+        assert (random.random(), np.random.random()) == after[1]
 
 
 def test_trials_see_the_masks_of_the_first_evaluation():

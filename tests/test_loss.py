@@ -243,7 +243,7 @@ def test_losses_of_the_examples_resolve_smaller_decreases_than_their_mean():
 
 @pytest.mark.parametrize("where", ["closure", "around", "weights"])
 def test_coarser_arithmetic_widens_the_tolerance_to_its_own_rounding(where):
-    model, x, y = network(), *next(batches(1, rows=256))
+    model, (x, y) = network(), next(batches(1, rows=256))
     if where == "weights":
         model, x = model.bfloat16(), x.bfloat16()
 
@@ -267,7 +267,7 @@ def test_coarser_arithmetic_widens_the_tolerance_to_its_own_rounding(where):
 
 
 def test_float32_keeps_the_narrow_tolerance_after_an_autocast_has_ended():
-    model, x, y = network(), *next(batches(1))
+    model, (x, y) = network(), next(batches(1))
     optimizer = AdamSLS(model.parameters())
     tolerances = []
     for autocast in (True, False):
