@@ -128,6 +128,11 @@ class LineSearch(torch.optim.Optimizer):
     With a `cycle` (PLASLS) the param groups are components with a step size each, and after the first steps exactly
     one of them is searched a step (Eq. 6). Otherwise all groups share one step size.
 
+    Under torch.distributed the ranks, each with data of its own, take the same steps on the mean of their losses and
+    gradients, with DistributedDataParallel or without (see `Ranks`). accelerate's `prepare(model, optimizer)` works;
+    its wrapper returns no loss (`optimizer.optimizer.search.base` is it) and leaves out the closures of steps that
+    `accumulate` holds back: a list of closures accumulates instead.
+
     Args:
         params: parameters or param groups, as any torch optimizer takes them.
         c: sufficient decrease of the Armijo condition.
