@@ -12,8 +12,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# In a list of norms, which are 0 or above; NaN would be unlike itself.
-NO_GRADIENT, NOT_A_NUMBER = -1.0, -2.0
+# In a list of norms, which are 0 or above; NaN would be unlike itself, and counts above what is not there.
+NO_GRADIENT, NOT_A_NUMBER = -2.0, -1.0
 
 
 class Ranks:
