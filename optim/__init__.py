@@ -14,6 +14,7 @@ __all__ = ["PAPER", "PLASLS", "SGDSLS", "AdamSLS", "LineSearch", "Search", "spli
 
 PAPER: dict[str, Any] = {
     "first_steps": 1,
+    "first_c": 0.1,
     "first_backtracking": 0.9,
     "joint": "never",
     "rounding": 0.0,

@@ -9,32 +9,24 @@ from dataclasses import dataclass
 class Armijo:
     r"""Sufficient decrease (paper Eq. 1 and 5), with a tolerance for the rounding of f.
 
-    .. math:: f(w + \eta d) \le f(w) + c\,\eta\,\langle g, d\rangle + r\,\epsilon\,\max(|f(w)|, \mu)
+    .. math:: f(w + \eta d) \le f(w) + c\,\eta\,\langle g, d\rangle + \tau
 
     where
 
     - c: share of the decrease predicted by the slope that a trial must reach, 0 < c < 1;
     - eta <g, d>: predicted change of f at the trial, `predicted` below, negative for a descent direction;
-    - epsilon: machine precision of the data type in which f is returned;
-    - mu: `magnitude` of what f is computed from. A cross-entropy is log(1 + small) near convergence: its error is that
-      of the 1, however small f becomes;
-    - r: `rounding`, the tolerance in units of that rounding error; 0 is the paper's strict test.
+    - tau: `tolerance`, how much of f(w) - f(w + eta d) may be rounding, in units of f; 0 is the paper's strict test.
 
     Near convergence f(w) - f(w + eta d) is smaller than the rounding error of either value. The strict test then
     accepts and rejects by chance, and step sizes collapse (paper Fig. 1).
     """
 
     c: float
-    rounding: float
-    magnitude: float = 1.0
+    tolerance: float = 0.0
 
-    def tolerance(self, base: float, epsilon: float) -> float:
-        """How much of f(w) - f(w + eta d) is rounding: no smaller decrease can be resolved."""
-        return self.rounding * epsilon * max(abs(base), self.magnitude)
-
-    def accepts(self, base: float, trial: float, predicted: float, epsilon: float) -> bool:
+    def accepts(self, base: float, trial: float, predicted: float) -> bool:
         """A trial that is not finite is a rejected trial."""
-        return math.isfinite(trial) and trial <= base + self.c * predicted + self.tolerance(base, epsilon)
+        return math.isfinite(trial) and trial <= base + self.c * predicted + self.tolerance
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,6 @@ def backtrack(
     predicted: Callable[[float], float],
     *,
     base: float,
-    epsilon: float,
     start: float,
     condition: Armijo,
     factor: float,
@@ -60,14 +51,13 @@ def backtrack(
 ) -> Backtracking:
     """Shrink the step size by `factor` from `start` until the condition accepts it (paper Sec. III-A).
 
-    The search fails, `accepted` False, where the slope promises no decrease, after `max_trials`, and where the next
-    step size would promise a decrease too small to be resolved: below that level only chance accepts.
+    The search fails, `accepted` False, where the slope promises no finite decrease, after `max_trials`, and where the
+    next step size would promise a decrease too small to be resolved: below that level only chance accepts.
 
     Args:
         evaluate: step size -> loss of the trial point.
         predicted: step size -> predicted change of the loss there, to first order.
         base: loss at the unmoved point.
-        epsilon: machine precision of the losses.
         start: first step size tried.
         condition: the acceptance test.
         factor: delta of the paper, 0 < factor < 1.
@@ -76,10 +66,10 @@ def backtrack(
     step_size, value = start, math.nan
     for trials in range(max_trials):
         promised = predicted(step_size)
-        if not promised < 0 or (trials > 0 and -promised <= condition.tolerance(base, epsilon)):
+        if not -math.inf < promised < 0 or (trials > 0 and -promised <= condition.tolerance):
             return Backtracking(step_size, value, trials, accepted=False)
         value = evaluate(step_size)
-        if condition.accepts(base, value, promised, epsilon):
+        if condition.accepts(base, value, promised):
             return Backtracking(step_size, value, trials + 1, accepted=True)
         step_size *= factor
     return Backtracking(step_size, value, max_trials, accepted=False)

@@ -2,27 +2,24 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .armijo import Armijo, Backtracking, backtrack
-from .merging import Group, join, merge_smallest
+from .armijo import Backtracking
+from .loss import Closure, MiniBatchLoss
+from .merging import Group, merge_smallest
 from .ranks import Ranks
-from .replay import Replay
-
-Closure = Callable[[], Any]
-# One number -> a step size for each involved group: the line of a search.
-Path = Callable[[float], list[float]]
+from .replay import Modules, Replay
+from .trials import Path, Trials
 
 # Whole-network searches in a row that take their first trial: then the step size has settled.
 SETTLED_AFTER = 3
-# Nothing is known before the first accepted step size, so its search may go further.
-FIRST_SEARCH = 10
+# Shrinks of one component that is to blame for a rejected joint trial, before all shrink: to a tenth at delta = 0.9.
+ALONE = 22
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,7 @@ class Settings:
     """One line search; see `LineSearch`."""
 
     c: float
+    first_c: float
     backtracking: float
     initial_step_size: float
     first_backtracking: float
@@ -38,18 +36,21 @@ class Settings:
     rounding: float
     magnitude: float
     max_nonfinite: int
+    clip_norm: float | None
+    clip_value: float | None
 
     def __post_init__(self) -> None:
-        _require("c", self.c, 0 < self.c < 1, "between 0 and 1")
-        _require("backtracking", self.backtracking, 0 < self.backtracking < 1, "between 0 and 1")
+        for name in ("c", "first_c", "backtracking", "first_backtracking"):
+            _require(name, getattr(self, name), 0 < getattr(self, name) < 1, "between 0 and 1")
         _require("initial_step_size", self.initial_step_size, 0 < self.initial_step_size < math.inf, "above 0")
-        coarse = self.first_backtracking
-        _require("first_backtracking", coarse, 0 < coarse < 1, "between 0 and 1")
         _require("growth_steps", self.growth_steps, self.growth_steps > 0, "above 0 (inf: no growth)")
         _require("max_trials", self.max_trials, _is_count(self.max_trials), "a whole number from 1")
         _require("rounding", self.rounding, 0 <= self.rounding < math.inf, "0 or above")
         _require("magnitude", self.magnitude, 0 <= self.magnitude < math.inf, "0 or above")
         _require("max_nonfinite", self.max_nonfinite, _is_count(self.max_nonfinite), "a whole number from 1")
+        for name in ("clip_norm", "clip_value"):
+            bound = getattr(self, name)
+            _require(name, bound, bound is None or 0 < bound < math.inf, "above 0, or None")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Search:
         base: loss at w_k.
         trial: loss at the last trial point, NaN where there was none.
         slope: <g, d> per unit of step size, summed over what was searched.
+        tolerance: how much of a change of the loss was taken for rounding.
         accepted: whether a step size was accepted; if not, what was searched did not move.
         merged: the two components merged after the step, or None.
     """
@@ -97,6 +99,7 @@ class Search:
     base: float
     trial: float
     slope: float
+    tolerance: float
     accepted: bool
     merged: tuple[str, str] | None = None
 
@@ -128,6 +131,10 @@ class LineSearch(torch.optim.Optimizer):
     With a `cycle` (PLASLS) the param groups are components with a step size each, and after the first steps exactly
     one of them is searched a step (Eq. 6). Otherwise all groups share one step size.
 
+    Step sizes may be set from outside between steps, as numbers or tensors of one number, by hand or by torch's
+    schedulers: the next search of that component starts there (where groups share one step size, the first group's
+    counts); a step size of 0 moves nothing. torch's schedulers count the groups, so nothing is merged under one.
+
     Under torch.distributed the ranks, each with data of its own, take the same steps on the mean of their losses and
     gradients, with DistributedDataParallel or without (see `Ranks`). accelerate's `prepare(model, optimizer)` works;
     its wrapper returns no loss (`optimizer.optimizer.search.base` is it) and leaves out the closures of steps that
@@ -136,6 +143,8 @@ class LineSearch(torch.optim.Optimizer):
     Args:
         params: parameters or param groups, as any torch optimizer takes them.
         c: sufficient decrease of the Armijo condition.
+        first_c: the same until a first step size is accepted. Adam's first direction is a sign vector that fits one
+            mini-batch; at 1/2 the search goes no further than the minimum of a parabola. The paper has `c` there, too.
         backtracking: delta, the factor of a rejected step size.
         initial_step_size: eta_0, where the first search starts.
         first_backtracking: the factor until a first step size is accepted: for Adam's directions it lies some
@@ -144,9 +153,16 @@ class LineSearch(torch.optim.Optimizer):
             eta 2^(1/n) (Eq. 2, where n is m/b).
         max_trials: trials of a search at most; the first search may take ten times as many.
         rounding: tolerance of the test in units of the loss's rounding error; 0: the paper's strict test.
-        magnitude: that error is taken to be machine precision times max(|loss|, magnitude); smaller than 1 for losses
-            that are small by nature, as a squared error of small numbers.
+        magnitude: that error is taken to be machine precision times max(|loss|, magnitude), see
+            `MiniBatchLoss.rounding_error`; smaller than 1 for losses that are small by nature, as a squared error of
+            small numbers.
         max_nonfinite: steps in a row without a finite loss and gradient before a step raises FloatingPointError.
+        clip_norm: the gradient is scaled to at most this norm before the search, as by torch.nn.utils.clip_grad_norm_;
+            g is the clipped gradient in all that follows. None: not clipped.
+        clip_value: its entries are cut to [-clip_value, clip_value], as by torch.nn.utils.clip_grad_value_.
+        grad_scaler: a torch.amp.GradScaler for float16: the backward pass is on the scaled loss, gradients are
+            unscaled before the search, the scale is updated after each step; closures are forward only, and
+            `grad_scaler.step` is not called. Saving its state is up to the caller, as with torch's optimizers.
         **host: the host's own arguments (betas, eps, weight_decay, momentum, fused, ...), without `lr`.
 
     Raises:
@@ -156,12 +172,14 @@ class LineSearch(torch.optim.Optimizer):
 
     cycle: Cycle | None = None
     """How the param groups take turns as components; None: they share one step size."""
+    _modules: Modules | None = None  # that the closures run; found anew by a copy
 
     def __init__(
         self,
         params: Iterable[Any],
         *,
         c: float = 0.1,
+        first_c: float = 0.5,
         backtracking: float = 0.9,
         initial_step_size: float = 0.1,
         first_backtracking: float = 0.5,
@@ -170,15 +188,15 @@ class LineSearch(torch.optim.Optimizer):
         rounding: float = 4.0,
         magnitude: float = 1.0,
         max_nonfinite: int = 10,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        grad_scaler: Any = None,
         **host: Any,
     ) -> None:
-        if "lr" in host:
-            raise TypeError("there is no lr: the line search finds it; initial_step_size is where it starts")
-        for name in ("maximize", "capturable", "differentiable"):
-            if host.get(name):
-                raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
+        _refuse(host)
         self.settings = Settings(
             c=c,
+            first_c=first_c,
             backtracking=backtracking,
             initial_step_size=initial_step_size,
             first_backtracking=first_backtracking,
@@ -187,27 +205,51 @@ class LineSearch(torch.optim.Optimizer):
             rounding=rounding,
             magnitude=magnitude,
             max_nonfinite=max_nonfinite,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
         )
+        self.grad_scaler = grad_scaler
         self.progress = _Progress()
         self.search: Search | None = None
         self.counts: Counter[str] = Counter()
         self.ranks = Ranks()
+        self.sizes: dict[str, int] = {}
         super().__init__(params, lr=initial_step_size, **host)  # type: ignore[call-arg]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        group = dict(param_group) if isinstance(param_group, dict) else param_group
-        if isinstance(group, dict):
-            names = {existing["name"] for existing in self.param_groups}
-            group.setdefault("name", "all" if not names else f"group_{len(names)}")
-            if group["name"] in names or "+" in str(group["name"]):
-                raise ValueError(f"component name {group['name']!r}: must be new and without '+'")
-            if self.param_groups and self.cycle is None:
-                group["lr"] = self.param_groups[0]["lr"]  # all groups share one step size
+        """Add a component, at any time; its turn comes last.
+
+        Its step size starts from the one that all groups share or, where components have their own, from their mean.
+
+        Raises:
+            ValueError: the group has no parameters, complex ones, a name that is taken, or a setting out of range.
+            TypeError: the group has an `lr`.
+        """
+        if not isinstance(param_group, dict):
+            super().add_param_group(param_group)  # which says what is wrong
+        group = dict(param_group)
+        _refuse(group)
+        # A number beyond all that merges have used up.
+        name = group.setdefault("name", f"group_{len(self.sizes)}" if self.sizes else "all")
+        if not isinstance(name, str) or not name or name in self.sizes or "+" in name:
+            raise ValueError(f"component name {name!r}; allowed: a new string without '+'")
+        if self.param_groups:
+            sizes = [float(existing["lr"]) for existing in self.param_groups]
+            shared = self.cycle is None or self.progress.whole
+            group["lr"] = sizes[0] if shared else math.fsum(sizes) / len(sizes)
         super().add_param_group(group)
-        if any(parameter.is_complex() for parameter in self.param_groups[-1]["params"]):
-            raise ValueError("complex parameters are not supported; allowed: real ones")
-        if any(hasattr(parameter, "device_mesh") for parameter in self.param_groups[-1]["params"]):
-            raise ValueError("sharded parameters (DTensor) are not supported; allowed: the whole of each on every rank")
+        added = self.param_groups[-1]["params"]
+        wrong = None
+        if not added:
+            wrong = f"component {name!r} has no parameters; allowed: at least one"
+        elif any(parameter.is_complex() for parameter in added):
+            wrong = "complex parameters are not supported; allowed: real ones"
+        elif any(hasattr(parameter, "device_mesh") for parameter in added):
+            wrong = "sharded parameters (DTensor) are not supported; allowed: the whole of each on every rank"
+        if wrong:
+            del self.param_groups[-1]
+            raise ValueError(wrong)
+        self.sizes[name] = len(added)
 
     # -- the step -----------------------------------------------------------------------------------------
 
@@ -216,9 +258,10 @@ class LineSearch(torch.optim.Optimizer):
         """Search, then move.
 
         Args:
-            closure: returns the mini-batch loss; forward only, or in torch's style with zero_grad and backward inside
-                (then each trial costs a backward as well). A list of forward-only closures is one step over the mean
-                of their losses. None: move with the last step sizes on the gradients present, without a search.
+            closure: returns the mini-batch loss, or the losses of its examples, shape [n], averaged in float64;
+                forward only, or in torch's style with zero_grad and backward inside (then each trial costs
+                a backward as well). A list of forward-only closures is one step over the mean of their losses. None:
+                move with the last step sizes on the gradients present, without a search.
 
         Returns:
             The loss at w_k, detached; None without a closure. With several processes this rank's own; `search.base`
@@ -230,6 +273,7 @@ class LineSearch(torch.optim.Optimizer):
             RuntimeError: the loss has no graph; no closure was given before the first search; or another rank has
                 raised an exception, or differs from this one (see `Ranks`).
         """
+        self._read_step_sizes()
         if closure is None:
             if not self.progress.accepted_once:
                 raise RuntimeError("step() without a closure needs step sizes: call step(closure) first")
@@ -237,74 +281,70 @@ class LineSearch(torch.optim.Optimizer):
             self.ranks.average_gradients(self._parameters())
             self._move(frozen=())
             return None
+        if getattr(self, "grad_scale", None) is not None:
+            raise RuntimeError(
+                "GradScaler.step takes no closure; allowed: the optimizer's grad_scaler=..., and step(closure)"
+            )
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("torch.inference_mode() allows no gradients: step(closure) must be called outside of it")
         closures = list(closure) if isinstance(closure, Sequence) else [closure]
         self._start_together()
-        with Replay(self._devices()) as replay:
-            loss, backward_inside = replay.first(lambda: self._forward_backward(closures))
-            self.ranks.average_gradients(self._parameters())
-            base = self.ranks.mean(lambda: float(loss))
-            if self._is_finite(base):
-                evaluate = _Evaluation(self, closures, replay, backward_inside, loss)
-                frozen = self._search(evaluate, base, torch.finfo(loss.dtype).eps)
+        self.zero_grad()
+        with Replay(self._devices(), self._modules) as replay:
+            loss = MiniBatchLoss(closures, self._parameters(), replay, self.ranks, self.counts, self.grad_scaler)
+            loss.first()
+            self._modules = replay.modules
+            self._finish_gradients()
+            if self._is_finite(loss.base):
+                frozen = self._search(loss)
                 self._move(frozen)
                 self._merge()
-        return loss
+        return loss.value
 
-    def _forward_backward(self, closures: Sequence[Closure]) -> tuple[Tensor, bool]:
-        """The loss at w_k, its gradient in p.grad, and whether the closure itself did the backward pass."""
-        self.zero_grad()
-        losses: list[Tensor] = []
-        backward_inside = False
-        for closure in closures:
-            # Forward and backward apart: no rank waits in its backward for one that failed in its forward.
-            loss, inside = self.ranks.together(partial(self._forward, closure, not losses), len(closures))
-            backward_inside = backward_inside or inside
-            if backward_inside and len(closures) > 1:
-                raise RuntimeError("closures in a list must not call backward; allowed: forward only")
-            if not backward_inside:
-                with torch.enable_grad():
-                    self.ranks.together((loss / len(closures)).backward, len(closures))
-            losses.append(loss.detach().reshape(()))
-        self.counts["forwards"] += len(closures)
-        self.counts["backwards"] += len(closures)
-        mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-        return mean if mean.is_floating_point() else mean.to(torch.get_default_dtype()), backward_inside
+    def _finish_gradients(self) -> None:
+        """Average over ranks, unscale, clip: from here on this is the gradient."""
+        parameters, settings = self._parameters(), self.settings
+        self.ranks.average_gradients(parameters)
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self)
+            self.grad_scaler.update()
+        if settings.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(parameters, settings.clip_value)
+        if settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
 
-    def _forward(self, closure: Closure, first: bool) -> tuple[Tensor, bool]:
-        with torch.enable_grad():
-            loss = torch.as_tensor(closure())
-        if loss.numel() != 1:
-            raise RuntimeError(f"the closure returned a tensor of shape {tuple(loss.shape)}; allowed: one number")
-        backward_inside = first and any(p.grad is not None for p in self._parameters())
-        if not backward_inside and not loss.requires_grad:
-            raise RuntimeError("the closure's loss has no graph: it must depend on the parameters")
-        return loss, backward_inside
+    def _read_step_sizes(self) -> None:
+        """As floats, whatever a scheduler, a user or a checkpoint has put there."""
+        for group in self.param_groups:
+            size = group["lr"] = float(group["lr"])
+            _require(f"the step size of {group['name']}", size, 0 <= size < math.inf, "a finite number, 0 or above")
 
-    def _search(self, evaluate: "_Evaluation", base: float, epsilon: float) -> Sequence[Group]:
+    def _search(self, loss: MiniBatchLoss) -> Sequence[Group]:
         """Set the step sizes of this step; returns the groups that must not move."""
         groups, progress, cycle = self.param_groups, self.progress, self.cycle
         whole = cycle is None or progress.whole or len(groups) == 1
         turn = 0 if whole else progress.position % len(groups)
         joint = cycle is not None and not whole and cycle.tests_jointly(progress.searches)
-        involved = groups if whole or joint else [groups[turn]]
         before = groups[turn]["lr"]
         growth = 2 ** (1 / self.settings.growth_steps) if progress.accepted_once else 1.0
-        if cycle is not None and not whole and cycle.growth == "all":
-            for other in groups[:turn] + groups[turn + 1 :]:
-                other["lr"] *= growth
+        all_grow = whole or (cycle is not None and cycle.growth == "all")
+        starts = [g["lr"] * (growth if all_grow or g is groups[turn] else 1.0) for g in groups]
+        chosen = range(len(groups)) if whole or joint else [turn]
 
-        with _Trials(self, involved, evaluate, base, epsilon) as trials:
+        with Trials(self, [groups[j] for j in chosen], loss) as trials:
             if not any(trials.slopes):  # nothing moves, so there is nothing to test
-                path: Path = lambda t: [group["lr"] for group in involved]  # noqa: E731
+                starts = [group["lr"] for group in groups]
+                path: Path = lambda t: [starts[j] for j in chosen]  # noqa: E731
                 found = Backtracking(before, math.nan, 0, accepted=True)
             elif joint:
-                found, path = self._joint_search(trials, involved, turn, before * growth)
+                found, path = self._joint_search(trials, starts, turn)
             else:  # one step size for all that is searched: the whole network, or one component (Eq. 6)
-                path = lambda t: [t] * len(involved)  # noqa: E731
-                found = trials.search(path, before * growth)
+                path = lambda t: [t] * len(chosen)  # noqa: E731
+                found = trials.search(path, starts[turn])
         if found.accepted:
-            for group, size in zip(involved, path(found.step_size), strict=True):
-                group["lr"] = size
+            sizes = dict(enumerate(starts)) | dict(zip(chosen, path(found.step_size), strict=True))
+            for j, group in enumerate(groups):
+                group["lr"] = sizes[j]
 
         self._count(found, whole, turn)
         self.search = Search(
@@ -312,33 +352,37 @@ class LineSearch(torch.optim.Optimizer):
             before=before,
             after=groups[turn]["lr"],
             trials=found.trials,
-            base=base,
+            base=loss.base,
             trial=found.value,
             slope=trials.slopes[turn] if joint else sum(trials.slopes),
+            tolerance=trials.condition.tolerance,
             accepted=found.accepted,
         )
-        return () if found.accepted else involved
+        return () if found.accepted else [groups[j] for j in chosen]
 
-    def _joint_search(
-        self, trials: "_Trials", involved: Sequence[Group], turn: int, start: float
-    ) -> tuple[Backtracking, Path]:
+    def _joint_search(self, trials: Trials, starts: Sequence[float], turn: int) -> tuple[Backtracking, Path]:
         """The trial point is the next iterate: every component moves with its own step size."""
-        sizes = [group["lr"] for group in involved]
 
         def with_searched(t: float) -> list[float]:
-            return [*sizes[:turn], t, *sizes[turn + 1 :]]
+            return [*starts[:turn], t, *starts[turn + 1 :]]
 
-        def all_scaled(t: float) -> list[float]:
-            return [t * size for size in with_searched(start)]
-
-        found = trials.search(with_searched, start, max_trials=1)
+        found = trials.search(with_searched, starts[turn], max_trials=1)
         if found.accepted:
             return found, with_searched
         # Would the others alone be accepted? Then the searched one is to blame and shrinks, else all shrink.
         others = trials.search(lambda t: with_searched(0.0), 1.0, max_trials=1)
-        path, first = (with_searched, start) if others.accepted else (all_scaled, 1.0)
-        shrunk = trials.search(path, first * self.settings.backtracking)
-        return replace(shrunk, trials=found.trials + others.trials + shrunk.trials), path
+        tried, size = found.trials + others.trials, starts[turn]
+        if others.accepted:
+            found = trials.search(with_searched, size * self.settings.backtracking, max_trials=ALONE)
+            tried, size = tried + found.trials, found.step_size
+            if found.accepted:
+                return replace(found, trials=tried), with_searched
+
+        def all_scaled(t: float) -> list[float]:
+            return [t * start for start in with_searched(size)]
+
+        found = trials.search(all_scaled, self.settings.backtracking)
+        return replace(found, trials=tried + found.trials), all_scaled
 
     def _count(self, found: Backtracking, whole: bool, turn: int) -> None:
         """Counters, the next component's turn, and the end of the whole-network phase."""
@@ -359,23 +403,21 @@ class LineSearch(torch.optim.Optimizer):
                 progress.whole = progress.whole_steps < cycle.first_steps
 
     def _move(self, frozen: Sequence[Group]) -> None:
-        """The host's own step; a frozen group's moments are updated, its weights are not moved."""
-        kept = [(group, group["lr"]) for group in frozen]
-        try:
-            for group in frozen:
-                group["lr"] = 0.0
-            # Called below torch's hook wrapper, which is around this class's step already: hooks fire once.
-            step: Any = super().step
-            if getattr(step, "hooked", False):
-                step.__wrapped__(self)
-            else:
-                step()
-        finally:
-            for group, size in kept:
-                group["lr"] = size
+        """The host's own step; a frozen group's moments are updated, its weights stay, bit for bit."""
+        kept = [(p, p.detach().clone()) for group in frozen for p in group["params"] if p.grad is not None]
+        # Called below torch's hook wrapper, which is around this class's step already: hooks fire once.
+        step: Any = super().step
+        if getattr(step, "hooked", False):
+            step.__wrapped__(self)
+        else:
+            step()
+        for parameter, origin in kept:
+            parameter.copy_(origin)
 
     def _merge(self) -> None:
         if self.cycle is None or self.progress.whole or self.search is None:
+            return
+        if hasattr(self.step, "_wrapped_by_lr_sched"):  # torch's schedulers count the groups, once and for all
             return
         names = [group["name"] for group in self.param_groups]
         merged = merge_smallest(self.param_groups, self.cycle.merge_threshold)
@@ -390,13 +432,16 @@ class LineSearch(torch.optim.Optimizer):
     # -- faults -------------------------------------------------------------------------------------------
 
     def _is_finite(self, base: float) -> bool:
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        gradients = [gradient for gradient in grads if gradient is not None and gradient.numel()]
         if any(gradient.is_sparse for gradient in gradients):
             raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
         finite = math.isfinite(base)
         if gradients:
-            norms = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
-            finite = math.isfinite(float(self.ranks.means(norms.sum().double()))) and finite
+            # The largest entry of each: a norm over many finite ones may be infinite, in float16 above all.
+            norms = torch._foreach_norm(gradients, math.inf)
+            largest = torch.stack([norm.to(gradients[0].device, torch.float64) for norm in norms])
+            finite = math.isfinite(float(self.ranks.means(largest.sum()))) and finite
         if finite:
             self.progress.nonfinite = 0
             return True
@@ -431,145 +476,73 @@ class LineSearch(torch.optim.Optimizer):
     # -- saving and loading -------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("settings", "cycle", "progress", "search", "counts", "ranks")
-        return super().__getstate__() | {name: getattr(self, name) for name in own}
+        own = ("settings", "cycle", "progress", "search", "counts", "sizes", "ranks", "grad_scaler")
+        return super().__getstate__() | {name: self.__dict__[name] for name in own if name in self.__dict__}
 
     def state_dict(self) -> dict[str, Any]:
         own = {"progress": asdict(self.progress), "counts": dict(self.counts)}
         return super().state_dict() | {"line_search": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume bit for bit, in the middle of a cycle and after merges.
+        """Resume bit for bit, in the middle of a cycle and after merges; merges since the state was saved are undone.
+
+        What an older version did not save starts as in a new optimizer.
 
         Raises:
-            ValueError: the state is of other components, or of an optimizer without a line search.
+            ValueError: the state is of other components, of an optimizer without a line search, or of a newer version.
+                Nothing has changed then.
         """
         state_dict = dict(state_dict)
         if "line_search" not in state_dict:
             raise ValueError("the state holds no line search: it was saved by another kind of optimizer")
         own = state_dict.pop("line_search")
-        progress = _Progress(**own["progress"])
-        self._regroup([group["name"] for group in state_dict["param_groups"]])
-        super().load_state_dict(state_dict)
-        self.progress, self.counts, self.search = progress, Counter(own["counts"]), None
+        known = {field.name for field in fields(_Progress)}
+        unknown = sorted({*own} - {"progress", "counts"} | {*own.get("progress", {})} - known)
+        if unknown:
+            raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: a newer version has saved it")
+        before = self.param_groups
+        self.param_groups = self._regrouped([group.get("name", "?") for group in state_dict["param_groups"]])
+        try:
+            super().load_state_dict(state_dict)
+        except BaseException:
+            self.param_groups = before
+            raise
+        self.progress = _Progress(**own.get("progress", {}))
+        self.counts, self.search = Counter(own.get("counts", {})), None
         self.ranks = Ranks()  # which compares the ranks' states again
 
-    def _regroup(self, saved: Sequence[str]) -> None:
-        """Merge our groups as the saved ones were."""
-        for name in saved:
-            for group in [g for g in self.param_groups if f"+{g['name']}+" in f"+{name}+" and g["name"] != name]:
-                first = next(g for g in self.param_groups if f"+{name}+".startswith(f"+{g['name']}+"))
-                if group is not first:
-                    join(self.param_groups, first, group)
-        ours = [group["name"] for group in self.param_groups]
-        if ours != list(saved):
-            raise ValueError(f"the state is of the components {', '.join(saved)}; here are {', '.join(ours)}")
-
-
-class _Trials:
-    """Searches over trial points of the involved groups; on leaving, the weights are the unmoved ones, bit for bit.
-
-    Attributes:
-        slopes: <g, d> for each group.
-    """
-
-    def __init__(
-        self, optimizer: LineSearch, groups: Sequence[Group], evaluate: "_Evaluation", base: float, epsilon: float
-    ) -> None:
-        self.optimizer, self.evaluate, self.base, self.epsilon = optimizer, evaluate, base, epsilon
-        self.parameters = [[p for p in group["params"] if p.grad is not None] for group in groups]
-        gradients: list[list[Tensor]] = [[p.grad for p in parameters] for parameters in self.parameters]
-        self.directions = [
-            optimizer._directions(group, parameters, of_group)
-            for group, parameters, of_group in zip(groups, self.parameters, gradients, strict=True)
-        ]
-        self.unmoved = [[p.detach().clone() for p in parameters] for parameters in self.parameters]
-        dots = [
-            torch.stack([_dot(g, d) for g, d in zip(of_group, directions, strict=True)])
-            if of_group
-            else torch.zeros(1, dtype=torch.float64)
-            for of_group, directions in zip(gradients, self.directions, strict=True)
-        ]
-        in_one_transfer = torch.stack([values.sum().to(evaluate.device) for values in dots])
-        self.slopes: list[float] = optimizer.ranks.means(in_one_transfer).tolist()
-
-    def search(self, path: Path, start: float, max_trials: int | None = None) -> Backtracking:
-        """Backtrack along the path from `start`; max_trials: None takes the optimizer's setting."""
-        settings, known = self.optimizer.settings, self.optimizer.progress.accepted_once
-        return backtrack(
-            lambda t: self._value(path(t)),
-            lambda t: sum(size * slope for size, slope in zip(path(t), self.slopes, strict=True)),
-            base=self.base,
-            epsilon=self.epsilon,
-            start=start,
-            condition=Armijo(settings.c, settings.rounding, settings.magnitude),
-            factor=settings.backtracking if known else settings.first_backtracking,
-            max_trials=max_trials or settings.max_trials * (1 if known else FIRST_SEARCH),
-        )
-
-    def _value(self, sizes: Sequence[float]) -> float:
-        self.place(sizes)
-        return self.optimizer.ranks.mean(self.evaluate)
-
-    def __enter__(self) -> "_Trials":
-        return self
-
-    def place(self, sizes: Sequence[float]) -> None:
-        for size, parameters, unmoved, directions in zip(
-            sizes, self.parameters, self.unmoved, self.directions, strict=True
-        ):
-            for parameter, origin, direction in zip(parameters, unmoved, directions, strict=True):
-                torch.add(origin, direction, alpha=size, out=parameter)
-        torch.clear_autocast_cache()  # of an autocast around the step: it holds the weights of the point before
-
-    def __exit__(self, *exception: object) -> None:
-        for parameters, unmoved in zip(self.parameters, self.unmoved, strict=True):
-            for parameter, origin in zip(parameters, unmoved, strict=True):
-                parameter.copy_(origin)
-        torch.clear_autocast_cache()
-
-
-class _Evaluation:
-    """f once more: the closures again, with the same randomness, without touching the gradients."""
-
-    def __init__(
-        self, optimizer: LineSearch, closures: Sequence[Closure], replay: Replay, backward_inside: bool, loss: Tensor
-    ) -> None:
-        self.optimizer, self.closures, self.replay = optimizer, closures, replay
-        self.backward_inside, self.device = backward_inside, loss.device
-
-    def __call__(self) -> float:
-        self.optimizer.counts["forwards"] += len(self.closures)
-        if not self.backward_inside:
-            return self.replay.again(self._mean)
-        # Such a closure overwrites the gradients, which the move still needs.
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters]
-        if self.optimizer.ranks.count > 1:  # they may be views of the buckets that the closure's backward fills
-            gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
-        try:
-            for parameter in parameters:
-                parameter.grad = None
-            self.optimizer.counts["backwards"] += len(self.closures)
-            with torch.enable_grad():
-                return self.replay.again(self._mean)
-        finally:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-
-    def _mean(self) -> float:
-        losses = [torch.as_tensor(closure()).detach().reshape(()) for closure in self.closures]
-        return float(losses[0] if len(losses) == 1 else torch.stack(losses).mean())
-
-
-def _dot(gradient: Tensor, direction: Tensor) -> Tensor:
-    if torch.finfo(gradient.dtype).bits < 32:  # a sum of many terms needs more digits
-        gradient, direction = gradient.float(), direction.float()
-    return torch.dot(gradient.flatten(), direction.flatten()).double()
+    def _regrouped(self, saved: Sequence[str]) -> list[Group]:
+        """Our groups, merged as the saved ones are."""
+        parts: dict[str, Group] = {}
+        for group in self.param_groups:
+            start = 0
+            for name in group["name"].split("+"):
+                stop = start + self.sizes[name]
+                parts[name] = group | {key: group[key][start:stop] for key in ("params", "param_names") if key in group}
+                start = stop
+        if sorted("+".join(saved).split("+")) != sorted(parts):
+            ours = ", ".join(group["name"] for group in self.param_groups)
+            raise ValueError(f"the state is of the components {', '.join(saved)}; here are {ours}")
+        groups = []
+        for merged in saved:
+            first, *others = (parts[name] for name in merged.split("+"))
+            for key in {"params", "param_names"} & first.keys():
+                first[key] = [item for part in (first, *others) for item in part[key]]
+            groups.append(first | {"name": merged})
+        return groups
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _refuse(settings: dict[str, Any]) -> None:
+    """Of torch's optimizers' arguments, those that a line search cannot have: for all groups, or for one."""
+    if "lr" in settings:
+        raise TypeError("there is no lr: the line search finds it; initial_step_size is where it starts")
+    for name in ("maximize", "capturable", "differentiable"):
+        if settings.get(name):
+            raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
 
 
 def _require(name: str, value: object, holds: bool, allowed: str) -> None:

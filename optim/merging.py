@@ -45,7 +45,8 @@ def join(groups: list[Group], kept: Group, absorbed: Group) -> None:
 
 
 def _settings(group: Group) -> Group:
-    return {key: value for key, value in group.items() if key not in _OWN}
+    # initial_lr, max_lr, swa_lr ...: notes of schedulers
+    return {key: value for key, value in group.items() if key not in _OWN and not key.endswith("_lr")}
 
 
 def _position(groups: list[Group], wanted: Group) -> int:

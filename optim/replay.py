@@ -1,9 +1,13 @@
 """Evaluate the closure again with the same randomness, and without a second effect on buffers."""
 
 import random
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -11,6 +15,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 Buffers = dict[str, torch.Tensor]
+
+
+@dataclass
+class Modules:
+    """The modules that the closures of earlier steps have run.
+
+    A hook finds them. But torch.compile compiles anew whenever hooks come and go, and what a hook does becomes a part
+    of the compiled code. So the first step runs uncompiled, all of it, and closures with compiled modules get no hook
+    later: such a closure must not run a module for the first time after the first steps.
+    """
+
+    ran: WeakSet[torch.nn.Module] = field(default_factory=WeakSet)
+    compiled: bool = False
+    autocast: torch.dtype | None = None  # in which they ran, None: no autocast
 
 
 class Replay:
@@ -24,9 +42,15 @@ class Replay:
 
     Args:
         devices: the accelerators whose generators the closure may use.
+        modules: what `modules` was after the step before; None: this is the first step.
     """
 
-    def __init__(self, devices: Iterable[torch.device]) -> None:
+    def __init__(self, devices: Iterable[torch.device], modules: Modules | None = None) -> None:
+        self.modules = modules or Modules()
+        self._is_first = modules is None
+        self._stance = ExitStack()
+        devices = set(devices)
+        self._device_types = {device.type for device in devices}
         self._devices = [device for device in devices if device.type not in ("cpu", "meta")]
         self._buffers_before: dict[torch.nn.Module, Buffers] = {}
         self._wrappers: dict[DistributedDataParallel, bool] = {}
@@ -34,29 +58,67 @@ class Replay:
 
     def __enter__(self) -> "Replay":
         self._randomness = self._random_state()
+        if self._is_first:
+            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._stance.close()
         if self._after is not None:
             self._restore(*self._after)
             for wrapper, broadcasts in self._wrappers.items():
                 wrapper.require_forward_param_sync = broadcasts
 
     def first(self, evaluate: Callable[[], T]) -> T:
+        for module in self.modules.ran:
+            self._remember(module)
+        if self.modules.compiled:
+            return evaluate()
+        self.modules.autocast = None
+        self._notice_autocast()
+        with self._finding_modules():
+            return evaluate()
+
+    @contextmanager
+    def _finding_modules(self) -> Iterator[None]:
+        ran: list[torch.nn.Module] = []
+        compiling: list[bool] = []
+
         def remember(module: torch.nn.Module, inputs: Any) -> None:
-            # Content, not version counters: torch's batch norm writes its statistics without counting.
-            if module._buffers and module not in self._buffers_before:
-                self._buffers_before[module] = _copies(module, module._buffers)
-            if isinstance(module, DistributedDataParallel):
-                self._wrappers[module] = True
+            if torch.compiler.is_compiling():  # a compiled function; its modules ran in the first step
+                compiling.append(True)
+            else:
+                ran.append(module)
+                self._remember(module)
+                self._notice_autocast()
+                if isinstance(module, DistributedDataParallel):
+                    self._wrappers[module] = True
 
         hook = register_module_forward_pre_hook(remember)
         try:
-            return evaluate()
+            if self._is_first:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")
+                    yield
+            else:
+                yield
         finally:
             hook.remove()
+            new = [module for module in ran if module not in self.modules.ran]
+            self.modules.ran.update(part for module in new for part in module.modules())
+            self.modules.compiled = bool(compiling) or any(_is_compiled(module) for module in ran)
+
+    def _remember(self, module: torch.nn.Module) -> None:
+        # Content, not version counters: torch's batch norm writes its statistics without counting.
+        if module._buffers and module not in self._buffers_before:
+            self._buffers_before[module] = _copies(module, module._buffers)
+
+    def _notice_autocast(self) -> None:
+        for device in self._device_types:
+            if torch.is_autocast_enabled(device):
+                self.modules.autocast = torch.get_autocast_dtype(device)
 
     def again(self, evaluate: Callable[[], T]) -> T:
         if self._after is None:
@@ -86,3 +148,8 @@ class Replay:
 def _copies(module: torch.nn.Module, names: Iterable[str]) -> Buffers:
     buffers = {name: module._buffers[name] for name in names}
     return {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    """By torch.compile(module) or by module.compile()."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

@@ -20,6 +20,7 @@ class Reference:
     w: Blocks
     adam: bool = True
     c: float = 0.1
+    first_c: float = 0.5
     delta: float = 0.9
     first_delta: float = 0.5
     eta_0: float = 0.1
@@ -80,7 +81,7 @@ class Reference:
         promised = sum(size * sum(a * b for a, b in zip(g[j], d[j], strict=True)) for j, size in sizes.items())
         self.trials += 1
         tolerance = self.rounding * EPSILON * max(abs(f_k), 1.0)
-        return self.f(trial, self.k) <= f_k + self.c * promised + tolerance
+        return self.f(trial, self.k) <= f_k + (self.c if self.k > 0 else self.first_c) * promised + tolerance
 
     def search(
         self, f_k: float, g: Blocks, d: Blocks, path: Callable[[float], dict[int, float]], start: float
@@ -94,10 +95,18 @@ class Reference:
         if self.accepted(f_k, g, d, sizes):
             self.eta[component] = start
         elif self.accepted(f_k, g, d, sizes | {component: 0.0}):  # the searched one is to blame
-            self.eta[component] = self.search(f_k, g, d, lambda t: sizes | {component: t}, start * self.delta)
+            for shrunk in range(1, 23):  # to a tenth
+                size = start * self.delta**shrunk
+                if self.accepted(f_k, g, d, sizes | {component: size}):
+                    self.eta[component] = size
+                    return
+            self.shrink_all(f_k, g, d, sizes | {component: start * self.delta**23})
         else:
-            scale = self.search(f_k, g, d, lambda t: {j: t * size for j, size in sizes.items()}, self.delta)
-            self.eta = [scale * sizes[j] for j in range(len(self.eta))]
+            self.shrink_all(f_k, g, d, sizes)
+
+    def shrink_all(self, f_k: float, g: Blocks, d: Blocks, sizes: dict[int, float]) -> None:
+        scale = self.search(f_k, g, d, lambda t: {j: t * size for j, size in sizes.items()}, self.delta)
+        self.eta = [scale * sizes[j] for j in range(len(self.eta))]
 
 
 def logistic(rows: Sequence[Sequence[float]], signs: Sequence[float], batch: int):

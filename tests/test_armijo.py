@@ -6,15 +6,14 @@ import pytest
 
 from optim.armijo import Armijo, backtrack
 
-STRICT = Armijo(c=0.1, rounding=0.0)
+STRICT = Armijo(c=0.1)
 
 
-def search(f, start=1.0, condition=STRICT, slope=-1.0, max_trials=100, epsilon=2.0**-52):
+def search(f, start=1.0, condition=STRICT, slope=-1.0, max_trials=100):
     return backtrack(
         f,
         lambda t: t * slope,
         base=f(0.0),
-        epsilon=epsilon,
         start=start,
         condition=condition,
         factor=0.9,
@@ -51,15 +50,15 @@ def test_the_strict_test_rejects_an_equal_loss_and_the_tolerant_one_accepts_it()
         return 1.0
 
     assert not search(flat, start=1e-10).accepted
-    assert search(flat, start=1e-10, condition=Armijo(0.1, 4.0)).accepted
+    assert search(flat, start=1e-10, condition=Armijo(0.1, 1e-15)).accepted
 
 
 def test_the_tolerant_search_stops_where_no_decrease_can_be_resolved():
-    found = search(lambda t: 1.0 + (t > 0), condition=Armijo(0.1, 4.0), epsilon=1e-7, max_trials=1000)
+    found = search(lambda t: 1.0 + (t > 0), condition=Armijo(0.1, 4e-7), max_trials=1000)
     assert not found.accepted
     # The last trial promised a decrease above the tolerance of 4e-7, the next one would not have.
     assert 0.9 ** (found.trials - 1) > 4e-7 >= 0.9**found.trials
 
 
 def test_the_strict_search_goes_on_below_rounding():
-    assert search(lambda t: 1.0 + (t > 0), epsilon=1e-7, max_trials=400).trials == 400
+    assert search(lambda t: 1.0 + (t > 0), max_trials=400).trials == 400

@@ -41,12 +41,12 @@ def ranks(tmp_path_factory):
     return of
 
 
-def assert_same_steps(zero, one, trials=20):
+def assert_same_steps(zero, one):
     assert zero["weights"] == one["weights"]
     assert zero["sizes"] == one["sizes"]
     assert zero["trials"] == one["trials"]
     assert len(set(zero["weights"])) == len(zero["weights"])  # they do move
-    assert sum(zero["trials"]) > trials  # and searches do backtrack
+    assert sum(zero["trials"]) > len(zero["trials"])  # and searches do backtrack
     assert all(a != b for a, b in zip(zero["losses"], one["losses"], strict=True))  # on different data
 
 
@@ -58,7 +58,7 @@ def test_ranks_with_different_data_take_the_same_steps_to_the_same_bits(ranks, c
 @pytest.mark.parametrize("wrapped", ["ddp", "plain"])
 def test_heads_that_only_one_rank_uses_move_alike_on_all(ranks, wrapped):
     zero, one = ranks("unused_parameters")
-    assert_same_steps(zero[wrapped], one[wrapped], trials=12)
+    assert_same_steps(zero[wrapped], one[wrapped])
     assert zero["ddp"]["weights"] == zero["plain"]["weights"]
 
 

@@ -61,7 +61,7 @@ CASES = {
     ),
     "PLASLS, the paper's text": (
         lambda groups: PLASLS(groups, **PAPER, initial_step_size=4.0),
-        {"rounding": 0.0, "eta_0": 4.0, "first_delta": 0.9},
+        {"rounding": 0.0, "eta_0": 4.0, "first_delta": 0.9, "first_c": 0.1},
         [3, 2, 4],
     ),
     "PLASLS, six first steps": (
@@ -271,21 +271,26 @@ def test_the_whole_network_phase_lasts_until_the_step_size_has_settled():
 # -- rounding -------------------------------------------------------------------------------------------------
 
 
-def smallest_step_size(make, steps):
+def smallest_step_size(make, steps, seed=0, autocast=False):
     """Of a deep small network that learns noisy labels by heart, until its loss is at the level of rounding."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     x = torch.randn(128, 32, generator=generator)
     y = (x[:, :4].prod(1) > 0).long()
     noisy = torch.rand(128, generator=generator) < 0.1
     y[noisy] = 1 - y[noisy]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     hidden = [layer for _ in range(6) for layer in (torch.nn.Linear(32, 32), torch.nn.GELU())]
     model = torch.nn.Sequential(*hidden, torch.nn.Dropout(0.1), torch.nn.Linear(32, 2))
     optimizer = make(model)
     smallest = math.inf
     for _ in range(steps):
         batch = torch.randint(128, (32,), generator=generator)
-        optimizer.step(lambda batch=batch: cross_entropy(model(x[batch]), y[batch]))
+
+        def closure(batch=batch):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                return cross_entropy(model(x[batch]), y[batch])
+
+        optimizer.step(closure)
         smallest = min(smallest, *(group["lr"] for group in optimizer.param_groups))
     return smallest
 
@@ -302,9 +307,19 @@ def test_a_tolerance_by_the_loss_alone_does_not_keep_the_step_size():
     assert smallest_step_size(lambda model: AdamSLS(model.parameters(), magnitude=0.0), 600) < 1e-6
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", ["AdamSLS", "PLASLS"])
-def test_the_default_keeps_the_step_size_above_rounding(name):
-    assert smallest_step_size(OPTIMIZERS[name], 600) > 1e-5
+def test_the_default_keeps_the_step_size_above_rounding(name, autocast):
+    assert smallest_step_size(OPTIMIZERS[name], 600, autocast=autocast) > 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["AdamSLS", "PLASLS", "PLASLS, Eq. 6"])
+def test_the_default_keeps_the_step_size_above_rounding_for_5000_steps(name, autocast, seed):
+    assert smallest_step_size(OPTIMIZERS[name], 5000, seed, autocast) > 1e-6
 
 
 # -- same randomness, one effect ------------------------------------------------------------------------------
@@ -500,6 +515,87 @@ def test_a_failed_search_moves_nothing_that_was_searched_and_keeps_the_step_size
         assert torch.equal(weights(model), before)
 
 
+@pytest.mark.parametrize("joint", ["always", "never"])
+def test_where_all_grow_they_grow_with_an_accepted_search_only(joint):
+    model = network()
+    optimizer = PLASLS(split(model, by_layer), growth="all", growth_steps=1, first_steps=2, joint=joint)
+    train(model, optimizer, batches(4))
+    sizes = [group["lr"] for group in optimizer.param_groups]
+    x, y = next(batches(1, seed=9))
+    calls = []
+
+    def closure(fault):
+        calls.append(None)
+        if len(calls) > 1 and fault is not None:
+            raise fault
+        return cross_entropy(model(x), y) + (len(calls) > 1)
+
+    with pytest.raises(KeyError):
+        optimizer.step(lambda: closure(KeyError("in a trial")))
+    assert [group["lr"] for group in optimizer.param_groups] == sizes
+    calls.clear()
+    optimizer.step(lambda: closure(None))
+    assert not optimizer.search.accepted
+    assert [group["lr"] for group in optimizer.param_groups] == sizes
+    train(model, optimizer, [(x, y)])
+    if optimizer.search.trials == 1:
+        assert [group["lr"] for group in optimizer.param_groups] == [2 * size for size in sizes]
+
+
+def test_where_no_shrink_of_the_one_to_blame_helps_all_shrink():
+    """As where the others' move turns its descent direction into one of ascent."""
+    moving, other = (torch.nn.Parameter(torch.full((3,), 4.0, dtype=torch.float64)) for _ in range(2))
+    optimizer = PLASLS(
+        [{"params": [moving], "name": "moving"}, {"params": [other], "name": "other"}],
+        first_steps=1,
+        initial_step_size=0.01,
+        growth_steps=NEVER_GROW,
+        betas=(0.0, 0.999),
+    )
+
+    def loss():
+        return (moving**2).sum() + (other**2).sum()
+
+    optimizer.step(loss)
+    (size,) = {group["lr"] for group in optimizer.param_groups}
+    origin = moving.detach().clone()
+
+    def blamed():
+        too_far = (moving.detach() - origin).abs().max() > 0.05 * size
+        return loss() + 100.0 * too_far
+
+    optimizer.step(blamed)
+    # The joint trial, the others alone, 22 shrinks to a tenth, then six of all: 0.9^23 0.9^6 < 0.05 / |d| with |d| = 1.
+    assert optimizer.search.accepted
+    assert optimizer.search.trials == 1 + 1 + 22 + 6
+    assert [group["lr"] / size for group in optimizer.param_groups] == pytest.approx([0.9**29, 0.9**6])
+
+
+def test_an_ascent_direction_moves_nothing_and_costs_no_trial():
+    parameter = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = AdamSLS([parameter], direction="momentum", betas=(0.99, 0.999))
+    for _ in range(3):
+        optimizer.step(lambda: 5.0 * parameter.sum())
+    before, size = parameter.detach().clone(), optimizer.param_groups[0]["lr"]
+    optimizer.step(lambda: -parameter.sum())  # the momentum still points down the old slope
+    assert (optimizer.search.trials, optimizer.search.accepted) == (0, False)
+    assert torch.equal(parameter, before)
+    assert optimizer.param_groups[0]["lr"] == size
+
+
+@every_optimizer
+def test_a_loss_of_exactly_zero_is_a_loss_like_any_other(make):
+    model = network()
+    optimizer = make(model)
+    train(model, optimizer, batches(5))
+    x, y = next(batches(1, seed=9))
+    model.eval()
+    level = float(cross_entropy(model(x), y).detach())
+    assert float(optimizer.step(lambda: cross_entropy(model(x), y) - level)) == 0.0
+    assert optimizer.search.accepted
+    assert optimizer.search.trial < 0.0
+
+
 def test_a_loss_without_a_graph_is_refused():
     with pytest.raises(RuntimeError, match="no graph"):
         AdamSLS(network().parameters()).step(lambda: torch.tensor(1.0))
@@ -604,6 +700,7 @@ def test_step_hooks_fire_once_a_step(make):
 
 BAD: dict[str, list[object]] = {
     "c": [0, 1, -0.1, math.nan],
+    "first_c": [0, 1.1],
     "backtracking": [0, 1, 1.5],
     "first_backtracking": [0, 1],
     "initial_step_size": [0, -1, math.inf, math.nan],
@@ -616,6 +713,8 @@ BAD: dict[str, list[object]] = {
     "joint": ["sometimes", 0],
     "growth": ["none"],
     "merge_threshold": [-1e-12, math.nan],
+    "clip_norm": [0, -1.0, math.inf],
+    "clip_value": [0, math.nan],
     "direction": ["downhill"],
 }
 

@@ -57,6 +57,7 @@ def candidate(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> t
         )
     search: dict[str, Any] = dict(
         c=config.c,
+        first_c=config.first_c,
         backtracking=config.backtracking,
         initial_step_size=config.initial_step_size,
         first_backtracking=config.first_backtracking,

@@ -62,6 +62,8 @@ class Config:
     # the line search
     c: Fraction = 0.1
     """sufficient decrease of the Armijo condition"""
+    first_c: Fraction = 0.5
+    """sufficient decrease until a first step size is accepted; the paper's text: 0.1"""
     backtracking: Fraction = 0.9
     """factor of a rejected step size"""
     initial_step_size: PositiveFloat = 0.1

@@ -1,0 +1,150 @@
+"""The mini-batch loss of one step: at w_k with its gradient, then again at trial points."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ranks import Ranks
+from .replay import Replay
+
+Closure = Callable[[], Any]
+
+
+class MiniBatchLoss:
+    r"""f of one step, from the caller's closures.
+
+    .. math:: f(w) = \frac{1}{m} \sum_{j=1}^m \frac{1}{n_j} \sum_{i=1}^{n_j} \ell_{ji}(w)
+
+    where closure j of m returns the n_j losses l_ji of its examples, or their mean (n_j = 1). The mean is taken in
+    float64 where losses are compared.
+
+    Attributes:
+        value: f(w_k) as the caller gets it, a detached tensor of shape [] in the closures' data type.
+        base: f(w_k) in float64, the mean over ranks.
+    """
+
+    value: Tensor
+    base: float
+
+    def __init__(
+        self,
+        closures: Sequence[Closure],
+        parameters: Sequence[Tensor],
+        replay: Replay,
+        ranks: Ranks,
+        counts: Counter[str],
+        grad_scaler: Any = None,
+    ) -> None:
+        self._closures, self._parameters = closures, parameters
+        self._replay, self._ranks, self._counts, self._grad_scaler = replay, ranks, counts, grad_scaler
+        self._losses: list[Tensor] = []
+        self._backward_inside = False
+
+    # -- f(w_k) and its gradient --------------------------------------------------------------------------
+
+    def first(self) -> None:
+        """Evaluate f(w_k); its gradient is in p.grad afterwards, which must be empty before.
+
+        Raises:
+            RuntimeError: a closure's loss has no graph or is no loss; several closures, one of which calls backward.
+        """
+        self._replay.first(self._forward_backward)
+        means = [losses.mean() for losses in self._losses]
+        self.value = means[0] if len(means) == 1 else torch.stack(means).mean()
+        self.base = self._ranks.mean(lambda: _mean(self._losses))
+
+    def _forward_backward(self) -> None:
+        closures, ranks, scaler = self._closures, self._ranks, self._grad_scaler
+        for closure in closures:
+            # Forward and backward apart: no rank waits in its backward for one that failed in its forward.
+            losses = ranks.together(partial(self._forward, closure), len(closures))
+            if not self._backward_inside:
+                with torch.enable_grad():
+                    mean = losses.mean() / len(closures)
+                    ranks.together((scaler.scale(mean) if scaler else mean).backward, len(closures))
+            self._losses.append(losses.detach())
+        self._counts["forwards"] += len(closures)
+        self._counts["backwards"] += len(closures)
+
+    def _forward(self, closure: Closure) -> Tensor:
+        with torch.enable_grad():
+            losses = _losses(closure)
+        if not self._losses:
+            self._backward_inside = any(p.grad is not None for p in self._parameters)
+        several = losses.numel() > 1 and not self._backward_inside
+        if losses.is_complex() or not (losses.numel() == 1 or several):
+            raise RuntimeError(
+                f"the closure returned a tensor of shape {tuple(losses.shape)} and type {losses.dtype}; allowed: one "
+                "real number, or without a backward of its own the losses of the examples"
+            )
+        if self._backward_inside:
+            given = "several closures" if len(self._closures) > 1 else "a grad_scaler" if self._grad_scaler else ""
+            if given:
+                raise RuntimeError(f"with {given} a closure must not call backward; allowed: forward only")
+        elif not losses.requires_grad:
+            raise RuntimeError("the closure's loss has no graph: it must depend on the parameters")
+        return losses
+
+    # -- f at a trial point -------------------------------------------------------------------------------
+
+    def again(self) -> float:
+        """f at the weights as they are now, with the randomness of `first`; the gradients stay as they are."""
+        self._counts["forwards"] += len(self._closures)
+        if not self._backward_inside:
+            return self._ranks.mean(lambda: self._replay.again(self._forward_only))
+        # Such a closure overwrites the gradients, which the move still needs.
+        gradients = [p.grad for p in self._parameters]
+        if self._ranks.count > 1:  # they may be views of the buckets that the closure's backward fills
+            gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
+        try:
+            for parameter in self._parameters:
+                parameter.grad = None
+            self._counts["backwards"] += len(self._closures)
+            with torch.enable_grad():
+                return self._ranks.mean(lambda: self._replay.again(self._forward_only))
+        finally:
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = gradient
+
+    def _forward_only(self) -> float:
+        return _mean([_losses(closure).detach() for closure in self._closures])
+
+    # -- how precise it is --------------------------------------------------------------------------------
+
+    def rounding_error(self, magnitude: float) -> float:
+        r"""How much of f may be rounding, in units of f.
+
+        .. math:: \epsilon_f \sqrt{\sum_{ji} \Bigl(\frac{\max(|\ell_{ji}|, \mu)}{m\,n_j}\Bigr)^2}
+            + \epsilon_w \|w \odot g\|_2
+
+        where epsilon_f is the machine precision of the losses, mu the `magnitude` of what they are computed from, and
+        the errors of the examples are independent; epsilon_w is the machine precision in which the network itself is
+        evaluated where that is coarser (autocast, weights in half precision), else 0: rounding w_i to it moves f by up
+        to epsilon_w |w_i g_i|.
+        """
+        precision, m = torch.finfo(self.value.dtype).eps, len(self._losses)
+        shares = [losses.double().abs().clamp(min=magnitude) / (m * losses.numel()) for losses in self._losses]
+        error = precision * torch.linalg.vector_norm(torch.cat([share.flatten() for share in shares]))
+        coarse = max(torch.finfo(dtype).eps for dtype in self._evaluated_in())
+        if coarse > precision:
+            squares = [(p.detach() * p.grad).float().square().sum() for p in self._parameters if p.grad is not None]
+            error = error + coarse * sum(square.to(error.device) for square in squares) ** 0.5
+        return self._ranks.mean(error.item)
+
+    def _evaluated_in(self) -> set[torch.dtype]:
+        types = {self.value.dtype} | {parameter.dtype for parameter in self._parameters}
+        return types if self._replay.modules.autocast is None else types | {self._replay.modules.autocast}
+
+
+def _losses(closure: Closure) -> Tensor:
+    losses = torch.as_tensor(closure())
+    return losses if losses.is_floating_point() or losses.is_complex() else losses.to(torch.get_default_dtype())
+
+
+def _mean(losses: Sequence[Tensor]) -> float:
+    means = [of_one.double().mean() for of_one in losses]
+    return float(means[0] if len(means) == 1 else torch.stack(means).mean())
