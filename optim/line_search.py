@@ -135,6 +135,11 @@ class LineSearch(torch.optim.Optimizer):
     schedulers: the next search of that component starts there (where groups share one step size, the first group's
     counts); a step size of 0 moves nothing. torch's schedulers count the groups, so nothing is merged under one.
 
+    Under torch.distributed the ranks, each with data of its own, take the same steps on the mean of their losses and
+    gradients, with DistributedDataParallel or without (see `Ranks`). accelerate's `prepare(model, optimizer)` works;
+    its wrapper returns no loss (`optimizer.optimizer.search.base` is it) and leaves out the closures of steps that
+    `accumulate` holds back: a list of closures accumulates instead.
+
     Args:
         params: parameters or param groups, as any torch optimizer takes them.
         c: sufficient decrease of the Armijo condition.

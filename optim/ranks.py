@@ -12,8 +12,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# In a list of norms, which are 0 or above; NaN would be unlike itself.
-NO_GRADIENT, NOT_A_NUMBER = -1.0, -2.0
+# In a list of norms, which are 0 or above; NaN would be unlike itself, and counts above what is not there.
+NO_GRADIENT, NOT_A_NUMBER = -2.0, -1.0
 
 
 class Ranks:
@@ -176,6 +176,8 @@ def _norms(parameters: Sequence[Tensor]) -> list[float]:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return [NO_GRADIENT] * len(parameters)
+    if any(gradient.is_sparse for gradient in gradients):
+        raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
     stacked = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
     norms = iter(stacked.double().nan_to_num(nan=NOT_A_NUMBER).tolist())
     return [NO_GRADIENT if p.grad is None else next(norms) for p in parameters]
@@ -186,5 +188,5 @@ def _timeout(group: Any) -> timedelta | None:
     for device in group._device_types:
         options = getattr(group._get_backend(device), "options", None)
         if options is not None:
-            return options._timeout
+            return getattr(options, "_timeout", None)
     return None

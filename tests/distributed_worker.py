@@ -381,6 +381,11 @@ def refused(rank):
             second.load_state_dict(first.state_dict())
         second.step(lambda: cross_entropy(model(x), y))
 
+    def sparse_on_one_rank():
+        torch.manual_seed(0)
+        tables = torch.nn.ModuleList([torch.nn.Embedding(4, 2, sparse=True), torch.nn.Embedding(4, 2)])
+        AdamSLS(tables.parameters()).step(lambda: tables[rank](torch.tensor([0, 1])).square().mean())
+
     def uneven_lists():
         model = network()
         AdamSLS(model.parameters()).step([lambda: cross_entropy(model(x), y)] * (2 + rank))
@@ -393,7 +398,7 @@ def refused(rank):
         fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
         AdamSLS(model.parameters())
 
-    cases = (other_weights, other_shapes, loaded_on_one_rank, uneven_lists, sharded)
+    cases = (other_weights, other_shapes, loaded_on_one_rank, sparse_on_one_rank, uneven_lists, sharded)
     return {case.__name__: raised(case) for case in cases}
 
 

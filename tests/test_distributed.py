@@ -41,12 +41,12 @@ def ranks(tmp_path_factory):
     return of
 
 
-def assert_same_steps(zero, one, trials=20):
+def assert_same_steps(zero, one):
     assert zero["weights"] == one["weights"]
     assert zero["sizes"] == one["sizes"]
     assert zero["trials"] == one["trials"]
     assert len(set(zero["weights"])) == len(zero["weights"])  # they do move
-    assert sum(zero["trials"]) > trials  # and searches do backtrack
+    assert sum(zero["trials"]) > len(zero["trials"])  # and searches do backtrack
     assert all(a != b for a, b in zip(zero["losses"], one["losses"], strict=True))  # on different data
 
 
@@ -58,7 +58,7 @@ def test_ranks_with_different_data_take_the_same_steps_to_the_same_bits(ranks, c
 @pytest.mark.parametrize("wrapped", ["ddp", "plain"])
 def test_heads_that_only_one_rank_uses_move_alike_on_all(ranks, wrapped):
     zero, one = ranks("unused_parameters")
-    assert_same_steps(zero[wrapped], one[wrapped], trials=12)
+    assert_same_steps(zero[wrapped], one[wrapped])
     assert zero["ddp"]["weights"] == zero["plain"]["weights"]
 
 
@@ -162,13 +162,14 @@ def test_what_is_not_finite_on_one_rank_is_skipped_or_rejected_on_all(ranks):
         ("other_weights", "RuntimeError: rank 1 starts from other weights than rank 0"),
         ("other_shapes", "RuntimeError: rank 1 has other parameters, settings or step sizes than rank 0"),
         ("loaded_on_one_rank", "RuntimeError: rank 1 has other parameters, settings or step sizes than rank 0"),
+        ("sparse_on_one_rank", "sparse gradients are not supported; allowed: dense ones"),
         ("uneven_lists", "RuntimeError: the ranks were given [2, 3] closures; allowed: equally many on all ranks"),
         ("sharded", "ValueError: sharded parameters (DTensor) are not supported"),
     ],
 )
 def test_ranks_that_cannot_step_together_are_refused_on_all(ranks, case, says):
     for rank in ranks("refused"):
-        assert rank[case]["error"].startswith(says)
+        assert says in rank[case]["error"]
         assert "\n" not in rank[case]["error"]
 
 
