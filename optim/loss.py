@@ -118,22 +118,20 @@ class MiniBatchLoss:
     def rounding_error(self, magnitude: float) -> float:
         r"""How much of f may be rounding, in units of f.
 
-        .. math:: \epsilon_f \sqrt{\sum_{ji} \Bigl(\frac{\max(|\ell_{ji}|, \mu)}{m\,n_j}\Bigr)^2}
-            + \epsilon_w \|w \odot g\|_2
+        .. math:: \epsilon_f \max(|f|, \mu) + \epsilon_w \|w \odot g\|_2
 
-        where epsilon_f is the machine precision of the losses, mu the `magnitude` of what they are computed from, and
-        the errors of the examples are independent; epsilon_w is the machine precision in which the network itself is
-        evaluated where that is coarser (autocast, weights in half precision), else 0: rounding w_i to it moves f by up
-        to epsilon_w |w_i g_i|.
+        where epsilon_f is the machine precision of the losses and mu the `magnitude` of what they are computed from;
+        epsilon_w is the machine precision in which the network itself is evaluated where that is coarser (autocast,
+        weights in half precision), else 0: rounding w_i to it moves f by up to epsilon_w |w_i g_i|, and the examples'
+        losses together, so that their mean is no more precise.
         """
-        precision, m = torch.finfo(self.value.dtype).eps, len(self._losses)
-        shares = [losses.double().abs().clamp(min=magnitude) / (m * losses.numel()) for losses in self._losses]
-        error = precision * torch.linalg.vector_norm(torch.cat([share.flatten() for share in shares]))
+        precision = torch.finfo(self.value.dtype).eps
+        error = precision * max(abs(self.base), magnitude)
         coarse = max(torch.finfo(dtype).eps for dtype in self._evaluated_in())
         if coarse > precision:
             squares = [(p.detach() * p.grad).float().square().sum() for p in self._parameters if p.grad is not None]
-            error = error + coarse * sum(square.to(error.device) for square in squares) ** 0.5
-        return self._ranks.mean(error.item)
+            error += coarse * float(sum(square.to(self.value.device) for square in squares)) ** 0.5
+        return self._ranks.mean(lambda: error)
 
     def _evaluated_in(self) -> set[torch.dtype]:
         types = {self.value.dtype} | {parameter.dtype for parameter in self._parameters}

@@ -230,15 +230,14 @@ def test_the_tolerance_covers_the_rounding_of_a_difference_of_losses(reduction):
     assert 0 < max(map(abs, found)) < tolerance
 
 
-def test_losses_of_the_examples_resolve_smaller_decreases_than_their_mean():
+def test_the_mean_of_many_examples_losses_is_rounded_less():
+    """Of a small network. In a deep one the rounding of the forward pass is larger than that of the mean."""
     x, y = next(batches(1, rows=512))
-    errors, tolerances = [], []
+    errors = []
     for reduction in ("mean", "none"):
-        found, tolerance = deviations(network(), x, y, reduction)
+        found, _ = deviations(network(), x, y, reduction)
         errors.append(math.fsum(error * error for error in found))
-        tolerances.append(tolerance)
     assert errors[1] < errors[0] / 4
-    assert tolerances[1] < tolerances[0] / 16
 
 
 @pytest.mark.parametrize("where", ["closure", "around", "weights"])
