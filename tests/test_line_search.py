@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 import pickle
 import random
@@ -244,6 +245,42 @@ def test_components_take_turns():
         optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))
         turns.append(optimizer.search.component)
     assert turns == ["all", "all", "0", "1", "4", "0", "1", "4"]
+
+
+@pytest.mark.parametrize("joint", ["always", "never"])
+def test_the_order_of_components_does_not_change_a_components_search(joint):
+    """Each is searched from the unmoved point of its step, whoever was searched before."""
+    start = network()
+    whole = PLASLS(split(start, by_layer), first_steps=4, joint=joint)
+    train(start, whole, batches(4))
+    (x, y), moments = next(batches(1, seed=9)), copy.deepcopy(whole.state_dict()["state"])
+    found = {}
+    for order in itertools.permutations(range(3)):
+        model = copy.deepcopy(start)
+        groups = split(model, by_layer)
+        optimizer = PLASLS([groups[place] for place in order], first_steps=1, joint=joint, growth_steps=0.5)
+        optimizer.progress.whole, optimizer.progress.accepted_once = False, True
+        for group in optimizer.param_groups:
+            group["lr"] = whole.param_groups[0]["lr"]
+        of_model = dict(zip(model.parameters(), moments.values(), strict=True))
+        optimizer.state.update({p: copy.deepcopy(state) for p, state in of_model.items()})
+        optimizer.step(lambda model=model: cross_entropy(model(x), y))
+        search = optimizer.search
+        found.setdefault(search.component, set()).add((search.trials, search.after))
+    assert sorted(found) == ["0", "1", "4"]
+    assert all(len(results) == 1 for results in found.values())
+    assert any(trials > 1 for results in found.values() for trials, _ in results)
+
+
+@every_optimizer
+def test_batches_may_change_their_size(make):
+    model = network()
+    optimizer = make(model)
+    sizes = itertools.cycle([24, 3, 17, 48])
+    losses = []
+    for (x, y), size in zip(batches(150, rows=48), sizes, strict=False):
+        losses += train(model, optimizer, [(x[:size], y[:size])])
+    assert sum(losses[-40:]) < 0.8 * sum(losses[:40])
 
 
 def test_every_accepted_step_size_satisfies_the_condition():
