@@ -165,6 +165,14 @@ def test_losses_of_the_examples_are_one_step_over_their_mean():
     assert torch.allclose(weights(one), weights(other), rtol=1e-9)
 
 
+def test_losses_of_the_examples_are_averaged_in_float64():
+    model, (x, y) = network(), next(batches(1, rows=512))
+    losses = cross_entropy(model(x), y, reduction="none").tolist()
+    optimizer = AdamSLS(model.parameters())
+    optimizer.step(lambda: cross_entropy(model(x), y, reduction="none"))
+    assert optimizer.search.base == pytest.approx(math.fsum(losses) / 512, rel=1e-14)
+
+
 def test_losses_of_unequal_closures_weigh_each_closure_the_same():
     model = network().double()
     optimizer = AdamSLS(model.parameters())
