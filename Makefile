@@ -25,7 +25,7 @@ SWEEPS := $(patsubst sweeps/%.yaml,sweep-%,$(wildcard sweeps/*.yaml))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint $(SWEEPS)
+.PHONY: help sweeps install test lint $(SWEEPS)
 
 help:  ## list the targets
 	@for sweep in $(SWEEPS); do \
@@ -37,6 +37,9 @@ help:  ## list the targets
 $(SWEEPS): sweep-%: $(INSTALLED)
 	@$(VENV)/bin/python -m sweeps $(call quoted,$*) $(SETTINGS)
 	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis $(call quoted,$*) $(call option,out,$(OUT)))
+
+sweeps: $(INSTALLED)  ## list the sweeps: cells, what is missing, estimated time
+	@$(VENV)/bin/python -m sweeps $(SETTINGS)
 
 test: $(INSTALLED)  ## run the tests
 	@$(VENV)/bin/python -m pytest $(ARGS)

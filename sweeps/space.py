@@ -23,6 +23,8 @@ class Space:
 
     name: str
     """the sweep's name: its file"""
+    about: str
+    """what it asks: the file's first comment"""
     profile: str
     """the profile's name: its file"""
     label: str
@@ -114,7 +116,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     Raises:
         InputError: no such file, a key that is no Config field, or a sweep that is no grid.
     """
-    sweep = _read(HERE, "sweep", name)
+    sweep, about = _read(HERE, "sweep", name)
     if sweep.get("method") != "grid":
         raise InputError(f"{name}.yaml: method {sweep.get('method')} is not run here; allowed: grid")
     changes = {key: value if isinstance(value, list) else [value] for key, value in _profile(profile).items()}
@@ -133,6 +135,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
             raise InputError(f"--{key}={','.join(map(str, parameters[key]))}: takes one value in a sweep")
     return Space(
         name=name,
+        about=about,
         profile=profile,
         label=_label(profile, changed),
         metric=sweep["metric"]["name"],
@@ -143,15 +146,25 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     )
 
 
-def _read(folder: Path, kind: str, name: str) -> dict[str, Any]:
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in names:
-        raise InputError(f"unknown {kind} {name}; allowed: {', '.join(names)}")
-    return yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+def sweeps() -> list[str]:
+    """The names of all sweep files."""
+    return _names(HERE)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def _read(folder: Path, kind: str, name: str) -> tuple[dict[str, Any], str]:
+    """A file's content, and its first line without the comment sign."""
+    if name not in _names(folder):
+        raise InputError(f"unknown {kind} {name}; allowed: {', '.join(_names(folder))}")
+    text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text) or {}, text.partition("\n")[0].removeprefix("# ")
 
 
 def _profile(name: str) -> dict[str, Any]:
-    return _read(HERE / "profiles", "profile", name)
+    return _read(HERE / "profiles", "profile", name)[0]
 
 
 def _values(sweep: str, key: str, spec: dict[str, Any]) -> list[Any]:

@@ -251,12 +251,14 @@ def test_the_command_line_wins_over_the_profile_and_that_over_the_file(own_files
 @pytest.mark.parametrize(
     ("args", "lines"),
     [
-        (["nothing"], ["unknown sweep nothing; allowed: candidates, splits"]),
+        (["nothing"], [f"unknown sweep nothing; allowed: {', '.join(SWEEPS)}"]),
         (["splits", "--profile=big"], ["unknown profile big; allowed: embedded, glue, paper"]),
         (["splits", "--workers=0"], ["--workers=0: must be a whole number of at least 1"]),
         (["splits", "--sweep=a,b"], ["--sweep=a,b: takes one value in a sweep"]),
-        (["splits", "--storage=sqlite:///x.db"], ["--storage=sqlite:///x.db: SQLite loses trials"]),
-        (["splits", "--storage=nonsense://x"], ["--storage=nonsense://x: Can't load plugin"]),
+        (["splits", "--storage=sqlite:///x.db"], ["--storage=sqlite:///x.db: a sqlite database is not used here; allowed: a file"]),
+        (["splits", "--storage=nonsense://x"], ["--storage=nonsense://x: a nonsense database is not used here"]),
+        (["splits", "--storage=postgresql+psycopg://me:secret@127.0.0.1:1/x"], ["--storage=postgresql+psycopg://me:***@"]),
+        (["splits", "--heartbeat=0"], ["--heartbeat=0: must be a whole number of at least 1"]),
         (["splits", "--seed=1,1"], ["two cells are the same run: split=", *4 * ["two cells are the same run: "]]),
         (["splits", "--split=3.5,0,4"], ["--split=3.5: ", "--split=0: "]),
         (["splits", "--bogus=1"], ["unrecognized arguments: --bogus=1; allowed: "]),
@@ -277,6 +279,7 @@ def test_bad_input_is_one_line_each_before_anything_starts(
     assert len(errors) == len(lines)
     for error, line in zip(errors, lines, strict=True):
         assert error.startswith(f"error: {line}")
+        assert "secret" not in error
     assert not list(tmp_path.glob("*/*/"))
 
 
