@@ -24,6 +24,18 @@ class Cost(NamedTuple):
 # torch 2.13 on a core of a server's Xeon, 2026-11-23; bert-base on GLUE's rows.
 MEASURED: dict[tuple[str, int], dict[str, Cost]] = {
     ("minilm-l6", 40): {"sst2": Cost(0.0276, 0.0106)},
+    ("bge-small-en-v1.5", 64): {
+        "sst2": Cost(0.081, 0.028),
+        "mrpc": Cost(0.098, 0.037),
+        "qnli": Cost(0.100, 0.040),
+        "mnli": Cost(0.094, 0.045),
+    },
+    ("bert-base-uncased", 256): {
+        "sst2": Cost(0.215, 0.077),
+        "mrpc": Cost(0.476, 0.147),
+        "qnli": Cost(0.690, 0.210),
+        "mnli": Cost(0.556, 0.175),
+    },
 }
 # Trials a step: README's table of splits for the last two; SGDSLS on sst2 in the same profile.
 TRIALS = {"adam": 0.0, "sgdsls": 1.5, "adamsls": 1.9, "plasls": 2.5}

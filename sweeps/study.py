@@ -137,7 +137,9 @@ class Queue:
         """The next waiting cell, locked for this process; None when nothing waits."""
         with self.alone():
             while self.waiting():
-                trial = self.study.ask(self.distributions)
+                with warnings.catch_warnings():  # that of optimize(); ours is Cell's
+                    warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")
+                    trial = self.study.ask(self.distributions)
                 config = self.cells[trial.user_attrs["cell"]]
                 if self.database is not None:  # first its heart beats, then it has a place: see _is_here
                     self.database.record_heartbeat(trial._trial_id)
@@ -179,8 +181,7 @@ class Queue:
     def running(self) -> list[str]:
         """Cells that are being run, or have died so and will be found by `refill`."""
         marked = {
-            trial.user_attrs["cell"]
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            trial.user_attrs["cell"] for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         } - self.finished()
         return [
             run_id
@@ -197,9 +198,7 @@ class Queue:
 
     def failed(self) -> dict[str, str]:
         """Run id -> error of the unfinished cells whose last try has failed."""
-        errors = {
-            run_id: trials[-1].user_attrs.get("error", "") for run_id, trials in self._trials().items() if trials
-        }
+        errors = {run_id: trials[-1].user_attrs.get("error", "") for run_id, trials in self._trials().items() if trials}
         finished = self.finished()
         return {run_id: error for run_id, error in errors.items() if error and run_id not in finished}
 
@@ -253,7 +252,9 @@ class Cell:
 
     def _beat(self, database: RDBStorage) -> None:
         while not self.ended.wait(database.heartbeat_interval):
-            with suppress(sqlalchemy.exc.SQLAlchemyError):  # a server that restarts costs one beat
+            with suppress(
+                sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError
+            ):  # a server that restarts costs one beat
                 database.record_heartbeat(self.trial._trial_id)
 
     def finish(self) -> None:
@@ -369,7 +370,10 @@ def _storage(storage: Storage, journal: Path) -> tuple[optuna.storages.BaseStora
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             database = RDBStorage(
                 where,
-                engine_kwargs={"pool_pre_ping": True},  # a server that was restarted is no error
+                engine_kwargs={
+                    "poolclass": sqlalchemy.NullPool,  # a call now and then, on a connection that cannot be stale
+                    "connect_args": {"client_encoding": "utf8"},  # of a cluster without a locale texts would be bytes
+                },
                 heartbeat_interval=storage.heartbeat,
                 grace_period=GRACE * storage.heartbeat,
             )
