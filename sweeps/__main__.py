@@ -2,6 +2,7 @@
 
 python -m sweeps splits                                      the small profile, for 2 cores
 python -m sweeps splits --profile=paper                      the paper's study
+python -m sweeps study-adam                                  a study: what to try next is chosen run by run
 python -m sweeps splits --split=1,10 --seed=0,1 --epochs=2   any field of train.config.Config
 """
 
@@ -13,10 +14,13 @@ import shlex
 import signal
 import sys
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train.config import Config
 from train.errors import InputError
+
+if TYPE_CHECKING:
+    from .space import Space
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,7 +37,9 @@ def arguments(args: list[str]) -> tuple[argparse.Namespace, dict[str, list[str]]
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="the sweep: sweeps/NAME.yaml; none: list all of them")
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", help="sweeps/NAME.yaml or study-NAME; none: list all of them"
+    )
     parser.add_argument("--profile", default="embedded", help="sweeps/profiles/PROFILE.yaml [embedded]")
     parser.add_argument("--workers", default=None, help="processes at a time [one a core, at most 4]")
     parser.add_argument("--storage", default=None, help="the queue: a file or a database's URL [OUT/NAME/journal.log]")
@@ -77,7 +83,7 @@ def main(args: list[str], run: str = "train.run:run") -> int:
 def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) -> int:
     from train.tracking import write_atomically
 
-    from .space import load
+    from .space import STUDY, load
     from .study import Storage, is_finished, locked
     from .workers import run_queue
 
@@ -88,6 +94,8 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
     if call.name is None:
         return _list(call.profile, changes, workers)
     space = load(call.name, call.profile, changes)
+    if call.name.startswith(STUDY):
+        return _study(space, call, workers, run)
     cells = space.cells()
     if call.dry_run:
         for config in cells.values():
@@ -102,9 +110,23 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
     return run_queue(space, storage, workers, call.retry_failed, run)
 
 
+def _study(space: "Space", call: argparse.Namespace, workers: int, run: str) -> int:
+    from .tuning import Tuning, tune
+
+    if call.storage:
+        raise InputError(f"--storage={call.storage}: a study's queue is the journal in its folder; allowed: none")
+    if call.dry_run:
+        tuning = Tuning(space, run)
+        print(f"{space.name}: {tuning.trials} trials of {len(tuning.seeds)} seeds: {tuning.missing()} missing")
+        for key, found in tuning.searched.items():
+            print(f"  {key}: {found}")
+        return 0
+    return tune(space, workers, run)
+
+
 def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
     from .estimate import estimate
-    from .space import load, sweeps
+    from .space import load, studies, sweeps
     from .study import is_finished
 
     print(f"{'sweep':<14} {'cells':>5} {'missing':>8} {'time':>10}  what it asks")
@@ -117,6 +139,10 @@ def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
         time = "unknown" if found is None else _time(found.seconds / min(workers, max(1, len(missing))))
         sources |= {found and found.from_runs_here} if missing else set()
         print(f"{name:<14} {len(cells):>5} {len(missing):>8} {time:>10}  {space.about}")
+    for name in studies():
+        space = load(name, profile, changes)
+        seeds = len(space.parameters["seed"])
+        print(f"{name:<14} {space.run_cap // seeds * seeds:>5} {'at most':>8} {'':>10}  {space.about}")
     print(f"Profile {profile}; time of what is missing, {workers} runs at a time.")
     if False in sources:
         print("Times are from sweeps/estimate.py: measured on one core of a server's Xeon, without a GPU;")

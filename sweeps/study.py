@@ -147,7 +147,7 @@ class Queue:
                 if is_finished(config):
                     self._tell(trial, config)
                     continue
-                lock = _try_lock(_lock_file(config))
+                lock = try_lock(lock_file(config))
                 if lock is not None:
                     return Cell(self, trial, config, lock)
                 self.study.tell(trial, state=TrialState.FAIL)  # run by another sweep on this folder
@@ -288,7 +288,7 @@ def is_finished(config: Config) -> bool:
 def is_running(config: Config) -> bool:
     if not config.folder.exists():
         return False
-    lock = _try_lock(_lock_file(config))
+    lock = try_lock(lock_file(config))
     if lock is None:
         return True
     lock.close()
@@ -308,11 +308,11 @@ def summary(config: Config) -> dict[str, Any]:
         raise InputError(f"{path} is damaged; remove it, and the same command finishes the cell again") from None
 
 
-def _lock_file(config: Config) -> Path:
+def lock_file(config: Config) -> Path:
     return config.folder / "lock"
 
 
-def _try_lock(path: Path) -> IO[str] | None:
+def try_lock(path: Path) -> IO[str] | None:
     """The open, locked file; None where a living process holds the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
@@ -358,7 +358,7 @@ def _storage(storage: Storage, journal: Path) -> tuple[optuna.storages.BaseStora
     """The study's storage, and the same once more if it is a database."""
     where = storage.where or str(journal)
     if "://" not in where:
-        return _journal(Path(where)), None
+        return open_journal(Path(where)), None
     try:
         url = sqlalchemy.make_url(where)
         shown = url.render_as_string(hide_password=True)
@@ -382,7 +382,7 @@ def _storage(storage: Storage, journal: Path) -> tuple[optuna.storages.BaseStora
     return database, database
 
 
-def _journal(path: Path) -> JournalStorage:
+def open_journal(path: Path) -> JournalStorage:
     """Optuna's journal file, cut at its first damaged line: the run folders tell again what came after it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -45,19 +45,19 @@ def work(space: Space, storage: Storage, run: str, owner: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the owner decides
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    threading.Thread(target=_end_with_owner, daemon=True).start()
+    threading.Thread(target=end_with_owner, daemon=True).start()
     queue = Queue(space, storage)
     run_cell = pkgutil.resolve_name(run)
 
     def tell(what: str, *more: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # no owner any more: _end_with_owner sees to that
+        with contextlib.suppress(BrokenPipeError):  # no owner any more: end_with_owner sees to that
             owner.send((what, run_id, *more))
 
     while (cell := queue.take()) is not None:
         run_id = cell.config.run_id
         with cell:
             try:
-                _send_output_to(cell.config.folder / "log.txt")
+                send_output_to(cell.config.folder / "log.txt")
                 tell("started")
                 run_cell(cell.config, lambda done, total: tell("step", done, total))
                 cell.finish()
@@ -72,7 +72,7 @@ def work(space: Space, storage: Storage, run: str, owner: Connection) -> None:
                 tell("failed")
 
 
-def _end_with_owner() -> None:
+def end_with_owner() -> None:
     owner = multiprocessing.parent_process()
     assert owner is not None
     owner.join()
@@ -81,7 +81,7 @@ def _end_with_owner() -> None:
     os._exit(1)
 
 
-def _send_output_to(path: Any) -> None:
+def send_output_to(path: Any) -> None:
     """All that this process prints, and what its libraries and their processes print."""
     sys.stdout.flush()
     sys.stderr.flush()

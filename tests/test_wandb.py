@@ -109,8 +109,8 @@ def test_the_table_of_epochs_and_the_model_are_in_the_run(tracked) -> None:
     settings, found = tracked
     (media,) = [item["history"]["item"] for item in found["history"] if "tables/epochs" in item["history"]["item"]]
     assert media["tables/epochs"]["nrows"] == 2
-    (table,) = settings.folder.glob("wandb/offline-run-*/files/media/table/tables/*.json")
-    content = json.loads(table.read_text())
+    (run_folder,) = (path.parent for path in log_files(settings.folder))
+    content = json.loads((run_folder / "files" / media["tables/epochs"]["path"]).read_text())
     assert [dict(zip(content["columns"], row, strict=True)) for row in content["data"]] == [
         {key: row[key] for key in content["columns"]} for row in history_file(settings) if "eval/accuracy" in row
     ]
