@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from .space import Space
 from .study import lock_file, locked, open_journal, summary, try_lock
 from .workers import PATIENCE, TRIES, end_with_owner, send_output_to
 
+REFUSED = 2  # exit status of a worker that met what every choice would meet
 STARTUP = 8  # trials drawn at random before the sampler has something to learn from
 
 
@@ -68,14 +70,10 @@ class Tuning:
         what = repr([[config.run_id for config in configs], sorted(self.searched.items())])
         self.name = f"{space.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
         with locked(self.folder):
-            storage = open_journal(self.folder / "journal.log")
-            done = next((s.n_trials for s in optuna.get_all_study_summaries(storage) if s.study_name == self.name), 0)
             self.study = optuna.create_study(
                 study_name=self.name,
-                storage=storage,
+                storage=open_journal(self.folder / "journal.log"),
                 direction=space.goal,
-                # Several workers at a time; a sampler that goes on must not draw again what it has drawn before.
-                sampler=optuna.samplers.TPESampler(seed=done, n_startup_trials=STARTUP, constant_liar=True),
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP // 2),
                 load_if_exists=True,
             )
@@ -93,15 +91,26 @@ class Tuning:
     def take(self) -> "Trial | None":
         """The next trial, marked as this process's own; None where all are done or being done."""
         with locked(self.folder):
-            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            alive = [trial for trial in running if not self._requeued(trial)]
-            if len(alive) >= self.missing():
+            if self._untaken() < 1:
                 return None
+            # By the trial's number: no two processes draw the same choice, and what is drawn can be repeated.
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=len(self.study.trials), n_startup_trials=STARTUP, constant_liar=True
+            )
             trial = self.study.ask(self.searched)
             lock = try_lock(self._lock_of(trial))
             assert lock is not None, "a new trial's lock is nobody's"
             self.lock = lock
             return trial
+
+    def untaken(self) -> int:
+        """Trials that have not ended and are run by nobody."""
+        with locked(self.folder):
+            return self._untaken()
+
+    def _untaken(self) -> int:
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return self.missing() - sum(not self._requeued(trial) for trial in running)
 
     def ended(self) -> list[FrozenTrial]:
         """In the order of their ends: those with a value, the pruned ones, and those that raised an error."""
@@ -207,7 +216,7 @@ def work(space: Space, run: str) -> None:
             tuning.run(trial)
     except (InputError, OSError) as error:  # nothing that another choice would do better
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(REFUSED)
 
 
 def tune(space: Space, workers: int, run: str) -> int:
@@ -227,27 +236,29 @@ def tune(space: Space, workers: int, run: str) -> int:
     tuning = Tuning(space, run)
     spawn = multiprocessing.get_context("spawn")
     deaths, told = 0, len(tuning.ended())
-    while tuning.missing():
-        team = [spawn.Process(target=work, args=(space, run)) for _ in range(min(workers, tuning.missing()))]
-        try:
-            for process in team:
-                process.start()
-            while any(process.is_alive() for process in team):
-                multiprocessing.connection.wait([process.sentinel for process in team if process.is_alive()], timeout=2)
-                told = _tell_progress(tuning, told)
-                if any(process.exitcode == 2 for process in team):
+    team: list[SpawnProcess] = []
+    try:
+        while tuning.missing():
+            for process in [process for process in team if process.exitcode is not None]:
+                team.remove(process)
+                deaths += process.exitcode != 0
+                if process.exitcode == REFUSED:
                     last = (tuning.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-1]
                     raise InputError(last.removeprefix("error: "))
-        finally:
-            for process in team:
-                process.terminate()
-            for process in team:
-                process.join(PATIENCE)
-                process.kill()
-                process.join()
-        deaths += any(process.exitcode for process in team)
-        if deaths >= TRIES:
-            raise InputError(f"the study's processes died {deaths} times; see {tuning.folder / 'log.txt'}")
+            if deaths >= TRIES:
+                raise InputError(f"{deaths} of the study's processes have died; see {tuning.folder / 'log.txt'}")
+            for _ in range(min(workers - len(team), tuning.untaken())):
+                team.append(spawn.Process(target=work, args=(space, run)))
+                team[-1].start()
+            multiprocessing.connection.wait([process.sentinel for process in team], timeout=2)
+            told = _tell_progress(tuning, told)
+    finally:
+        for process in team:
+            process.terminate()
+        for process in team:
+            process.join(PATIENCE)
+            process.kill()
+            process.join()
     _tell_progress(tuning, told)
     print(report(tuning))
     return int(any("error" in trial.user_attrs for trial in tuning.ended()))

@@ -119,7 +119,7 @@ def test_kills_lose_no_trial_and_run_none_twice(tmp_path: Path) -> None:
     choices = Counter(tuple(trial.params.values()) for trial in tuning.ended())
     assert set(choices.values()) == {1}
     died = [trial for trial in tuning.study.trials if trial.state == TrialState.FAIL]
-    assert 2 <= len(died) <= 3
+    assert 1 <= len(died) <= 3
     assert {tuple(trial.params.values()) for trial in died} <= set(choices)  # the same choice, run to its end
     assert "study-adam: 20 trials" in (tmp_path / "stdout").read_text()
 

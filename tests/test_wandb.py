@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from .test_train import ROOT, config, read
 WANDB = Path(sys.executable).with_name("wandb")
 
 
+HOME = tempfile.TemporaryDirectory(prefix="plasls-home-")  # where W&B lays artifacts ready
+
+
 def environment() -> dict[str, str]:
     """Of a user without a key."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "NETRC"))}
-    return clean | {"HOME": "/nonexistent", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return clean | {"HOME": HOME.name, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def start(settings: Config, *launch: str) -> "subprocess.Popen[str]":
@@ -107,10 +111,10 @@ def test_an_offline_run_has_all_that_the_run_folder_has(tracked) -> None:
 
 def test_the_table_of_epochs_and_the_model_are_in_the_run(tracked) -> None:
     settings, found = tracked
-    (media,) = [item["history"]["item"] for item in found["history"] if "tables/epochs" in item["history"]["item"]]
-    assert media["tables/epochs"]["nrows"] == 2
+    (media,) = [item["history"]["item"] for item in found["history"] if "tables/epochs.path" in item["history"]["item"]]
+    assert media["tables/epochs.nrows"] == 2
     (run_folder,) = (path.parent for path in log_files(settings.folder))
-    content = json.loads((run_folder / "files" / media["tables/epochs"]["path"]).read_text())
+    content = json.loads((run_folder / "files" / media["tables/epochs.path"]).read_text())
     assert [dict(zip(content["columns"], row, strict=True)) for row in content["data"]] == [
         {key: row[key] for key in content["columns"]} for row in history_file(settings) if "eval/accuracy" in row
     ]
