@@ -101,20 +101,22 @@ def _workspace(view: View, entity: str, project: str) -> Any:
     )
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message}; {self.format_usage().strip()}")
+
+
 def main(args: list[str]) -> str:
     """Save the workspaces to `--entity`, or write them to a file where none is given; returns what to tell.
 
     Raises:
         InputError: a wrong argument, W&B cannot be reached, or the file cannot be written.
     """
-    parser = argparse.ArgumentParser(prog="python -m analysis dashboard", allow_abbrev=False, exit_on_error=False)
+    parser = _Parser(prog="python -m analysis dashboard", allow_abbrev=False)
     parser.add_argument("--entity", help="whose W&B project it is; without it only the file is written")
     parser.add_argument("--project", default="plasls", help="the W&B project [plasls]")
     parser.add_argument("--out", default="runs", help="folder of dashboard.json [runs]")
-    try:
-        options = parser.parse_args(args)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}; {parser.format_usage().strip()}") from None
+    options = parser.parse_args(args)
     built = workspaces(options.entity or "", options.project)
     if options.entity:
         try:

@@ -120,7 +120,8 @@ def test_kills_lose_no_trial_and_run_none_twice(tmp_path: Path) -> None:
     assert set(choices.values()) == {1}
     died = [trial for trial in tuning.study.trials if trial.state == TrialState.FAIL]
     assert 1 <= len(died) <= 3
-    assert {tuple(trial.params.values()) for trial in died} <= set(choices)  # the same choice, run to its end
+    # The same choice, run to its end; one that died while it was being drawn is drawn again.
+    assert {tuple(trial.params.values()) for trial in died if len(trial.params) == 2} <= set(choices)
     assert "study-adam: 20 trials" in (tmp_path / "stdout").read_text()
 
 
