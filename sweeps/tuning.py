@@ -34,6 +34,7 @@ from .space import Space
 from .study import lock_file, locked, open_journal, summary, try_lock
 from .workers import PATIENCE, TRIES, end_with_owner, send_output_to
 
+IMPORTANCE = optuna.importance.PedAnovaImportanceEvaluator()
 REFUSED = 2  # exit status of a worker that met what every choice would meet
 STARTUP = 8  # trials drawn at random before the sampler has something to learn from
 
@@ -290,10 +291,7 @@ def report(tuning: Tuning) -> str:
         f"{tuning.space.metric}, mean over seeds {', '.join(map(str, tuning.seeds))}. Best:",
         *(f"  {tuning.describe(trial)}" for trial in best[:5]),
     ]
-    if len(complete) >= STARTUP and len({trial.value for trial in complete}) > 1:
-        importances = optuna.importance.get_param_importances(
-            tuning.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-        )
+    if importances := _importances(tuning):
         lines.append("Importance (PED-ANOVA): " + ", ".join(f"{key} {value:.2f}" for key, value in importances.items()))
     if reference := tuning.reference():
         lines.append(_answer(tuning, [float(summary(config)[tuning.space.metric]) for config in reference]))
@@ -311,24 +309,39 @@ def _answer(tuning: Tuning, reference: list[float]) -> str:
     return f"{said} ADAM's best choice has not reached it in {runs} runs."
 
 
+def _importances(tuning: Tuning) -> dict[str, float]:
+    """Of each setting for the better trials to be so; nothing where there is too little to tell from."""
+    values = {trial.values[0] for trial in tuning.ended() if trial.state == TrialState.COMPLETE}
+    if len(values) < STARTUP:
+        return {}
+    return optuna.importance.get_param_importances(tuning.study, evaluator=IMPORTANCE)
+
+
 def figures(tuning: Tuning) -> list[Path]:
     """Optuna's figures of the study, as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
+    from matplotlib.ticker import NullFormatter
     from optuna.visualization import matplotlib as plots
 
     folder = tuning.folder / "figures"
     folder.mkdir(exist_ok=True)
-    drawn = {"history": plots.plot_optimization_history, "slice": plots.plot_slice}
-    if len(tuning.searched) > 1:
-        drawn |= {"parallel-coordinate": plots.plot_parallel_coordinate, "contour": plots.plot_contour}
+    study, named = tuning.study, {"target_name": tuning.space.metric}
     files = []
-    with warnings.catch_warnings(action="ignore"):  # optuna calls these experimental; a contour needs three trials
-        for name, draw in drawn.items():
-            axes = np.ravel(draw(tuning.study))
-            figure = axes[0].figure
-            figure.set_size_inches(max(7, 3.2 * len(axes) if name == "slice" else 7), 7 if name == "contour" else 4)
+    with warnings.catch_warnings(action="ignore"):  # optuna calls them experimental, and a contour needs three trials
+        drawn = {"history": plots.plot_optimization_history(study, **named), "slice": plots.plot_slice(study, **named)}
+        if len(tuning.searched) > 1:
+            drawn["parallel-coordinate"] = plots.plot_parallel_coordinate(study, **named)
+            drawn["contour"] = plots.plot_contour(study, **named)
+        if _importances(tuning):
+            drawn["importance"] = plots.plot_param_importances(study, evaluator=IMPORTANCE)
+        for name, axes in drawn.items():
+            panels = np.ravel(axes)
+            figure = panels[0].figure
+            figure.set_size_inches(max(7, 3.2 * len(panels)) if name == "slice" else 7, 7 if name == "contour" else 4)
+            for panel in panels:  # labels between the decades of a narrow panel lie upon one another
+                panel.xaxis.set_minor_formatter(NullFormatter())
             files.append(folder / f"{tuning.space.name}-{tuning.space.label}-{name}.png")
             figure.savefig(files[-1], dpi=130, bbox_inches="tight")
     return files

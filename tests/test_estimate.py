@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,13 @@ def test_finished_runs_here_say_how_long_the_others_take(tmp_path: Path) -> None
     folders = write_sweep(tmp_path, "splits", model="minilm-l6", data="film-snippets", seeds=2)
     took = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     of_a_row = sorted(summary["time/total"] / summary["samples"] for summary in took)
-    changes = {"out": [str(tmp_path)], "max_length": [256], "eval_rows": [None], "epochs": [5], "seed": [7]}
+    changes: dict[str, list[Any]] = {
+        "out": [str(tmp_path)],
+        "max_length": [256],
+        "eval_rows": [None],
+        "epochs": [5],
+        "seed": [7],
+    }
     cells = list(load("splits", "embedded", changes).cells().values())
     found = estimate(cells)
     assert found is not None
