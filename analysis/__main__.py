@@ -1,7 +1,4 @@
-"""python -m analysis NAME [--out=runs] [--sweep=NAME] [--allow-missing]: a sweep's tables and figures.
-
-python -m analysis dashboard [--entity=ENTITY]: W&B's workspaces of the study.
-"""
+"""python -m analysis NAME [--out=runs] [--sweep=NAME] [--allow-missing]: a sweep's tables and figures."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""The study's W&B workspaces, built in code: a view for each figure of the paper, standard errors as bands."""
+"""The study's W&B workspaces, built in code: a view for each figure of the paper, with standard-error bands."""
 
 import argparse
 import json

@@ -134,6 +134,36 @@ def test_the_kept_model_is_the_trained_one(tracked, tmp_path: Path) -> None:
     assert again.evaluate()["eval/loss"] == history_file(settings)[-1]["eval/loss"]
 
 
+def test_a_sweeps_table_and_figures_are_media_of_a_run(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figures = tmp_path / "splits/figures"
+    figures.mkdir(parents=True)
+    Figure().savefig(figures / "splits-embedded.png")
+    (figures / "splits-embedded.csv").write_text("split,eval/accuracy\n1,0.75\n10,0.5\n")
+    (figures / "splits-embedded.md").write_text("| split | accuracy |\n")
+    called = [sys.executable, "-m", "analysis.publish", "splits", f"--out={tmp_path}"]
+    done = subprocess.run(called, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    (path,) = log_files(tmp_path / "splits")
+    found = records(path)
+    run_record = found["run"][0]["run"]
+    assert (run_record["run_group"], run_record["job_type"]) == ("splits", "analysis")
+    (item,) = (record["history"]["item"] for record in found["history"])
+    kinds = {key: value for key, value in item.items() if key.endswith("._type")}
+    assert kinds == {
+        "figures/splits-embedded._type": "image-file",
+        "tables/splits-embedded._type": "table-file",
+        "tables/splits-embedded-text._type": "html-file",
+    }
+    table = json.loads((path.parent / "files" / item["tables/splits-embedded.path"]).read_text())
+    assert (table["columns"], table["data"]) == (["split", "eval/accuracy"], [[1, 0.75], [10, 0.5]])
+    called[3] = "small"
+    again = subprocess.run(called, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "python -m analysis small makes them" in again.stderr
+
+
 def test_wandb_would_upload_it(tracked) -> None:
     settings, _ = tracked
     (path,) = log_files(settings.folder)

@@ -96,4 +96,4 @@ def replicated(model: Classifier, ranks: Ranks) -> torch.nn.Module:
     if ranks.count == 1:
         return loss
     # A search evaluates the loss a few times more; buffers sent around at each of them would cost for nothing.
-    return torch.nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False)
+    return torch.nn.parallel.DistributedDataParallel(loss, forward_sync_buffers=False)

@@ -77,7 +77,7 @@ class Tracker:
             )
             write_atomically(self.folder / "history.jsonl", "".join(history(self.folder, steps_kept)))
             self._file = (self.folder / "history.jsonl").open("a", encoding="utf-8")
-        self._wandb = _wandb_run(config) if config.track else None
+        self._wandb = _tracked(config) if config.track else None
 
     def log(self, row: Row) -> None:
         with writing(f"run folder {self.folder}"):
@@ -116,34 +116,50 @@ class Tracker:
             self._wandb = None
 
 
-def _wandb_run(config: Config) -> Any:
+def wandb_run(folder: Path, **settings: Any) -> Any:
+    """Start a W&B run: online with a key, offline without one, as WANDB_MODE says if it says something.
+
+    Args:
+        folder: where it is kept.
+        settings: as of wandb.init.
+
+    Raises:
+        InputError: W&B cannot be used.
+    """
     # The offline log must hold all but the last line after a SIGKILL, so it is flushed every second.
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
-    mode = os.environ.get("WANDB_MODE") or (None if _has_wandb_key() else "offline")
+    mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
     if mode != "online":
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    in_wandb_sweep = "WANDB_SWEEP_ID" in os.environ  # its agent has chosen the id
     try:
-        run = wandb.init(
+        return wandb.init(
             project=os.environ.get("WANDB_PROJECT", "plasls"),
-            dir=str(config.folder),
-            id=None if in_wandb_sweep else f"{config.sweep}-{config.run_id}",
-            resume="allow" if mode == "online" else None,
-            name=f"{config.task}-{config.subset}-{config.optimizer}-{config.split}-seed{config.seed}",
-            group=config.sweep,
-            job_type=config.optimizer,
-            tags=[config.task, config.subset, config.profile],
-            config=config.as_dict(),
+            dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
+            resume="allow" if mode == "online" else None,
             settings=wandb.Settings(silent=True, console="off"),
+            **settings,
         )
     except wandb.errors.Error as error:
         raise InputError(
             f"Weights & Biases cannot be used ({' '.join(str(error).split())}); "
             "allowed: WANDB_MODE=offline, WANDB_MODE=disabled or --track=False"
         ) from None
+
+
+def _tracked(config: Config) -> Any:
+    in_wandb_sweep = "WANDB_SWEEP_ID" in os.environ  # its agent has chosen the id
+    run = wandb_run(
+        config.folder,
+        id=None if in_wandb_sweep else f"{config.sweep}-{config.run_id}",
+        name=f"{config.task}-{config.subset}-{config.optimizer}-{config.split}-seed{config.seed}",
+        group=config.sweep,
+        job_type=config.optimizer,
+        tags=[config.task, config.subset, config.profile],
+        config=config.as_dict(),
+    )
     for metrics, axis in AXES.items():
         run.define_metric(metrics, step_metric=axis)
     return run
