@@ -26,7 +26,7 @@ def server() -> Iterator[str]:
     folder = binaries()
     assert folder is not None
     user = _user()
-    home = Path(tempfile.mkdtemp(prefix="plasls-pg-", dir="/tmp"))
+    home = Path(tempfile.mkdtemp(prefix="plasls-pg-"))
     if user is not None:
         shutil.chown(home, user)
     with socket.socket() as free:

@@ -23,8 +23,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((out / "dashboard.json").read_text())
 
 
-def test_every_sweep_has_a_view_on_what_it_varies(written: dict[str, Any]) -> None:
-    assert {view.sweep for view in VIEWS} == set(sweeps())
+def test_every_view_is_of_a_sweep_and_of_what_it_varies(written: dict[str, Any]) -> None:
+    assert {view.sweep for view in VIEWS} <= set(sweeps())
     assert list(written) == [view.name for view in VIEWS]
     for view in VIEWS:
         space = load(view.sweep, "paper")
