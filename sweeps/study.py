@@ -366,14 +366,20 @@ def _storage(storage: Storage, journal: Path) -> tuple[optuna.storages.BaseStora
         raise InputError(f"--storage={where}: no URL; {ALLOWED}") from None
     if not url.drivername.startswith("postgresql"):
         raise InputError(f"--storage={shown}: a {url.drivername} database is not used here; {ALLOWED}")
+    settings: dict[str, Any] = {
+        "poolclass": sqlalchemy.NullPool,  # a call now and then, on a connection that cannot be stale
+        "connect_args": {"client_encoding": "utf8"},  # of a cluster without a locale texts would be bytes
+    }
     try:
-        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+        # In an empty database Optuna makes its tables, which two machines that begin at once must not do at once.
+        with (
+            sqlalchemy.create_engine(url, **settings).begin() as connection,
+            warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning),
+        ):
+            connection.execute(_LOCK, {"name": "tables"})
             database = RDBStorage(
                 where,
-                engine_kwargs={
-                    "poolclass": sqlalchemy.NullPool,  # a call now and then, on a connection that cannot be stale
-                    "connect_args": {"client_encoding": "utf8"},  # of a cluster without a locale texts would be bytes
-                },
+                engine_kwargs=settings,
                 heartbeat_interval=storage.heartbeat,
                 grace_period=GRACE * storage.heartbeat,
             )

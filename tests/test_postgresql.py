@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -143,6 +144,27 @@ def test_the_study_can_be_read_by_optunas_own_tools(tmp_path: Path, database: st
     plain = optuna.storages.RDBStorage(database, engine_kwargs={"poolclass": sqlalchemy.NullPool})
     study = optuna.load_study(study_name=one.name, storage=plain)
     assert {trial.system_attrs["fixed_params"]["split"] for trial in study.trials} == {1, 4, "qkv"}
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # threads share what is ignored
+def test_machines_that_begin_at_once_in_an_empty_database_do_not_collide(tmp_path: Path, database: str) -> None:
+    with psycopg.connect(database.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE empty")
+    empty = database.removesuffix("postgres") + "empty"
+    barrier, waiting = threading.Barrier(6), []
+
+    def begin(name: str) -> None:
+        barrier.wait()
+        one = queue(tmp_path / name, empty)
+        one.refill()
+        waiting.append(one.waiting())
+
+    threads = [threading.Thread(target=begin, args=(name,)) for name in "abcdef"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert waiting == [6] * 6
 
 
 def test_a_database_without_an_encoding_will_do(tmp_path: Path, database: str) -> None:
