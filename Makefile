@@ -22,14 +22,17 @@ SETTINGS = $(strip $(call option,profile,$(PROFILE)) $(call option,out,$(OUT)) $
 	$(call option,data,$(DATA)) $(call option,seed,$(SEEDS)) $(call option,workers,$(WORKERS)) $(ARGS))
 
 SWEEPS := $(patsubst sweeps/%.yaml,sweep-%,$(wildcard sweeps/*.yaml))
+STUDIES := $(patsubst sweeps/studies/%.yaml,study-%,$(wildcard sweeps/studies/*.yaml))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint $(SWEEPS)
+.PHONY: help sweeps install test lint $(SWEEPS) $(STUDIES)
 
 help:  ## list the targets
 	@for sweep in $(SWEEPS); do \
 		printf '  %-20s%s\n' $$sweep "run what is missing of sweeps/$${sweep#sweep-}.yaml, print its table, draw its figures"; done
+	@for study in $(STUDIES); do \
+		printf '  %-20s%s\n' $$study "run what is missing of sweeps/studies/$${study#study-}.yaml, print what it has found"; done
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | while read -r target text; do \
 		printf '  %-20s%s\n' "$$target" "$$text"; done
 	@sed -n 's/^# *\(make .*\)/  \1/p' $(MAKEFILE_LIST)
@@ -37,6 +40,12 @@ help:  ## list the targets
 $(SWEEPS): sweep-%: $(INSTALLED)
 	@$(VENV)/bin/python -m sweeps $(call quoted,$*) $(SETTINGS)
 	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis $(call quoted,$*) $(call option,out,$(OUT)))
+
+$(STUDIES): study-%: $(INSTALLED)
+	@$(VENV)/bin/python -m sweeps $(call quoted,$@) $(SETTINGS)
+
+sweeps: $(INSTALLED)  ## list the sweeps: cells, what is missing, estimated time
+	@$(VENV)/bin/python -m sweeps $(SETTINGS)
 
 test: $(INSTALLED)  ## run the tests
 	@$(VENV)/bin/python -m pytest $(ARGS)

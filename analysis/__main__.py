@@ -46,6 +46,11 @@ def main(args: list[str]) -> int:
     parser.add_argument("--sweep", help="the sweep's folder under --out, where it is not NAME")
     parser.add_argument("--allow-missing", action="store_true", help="a partial look, before all cells have finished")
     try:
+        if args[:1] == ["dashboard"]:
+            from . import dashboard
+
+            print(dashboard.main(args[1:]))
+            return 0
         options = parser.parse_args(args)
         text, files = report(options.out, options.sweep or options.name, options.allow_missing)
     except InputError as error:

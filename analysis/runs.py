@@ -13,7 +13,7 @@ import pandas as pd
 from train.errors import InputError
 
 # Two runs that differ in nothing else have the same result (train.config.OUTSIDE_IDENTITY).
-OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "threads", "checkpoint_minutes")
+OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads", "checkpoint_minutes")
 # What is learned: results are compared within a task, never between tasks.
 CONDITIONS = ("task", "subset", "data")
 NAMED_AT_MOST = 5

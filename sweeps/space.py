@@ -4,16 +4,18 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from train.config import OUTSIDE_IDENTITY, Config
 from train.errors import InputError
 
 HERE = Path(__file__).parent
+STUDY = "study-"
 FIELDS = tuple(field.name for field in dataclasses.fields(Config))
 
 
@@ -23,6 +25,8 @@ class Space:
 
     name: str
     """the sweep's name: its file"""
+    about: str
+    """what it asks: the file's first comment"""
     profile: str
     """the profile's name: its file"""
     label: str
@@ -36,6 +40,10 @@ class Space:
     """the sweep file's command, with W&B's macros"""
     parameters: dict[str, list[Any]]
     """Config field -> its values, in the order of the file"""
+    ranges: dict[str, BaseDistribution] = field(default_factory=dict)
+    """of a study: Config field -> the range that it searches"""
+    run_cap: int = 0
+    """of a study: its runs at most"""
 
     @property
     def varied(self) -> list[str]:
@@ -107,18 +115,27 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     """Read a sweep file and a profile.
 
     Args:
-        name: sweeps/NAME.yaml.
+        name: NAME of sweeps/NAME.yaml, a grid; or study-NAME of sweeps/studies/NAME.yaml, which is searched.
         profile: sweeps/profiles/PROFILE.yaml, a flat mapping Config field -> value or list of values.
         overrides: Config field -> values; they win over the profile, which wins over the sweep file.
 
     Raises:
-        InputError: no such file, a key that is no Config field, or a sweep that is no grid.
+        InputError: no such file, a key that is no Config field, or a method or parameter that is not known here.
     """
-    sweep = _read(HERE, "sweep", name)
-    if sweep.get("method") != "grid":
-        raise InputError(f"{name}.yaml: method {sweep.get('method')} is not run here; allowed: grid")
-    changes = {key: value if isinstance(value, list) else [value] for key, value in _profile(profile).items()}
-    parameters = {key: _values(name, key, spec) for key, spec in sweep["parameters"].items()}
+    study = name.startswith(STUDY)
+    folder, file = (HERE / "studies", name.removeprefix(STUDY)) if study else (HERE, name)
+    sweep, about = _read(folder, "study" if study else "sweep", file)
+    method = "bayes" if study else "grid"
+    if sweep.get("method") != method:
+        raise InputError(f"{file}.yaml: method {sweep.get('method')} is not run here; allowed: {method}")
+    specs = sweep["parameters"]
+    ranges = {key: distribution(name, key, spec) for key, spec in specs.items() if study and "min" in spec}
+    changes = {
+        key: value if isinstance(value, list) else [value]
+        for key, value in _profile(profile).items()
+        if key not in ranges  # what a study searches is not settled by where it runs
+    }
+    parameters = {key: _values(name, key, spec) for key, spec in specs.items() if key not in ranges}
     parameters = parameters | {"profile": [profile]} | changes
     changed = {
         key: list(values)
@@ -133,6 +150,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
             raise InputError(f"--{key}={','.join(map(str, parameters[key]))}: takes one value in a sweep")
     return Space(
         name=name,
+        about=about,
         profile=profile,
         label=_label(profile, changed),
         metric=sweep["metric"]["name"],
@@ -140,18 +158,53 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
         program=sweep["program"],
         command=tuple(map(str, sweep["command"])),
         parameters=parameters,
+        ranges={key: found for key, found in ranges.items() if key not in changed},
+        run_cap=int(sweep.get("run_cap", 0)),
     )
 
 
-def _read(folder: Path, kind: str, name: str) -> dict[str, Any]:
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in names:
-        raise InputError(f"unknown {kind} {name}; allowed: {', '.join(names)}")
-    return yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+def distribution(sweep: str, key: str, spec: Mapping[str, Any]) -> BaseDistribution:
+    """A range as W&B reads it: a named distribution, or one that follows from the kind of its bounds.
+
+    Raises:
+        InputError: a distribution that is not known here.
+    """
+    low, high = spec["min"], spec["max"]
+    whole = isinstance(low, int) and isinstance(high, int)
+    kind = spec.get("distribution", "int_uniform" if whole else "uniform")
+    if kind == "int_uniform":
+        return IntDistribution(low, high)
+    if kind in ("uniform", "log_uniform_values"):
+        return FloatDistribution(low, high, log=kind == "log_uniform_values")
+    raise InputError(
+        f"{sweep}: parameter {key} has distribution {kind}; allowed: int_uniform, uniform, log_uniform_values"
+    )
+
+
+def sweeps() -> list[str]:
+    """The names of all sweep files."""
+    return _names(HERE)
+
+
+def studies() -> list[str]:
+    """The names of all studies."""
+    return [STUDY + name for name in _names(HERE / "studies")]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def _read(folder: Path, kind: str, name: str) -> tuple[dict[str, Any], str]:
+    """A file's content, and its first line without the comment sign."""
+    if name not in _names(folder):
+        raise InputError(f"unknown {kind} {name}; allowed: {', '.join(_names(folder))}")
+    text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text) or {}, text.partition("\n")[0].removeprefix("# ")
 
 
 def _profile(name: str) -> dict[str, Any]:
-    return _read(HERE / "profiles", "profile", name)
+    return _read(HERE / "profiles", "profile", name)[0]
 
 
 def _values(sweep: str, key: str, spec: dict[str, Any]) -> list[Any]:

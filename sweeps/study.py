@@ -4,6 +4,10 @@ Three records, each with one meaning, whatever the other two say:
 - `summary.json` in a run folder: the cell is finished;
 - a lock on `lock` in a run folder, which the kernel frees when its holder dies: the cell is being run;
 - the study: which cells wait, and which have failed.
+
+Where the study is in a database, machines that do not see each other's run folders share it. What another one does is
+then in the study alone: a cell is being run there as long as the heartbeats of its trial come, and finished if its
+trial is complete.
 """
 
 import fcntl
@@ -12,19 +16,24 @@ import itertools
 import json
 import math
 import os
+import socket
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import optuna
+import sqlalchemy
 from optuna.distributions import CategoricalDistribution
-from optuna.storages import JournalStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from train.config import Config
 from train.errors import InputError
+from train.packaged import first_line
 from train.tracking import writing
 
 from .space import Space
@@ -32,19 +41,31 @@ from .space import Space
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
+ALLOWED = "allowed: a file, or postgresql+psycopg://USER@HOST/DATABASE"
+GRACE = 3  # heartbeats that must be missing before another machine takes a cell over
+
+
+class Storage(NamedTuple):
+    """Where a study is kept."""
+
+    where: str | None = None
+    """a file, or the URL of a PostgreSQL database for many machines; None: `journal.log` in the sweep's folder"""
+    heartbeat: int = 20
+    """seconds between the signs of life of a cell in a database"""
+
+
 class Queue:
-    """The cells of one sweep; any number of processes may hold one on the same folder and storage.
+    """The cells of one sweep; any number of processes may hold one on the same folder or database.
 
     Args:
         space: the sweep.
-        storage: where the study is kept: a file, or a database's URL for many machines (`out` is then a folder that
-            they share). None: `journal.log` in the sweep's folder.
+        storage: where the study is kept.
 
     Raises:
         InputError: the storage cannot be used, or a cell is no valid configuration.
     """
 
-    def __init__(self, space: Space, storage: str | None = None) -> None:
+    def __init__(self, space: Space, storage: Storage = Storage()) -> None:  # noqa: B008
         self.cells = space.cells()
         self.metric = space.metric
         self.folder = next(iter(self.cells.values())).folder.parent
@@ -53,15 +74,35 @@ class Queue:
             for key in [*space.varied, "seed"]
         }
         digest = hashlib.sha256("".join(sorted(self.cells)).encode()).hexdigest()[:12]
+        self.name = f"{space.name}-{digest}"
         with locked(self.folder):
+            self.storage, self.database = _storage(storage, self.folder / "journal.log")
+        # In a journal file every RUNNING trial is one whose lock can be asked.
+        self.place = f"{socket.gethostname()}:{self.folder.resolve()}" if self.database else None
+        with self.alone():
             self.study = optuna.create_study(
-                study_name=f"{space.name}-{digest}",
-                storage=_storage(storage or str(self.folder / "journal.log")),
+                study_name=self.name,
+                storage=self.storage,
                 direction=space.goal,
                 sampler=optuna.samplers.RandomSampler(),  # every trial is queued with its values, none is sampled
                 pruner=optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One process at a time, on this machine and on all that share the database, looks at the queue and changes it.
+
+        Raises:
+            InputError: the sweep's folder cannot be written.
+        """
+        with locked(self.folder):
+            if self.database is None:
+                yield
+                return
+            with self.database.engine.begin() as connection:  # the server frees it with the connection
+                connection.execute(_LOCK, {"name": self.name})
+                yield
 
     def refill(self, retry_failed: bool = False, given_up: Mapping[str, str] | None = None) -> None:
         """Queue every cell that is neither finished, nor being run, nor waiting, nor failed.
@@ -70,20 +111,21 @@ class Queue:
             retry_failed: queue failed cells as well.
             given_up: run id -> error of cells that are to count as failed, as each try has killed its process.
         """
-        with locked(self.folder):
-            trials: dict[str, list[FrozenTrial]] = {run_id: [] for run_id in self.cells}
-            for trial in self.study.get_trials():
-                trials[trial.user_attrs["cell"]].append(trial)
+        with self.alone():
+            self._fail_silent_trials()
+            trials = self._trials()
             for run_id, config in self.cells.items():
-                states = [trial.state for trial in trials[run_id]]
                 if is_running(config):
                     continue
                 for trial in trials[run_id]:
-                    if trial.state == TrialState.RUNNING:  # it holds no lock: its process has died
+                    if trial.state == TrialState.RUNNING and self._is_here(trial):  # without a lock: it has died
                         self.study.tell(trial.number, state=TrialState.FAIL)
+                states = [trial.state for trial in self._trials()[run_id]]
                 if is_finished(config):
                     if TrialState.COMPLETE not in states and TrialState.WAITING not in states:
                         self._add(config, TrialState.COMPLETE, value=self.value(config))
+                elif TrialState.RUNNING in states or self._is_finished_elsewhere(trials[run_id]):
+                    continue
                 elif run_id in (given_up or {}):
                     self._add(config, TrialState.FAIL, error=(given_up or {})[run_id])
                 elif TrialState.WAITING not in states and (
@@ -93,33 +135,70 @@ class Queue:
 
     def take(self) -> "Cell | None":
         """The next waiting cell, locked for this process; None when nothing waits."""
-        with locked(self.folder):
+        with self.alone():
             while self.waiting():
-                trial = self.study.ask(self.distributions)
+                with warnings.catch_warnings():  # that of optimize(); ours is Cell's
+                    warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")
+                    trial = self.study.ask(self.distributions)
                 config = self.cells[trial.user_attrs["cell"]]
+                if self.database is not None:  # first its heart beats, then it has a place: see _is_here
+                    self.database.record_heartbeat(trial._trial_id)
+                    trial.set_user_attr("place", self.place)
                 if is_finished(config):
                     self._tell(trial, config)
                     continue
-                lock = _try_lock(_lock_file(config))
+                lock = try_lock(lock_file(config))
                 if lock is not None:
                     return Cell(self, trial, config, lock)
                 self.study.tell(trial, state=TrialState.FAIL)  # run by another sweep on this folder
             return None
 
+    def _trials(self) -> dict[str, list[FrozenTrial]]:
+        trials: dict[str, list[FrozenTrial]] = {run_id: [] for run_id in self.cells}
+        for trial in self.study.get_trials(deepcopy=False):
+            trials[trial.user_attrs["cell"]].append(trial)
+        return trials
+
+    def _fail_silent_trials(self) -> None:
+        """Those whose heartbeats have stopped: their machine has died, or cannot be reached."""
+        if self.database is not None:
+            with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+                optuna.storages.fail_stale_trials(self.study)
+
+    def _is_here(self, trial: FrozenTrial) -> bool:
+        """Whether the lock of its cell tells if it is being run.
+
+        A running trial without a place died between two lines of `take`, as nobody else is there meanwhile.
+        """
+        return trial.user_attrs.get("place", self.place) == self.place
+
+    def _is_finished_elsewhere(self, trials: list[FrozenTrial]) -> bool:
+        return any(trial.state == TrialState.COMPLETE and not self._is_here(trial) for trial in trials)
+
     def waiting(self) -> int:
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def running(self) -> list[str]:
-        return [run_id for run_id, config in self.cells.items() if not is_finished(config) and is_running(config)]
+        """Cells that are being run, or have died so and will be found by `refill`."""
+        marked = {
+            trial.user_attrs["cell"] for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        } - self.finished()
+        return [
+            run_id
+            for run_id, config in self.cells.items()
+            if run_id in marked or (not is_finished(config) and is_running(config))
+        ]
 
     def finished(self) -> set[str]:
-        return {run_id for run_id, config in self.cells.items() if is_finished(config)}
+        """Cells whose run folder is here and finished, or finished on a machine whose folders are not seen here."""
+        here = {run_id for run_id, config in self.cells.items() if is_finished(config)}
+        if self.database is None:
+            return here
+        return here | {run_id for run_id, trials in self._trials().items() if self._is_finished_elsewhere(trials)}
 
     def failed(self) -> dict[str, str]:
         """Run id -> error of the unfinished cells whose last try has failed."""
-        errors: dict[str, str] = {}
-        for trial in self.study.get_trials(deepcopy=False):
-            errors[trial.user_attrs["cell"]] = trial.user_attrs.get("error", "")
+        errors = {run_id: trials[-1].user_attrs.get("error", "") for run_id, trials in self._trials().items() if trials}
         finished = self.finished()
         return {run_id: error for run_id, error in errors.items() if error and run_id not in finished}
 
@@ -138,29 +217,45 @@ class Queue:
                 value=value,
                 params=self._params(config),
                 distributions=self.distributions,
-                user_attrs={"cell": config.run_id, **attributes},
+                user_attrs={"cell": config.run_id, **self._mark(), **attributes},
             )
         )
 
+    def _mark(self) -> dict[str, str]:
+        return {} if self.place is None else {"place": self.place}
+
     def _tell(self, trial: optuna.Trial, config: Config) -> None:
+        """A trial that another machine has given up meanwhile, as its heartbeats were late, stays given up."""
         value = self.value(config)
         if math.isnan(value):
-            self.study.tell(trial, state=TrialState.FAIL)
+            trial.set_user_attr("error", f"{self.metric} is no number")
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         else:
-            self.study.tell(trial, value)
+            self.study.tell(trial, value, skip_if_finished=True)
 
 
 class Cell:
-    """A cell that this process runs: its lock is held until the `with` block ends."""
+    """A cell that this process runs: until the `with` block ends its lock is held and its heart beats."""
 
     def __init__(self, queue: Queue, trial: optuna.Trial, config: Config, lock: IO[str]) -> None:
         self.queue, self.trial, self.config, self.lock = queue, trial, config, lock
+        self.ended = threading.Event()
 
     def __enter__(self) -> "Cell":
+        if self.queue.database is not None:
+            threading.Thread(target=self._beat, args=(self.queue.database,), daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.ended.set()
         self.lock.close()
+
+    def _beat(self, database: RDBStorage) -> None:
+        while not self.ended.wait(database.heartbeat_interval):
+            with suppress(
+                sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError
+            ):  # a server that restarts costs one beat
+                database.record_heartbeat(self.trial._trial_id)
 
     def finish(self) -> None:
         """Report the value that the run folder has."""
@@ -168,12 +263,12 @@ class Cell:
 
     def fail(self, error: str) -> None:
         self.trial.set_user_attr("error", error)
-        self.queue.study.tell(self.trial, state=TrialState.FAIL)
+        self.queue.study.tell(self.trial, state=TrialState.FAIL, skip_if_finished=True)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time looks at a sweep's queue, or its manifest, and changes it.
+    """One process at a time among those that see the folder looks at a sweep's queue, or its manifest.
 
     Raises:
         InputError: the sweep's folder cannot be written.
@@ -193,7 +288,7 @@ def is_finished(config: Config) -> bool:
 def is_running(config: Config) -> bool:
     if not config.folder.exists():
         return False
-    lock = _try_lock(_lock_file(config))
+    lock = try_lock(lock_file(config))
     if lock is None:
         return True
     lock.close()
@@ -201,14 +296,23 @@ def is_running(config: Config) -> bool:
 
 
 def summary(config: Config) -> dict[str, Any]:
-    return json.loads((config.folder / "summary.json").read_text(encoding="utf-8"))
+    """What a finished cell says of itself.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = config.folder / "summary.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(f"{path} is damaged; remove it, and the same command finishes the cell again") from None
 
 
-def _lock_file(config: Config) -> Path:
+def lock_file(config: Config) -> Path:
     return config.folder / "lock"
 
 
-def _try_lock(path: Path) -> IO[str] | None:
+def try_lock(path: Path) -> IO[str] | None:
     """The open, locked file; None where a living process holds the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
@@ -246,18 +350,45 @@ class _JournalLock(JournalFileOpenLock):
         self.file.close()
 
 
-def _storage(where: str) -> optuna.storages.BaseStorage:
+# The lock on a queue, for all who use the database; until the transaction ends.
+_LOCK = sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtext(:name))")
+
+
+def _storage(storage: Storage, journal: Path) -> tuple[optuna.storages.BaseStorage, RDBStorage | None]:
+    """The study's storage, and the same once more if it is a database."""
+    where = storage.where or str(journal)
     if "://" not in where:
-        return _journal(Path(where))
-    if where.startswith("sqlite"):
-        raise InputError(f"--storage={where}: SQLite loses trials under several workers; allowed: a file, PostgreSQL")
+        return open_journal(Path(where)), None
     try:
-        return optuna.storages.get_storage(where)
-    except Exception as error:  # a missing driver, an unknown dialect, a server that does not answer: many kinds
-        raise InputError(f"--storage={where}: {' '.join(str(error).split())}; allowed: a file, PostgreSQL") from None
+        url = sqlalchemy.make_url(where)
+        shown = url.render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        raise InputError(f"--storage={where}: no URL; {ALLOWED}") from None
+    if not url.drivername.startswith("postgresql"):
+        raise InputError(f"--storage={shown}: a {url.drivername} database is not used here; {ALLOWED}")
+    settings: dict[str, Any] = {
+        "poolclass": sqlalchemy.NullPool,  # a call now and then, on a connection that cannot be stale
+        "connect_args": {"client_encoding": "utf8"},  # of a cluster without a locale texts would be bytes
+    }
+    try:
+        # In an empty database Optuna makes its tables, which two machines that begin at once must not do at once.
+        with (
+            sqlalchemy.create_engine(url, **settings).begin() as connection,
+            warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning),
+        ):
+            connection.execute(_LOCK, {"name": "tables"})
+            database = RDBStorage(
+                where,
+                engine_kwargs=settings,
+                heartbeat_interval=storage.heartbeat,
+                grace_period=GRACE * storage.heartbeat,
+            )
+    except Exception as error:  # a missing driver, a server that does not answer, a wrong password: many kinds
+        raise InputError(f"--storage={shown}: {first_line(error)}; {ALLOWED}") from None
+    return database, database
 
 
-def _journal(path: Path) -> JournalStorage:
+def open_journal(path: Path) -> JournalStorage:
     """Optuna's journal file, cut at its first damaged line: the run folders tell again what came after it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from train.errors import InputError
 
 from .space import Space
-from .study import Queue, summary
+from .study import Queue, Storage, is_finished, summary
 
 TRIES = 3  # after so many deaths of its process in one call, a cell counts as failed
 PATIENCE = 20.0  # seconds in which a worker must follow a SIGTERM
@@ -31,7 +31,7 @@ PATIENCE = 20.0  # seconds in which a worker must follow a SIGTERM
 # -- in the worker's process --------------------------------------------------------------------------------
 
 
-def work(space: Space, storage: str | None, run: str, owner: Connection) -> None:
+def work(space: Space, storage: Storage, run: str, owner: Connection) -> None:
     """Run one waiting cell after the other, in this process.
 
     A cell that is stopped in any way, from SIGTERM to SIGKILL, stays marked as running, but without its lock: the
@@ -45,19 +45,19 @@ def work(space: Space, storage: str | None, run: str, owner: Connection) -> None
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the owner decides
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    threading.Thread(target=_end_with_owner, daemon=True).start()
+    threading.Thread(target=end_with_owner, daemon=True).start()
     queue = Queue(space, storage)
     run_cell = pkgutil.resolve_name(run)
 
     def tell(what: str, *more: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # no owner any more: _end_with_owner sees to that
+        with contextlib.suppress(BrokenPipeError):  # no owner any more: end_with_owner sees to that
             owner.send((what, run_id, *more))
 
     while (cell := queue.take()) is not None:
         run_id = cell.config.run_id
         with cell:
             try:
-                _send_output_to(cell.config.folder / "log.txt")
+                send_output_to(cell.config.folder / "log.txt")
                 tell("started")
                 run_cell(cell.config, lambda done, total: tell("step", done, total))
                 cell.finish()
@@ -72,7 +72,7 @@ def work(space: Space, storage: str | None, run: str, owner: Connection) -> None
                 tell("failed")
 
 
-def _end_with_owner() -> None:
+def end_with_owner() -> None:
     owner = multiprocessing.parent_process()
     assert owner is not None
     owner.join()
@@ -81,7 +81,7 @@ def _end_with_owner() -> None:
     os._exit(1)
 
 
-def _send_output_to(path: Any) -> None:
+def send_output_to(path: Any) -> None:
     """All that this process prints, and what its libraries and their processes print."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -104,7 +104,7 @@ class Worker:
     cell: str | None = None
 
 
-def run_queue(space: Space, storage: str | None, workers: int, retry_failed: bool, run: str) -> int:
+def run_queue(space: Space, storage: Storage, workers: int, retry_failed: bool, run: str) -> int:
     """Run what is missing of a sweep; return the exit status: 0 all finished, 1 a cell failed.
 
     Args:
@@ -143,7 +143,7 @@ def run_queue(space: Space, storage: str | None, workers: int, retry_failed: boo
 
 
 class _Owner:
-    def __init__(self, space: Space, storage: str | None, run: str, queue: Queue, before: set[str]) -> None:
+    def __init__(self, space: Space, storage: Storage, run: str, queue: Queue, before: set[str]) -> None:
         self.space, self.storage, self.run_name, self.queue = space, storage, run, queue
         self.team: list[Worker] = []
         self.finished: set[str] = set()
@@ -277,7 +277,10 @@ class Progress:
         self.bar.close()
 
     def _seen_finished(self, run_id: str) -> None:
-        steps = int(summary(self.queue.cells[run_id])["steps"])
+        config = self.queue.cells[run_id]
+        # On a machine whose folders are not seen here a cell has had about as many steps as those here.
+        known = round(sum(self.total.values()) / len(self.total)) if self.total else 0
+        steps = int(summary(config)["steps"]) if is_finished(config) else known
         self.done[run_id] = self.total[run_id] = steps
         self.bar.initial += steps
 

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, chosen in {"train": rows, "validation": rows[::5]}.items():
         (folder / f"data/sst2/{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     return folder
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mount a disk of its own, or mount it again with other options: `mounted("size=1m")`, `mounted("remount,ro")`."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options: str) -> Path:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no disk can be mounted here, which takes root: {done.stderr.strip()}")
+        return disk
+
+    yield mount
+    if os.path.ismount(disk):
+        subprocess.run(["umount", "--lazy", disk], check=True)

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,10 @@ def sweep(out: Path, *args: str, run: str = "test_sweeps:stand_in") -> tuple[int
     return status, (out / "stdout").read_text(), (out / "stderr").read_text()
 
 
-def wait_for(happened: Callable[[], Any], seconds: float = 30) -> None:
+def wait_for(happened: Callable[[], Any], seconds: float = 30, alive: "Sequence[subprocess.Popen[str]]" = ()) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
+        assert all(process.poll() is None for process in alive), "a process ended before it happened"
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
 
@@ -251,12 +253,17 @@ def test_the_command_line_wins_over_the_profile_and_that_over_the_file(own_files
 @pytest.mark.parametrize(
     ("args", "lines"),
     [
-        (["nothing"], ["unknown sweep nothing; allowed: candidates, splits"]),
+        (["nothing"], [f"unknown sweep nothing; allowed: {', '.join(SWEEPS)}"]),
         (["splits", "--profile=big"], ["unknown profile big; allowed: embedded, glue, paper"]),
         (["splits", "--workers=0"], ["--workers=0: must be a whole number of at least 1"]),
         (["splits", "--sweep=a,b"], ["--sweep=a,b: takes one value in a sweep"]),
-        (["splits", "--storage=sqlite:///x.db"], ["--storage=sqlite:///x.db: SQLite loses trials"]),
-        (["splits", "--storage=nonsense://x"], ["--storage=nonsense://x: Can't load plugin"]),
+        (["splits", "--storage=sqlite:///x.db"], ["--storage=sqlite:///x.db: a sqlite database is not used here; "]),
+        (["splits", "--storage=nonsense://x"], ["--storage=nonsense://x: a nonsense database is not used here"]),
+        (
+            ["splits", "--storage=postgresql+psycopg://a:secret@127.0.0.1:1/x"],
+            ["--storage=postgresql+psycopg://a:***@"],
+        ),
+        (["splits", "--heartbeat=0"], ["--heartbeat=0: must be a whole number of at least 1"]),
         (["splits", "--seed=1,1"], ["two cells are the same run: split=", *4 * ["two cells are the same run: "]]),
         (["splits", "--split=3.5,0,4"], ["--split=3.5: ", "--split=0: "]),
         (["splits", "--bogus=1"], ["unrecognized arguments: --bogus=1; allowed: "]),
@@ -277,6 +284,7 @@ def test_bad_input_is_one_line_each_before_anything_starts(
     assert len(errors) == len(lines)
     for error, line in zip(errors, lines, strict=True):
         assert error.startswith(f"error: {line}")
+        assert "secret" not in error
     assert not list(tmp_path.glob("*/*/"))
 
 
@@ -452,6 +460,43 @@ def test_a_failed_cell_is_shown_and_runs_again_only_on_request(tmp_path: Path, u
     assert states(tmp_path) == before
     assert sweep(tmp_path, "--retry-failed")[:2] == (0, "splits: 6 cells: 2 run now, 4 finished before, 0 failed\n")
     assert results(tmp_path) == unkilled
+
+
+def test_a_full_disk_stops_the_sweep_and_loses_nothing(
+    tmp_path: Path, mounted: Callable[[str], Path], unkilled: dict[str, str]
+) -> None:
+    out = mounted("size=200k")
+    (tmp_path / "slow").write_text("0.03")
+    (out / "slow").symlink_to(tmp_path / "slow")
+    (out / "stdout").symlink_to(tmp_path / "stdout")
+    (out / "stderr").symlink_to(tmp_path / "stderr")
+    (tmp_path / "stdout").touch()
+    (tmp_path / "stderr").touch()
+    owner = start(out, "--workers=1")
+    wait_for(lambda: len(states(out)) >= 2, alive=[owner])
+    with suppress(OSError), (out / "ballast").open("wb", buffering=0) as ballast:
+        while ballast.write(b"x" * 512):
+            pass
+    assert owner.wait(timeout=60) == 2
+    stderr = (tmp_path / "stderr").read_text()
+    assert "No space left on device" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    before = states(out)
+    assert 2 <= len(before) < 6
+    (out / "ballast").unlink()
+    (tmp_path / "slow").write_text("0")
+    assert sweep(out)[0] == 0, (tmp_path / "stderr").read_text()
+    assert before.items() <= states(out).items()
+    assert_each_finished_once(out)
+    assert results(out) == unkilled
+
+
+def test_a_read_only_folder_is_one_line(mounted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    from sweeps.__main__ import _sweep, arguments
+
+    out = mounted("ro")
+    with pytest.raises(InputError, match=r"the sweep folder .* cannot be written \(Read-only file system\)"):
+        _sweep(*arguments(["splits", f"--out={out}"]), "test_sweeps:stand_in")
 
 
 def test_what_hits_every_cell_stops_the_sweep_at_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,83 @@ def test_a_stopped_run_resumes_to_the_identical_result(tiny, tmp_path, optimizer
     assert not (interrupted.folder / "error.txt").exists()
 
 
+@pytest.mark.parametrize("damage", [b'{"step": 7, "sam', b"\0\0\xff\xfe", b"7", b""])
+def test_a_history_that_has_lost_its_last_line_is_made_again(tiny, tmp_path, damage):
+    """The checkpoint has that step, the history has it no more: a run of both would have a gap."""
+    expected = read(run(config(tiny, tmp_path / "whole")).folder)
+
+    def stopping(done: int, total: int) -> None:
+        if done == 8:
+            raise Stopped
+
+    damaged = config(tiny, tmp_path / "damaged", checkpoint_minutes=0)
+    with pytest.raises(Stopped):
+        run(damaged, stopping)
+    path = damaged.folder / "history.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert json.loads(lines[-2])["step"] == torch.load(damaged.folder / "checkpoint.pt", weights_only=True)["step"] == 7
+    path.write_bytes(b"".join(lines[:-2]) + damage)
+    assert read(run(damaged).folder) == expected
+
+
+@pytest.fixture
+def checkpoint_size(tiny, tmp_path) -> int:
+    def stopping(done: int, total: int) -> None:
+        if done == 7:
+            raise Stopped
+
+    settings = config(tiny, tmp_path / "measured")
+    with pytest.raises(Stopped):
+        run(settings, stopping)
+    return (settings.folder / "checkpoint.pt").stat().st_size
+
+
+def the_run_finds_no_room(settings: Config, reason: str) -> None:
+    with pytest.raises(InputError, match=f"the run folder .* cannot be written \\({reason}") as told:
+        run(settings)
+    assert "\n" not in str(told.value)
+    assert not list(settings.folder.glob("*.partial"))
+    assert not (settings.folder / "summary.json").exists()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, mounted, checkpoint_size):
+    expected = read(run(config(tiny, tmp_path / "whole")).folder)
+    settings = config(tiny, mounted(f"size={checkpoint_size * 3 // 2}"))
+    the_run_finds_no_room(settings, "No space left on device")
+    assert (settings.folder / "checkpoint.pt").exists()  # that of the first epoch: the second had no room beside it
+    mounted("remount,size=50m")
+    assert read(run(settings).folder) == expected
+
+
+def test_a_checkpoint_that_may_not_be_as_large_is_one_line_and_loses_nothing(tiny, tmp_path, checkpoint_size):
+    """A quota, as everybody can set one: the file cannot grow."""
+    expected = read(run(config(tiny, tmp_path / "whole")).folder)
+    settings = config(tiny, tmp_path / "limited")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (checkpoint_size // 2, hard))
+    try:
+        the_run_finds_no_room(settings, "File too large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read(run(settings).folder) == expected
+
+
+def test_a_disk_that_becomes_read_only_is_one_line_and_loses_nothing(tiny, tmp_path, mounted):
+    expected = read(run(config(tiny, tmp_path / "whole")).folder)
+    settings = config(tiny, mounted("size=50m"), checkpoint_minutes=0)
+
+    def stopping(done: int, total: int) -> None:
+        if done == 8:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(settings, stopping)
+    mounted("remount,ro")
+    the_run_finds_no_room(settings, "Read-only file system")
+    mounted("remount,rw")
+    assert read(run(settings).folder) == expected
+
+
 def test_a_finished_run_is_not_run_again(tiny, tmp_path):
     settings = config(tiny, tmp_path, epochs=1)
     first = run(settings)
@@ -162,7 +240,8 @@ def test_every_form_that_wandb_emits_is_read():
 def test_the_run_id_is_a_digest_of_what_changes_the_result():
     plain = Config()
     assert Config.from_args(["--split=10"]).run_id == plain.run_id
-    changed = {"out": "x", "sweep": "x", "profile": "x", "track": "False", "threads": 1, "checkpoint_minutes": 1}
+    changed = {"out": "x", "sweep": "x", "profile": "x", "track": "False", "keep_model": True}
+    changed |= {"threads": 1, "checkpoint_minutes": 1}
     assert set(changed) == set(OUTSIDE_IDENTITY)
     assert Config.from_dict(changed).run_id == plain.run_id
     assert (

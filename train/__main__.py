@@ -12,16 +12,17 @@ def main(args: list[str]) -> int:
     from .errors import InputError
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)  # so that W&B's run ends cleanly
+        raise SystemExit(128 + signum)  # before the first step; from then on train.run sees to it
 
     signal.signal(signal.SIGTERM, stop)
+    first = int(os.environ.get("RANK", 0)) == 0  # of torchrun's processes, which all find the same
     try:
         config = Config.from_args(args)
         from tqdm import tqdm
 
         from .run import run
 
-        with tqdm(desc=config.run_id, unit="step", disable=None) as bar:
+        with tqdm(desc=config.run_id, unit="step", disable=None if first else True) as bar:
 
             def progress(step: int, total: int) -> None:
                 bar.total = total
@@ -29,11 +30,15 @@ def main(args: list[str]) -> int:
 
             result = run(config, progress)
     except (InputError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if first or not isinstance(error, InputError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes the run", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit) as end:
+        if first:
+            print("stopped; the same command resumes the run", file=sys.stderr)
+        return 130 if isinstance(end, KeyboardInterrupt) else int(end.code or 0)
+    if not first:
+        return 0
     s = result.summary
     print(
         f"{result.folder}: accuracy {s['eval/accuracy']:.4f}, training loss of the last epoch "

@@ -18,7 +18,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 # Where a run is kept and how it is watched does not change its result, so it is no part of its identity.
-OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "threads", "checkpoint_minutes")
+OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads", "checkpoint_minutes")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
@@ -94,6 +94,8 @@ class Config:
     """the sweep profile's name, shown in tables and captions"""
     track: bool = True
     """log to Weights & Biases (WANDB_MODE decides how; offline without a key)"""
+    keep_model: bool = False
+    """keep the trained model in the run folder, and as an artifact of the W&B run"""
     threads: PositiveInt | None = None
     """CPU threads; None: torch's own choice"""
     checkpoint_minutes: NonNegativeFloat = 10.0

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # config.py needs TASKS only, and --help should not wait for 
 Part = Literal["train", "validation"]
 Batch = dict[str, "Tensor"]
 
+SMALL = 500  # training rows of the small subset (Sec. IV)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -122,7 +124,7 @@ def _row(record: Any, task: Task, where: str) -> dict[str, Any]:
     return {column: record[column] for column in task.columns} | {"label": label}
 
 
-def small_subset(rows: Rows, seed: int, size: int = 500) -> Rows:
+def small_subset(rows: Rows, seed: int, size: int = SMALL) -> Rows:
     """`size` rows drawn at random by the seed, without replacement; all of them if there are no more."""
     return random.Random(f"subset {seed}").sample(rows, min(size, len(rows)))
 

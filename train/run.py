@@ -1,12 +1,15 @@
 """run(Config) -> Result: train one run into its folder; knows nothing of the command line."""
 
+import itertools
 import json
 import math
 import os
 import platform
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +18,12 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from . import data
+from . import data, parallel
 from .candidates import candidate
 from .config import Config
 from .errors import InputError
 from .model import Classifier, check_length, load_classifier, load_tokenizer
-from .tracking import Tracker, write_atomically, writing
+from .tracking import Tracker, history, write_atomically, writing
 
 Progress = Callable[[int, int], None]
 
@@ -38,8 +41,12 @@ def run(config: Config, progress: Progress | None = None) -> Result:
         config: the run.
         progress: called with (steps done, steps in all) after each optimizer step.
 
+    Under torchrun all its processes train the one run, each on a share of every mini-batch; rank 0 writes.
+    SIGTERM ends the run after the step that is being done, with a checkpoint.
+
     Raises:
         InputError: the model, the data, the run folder or the checkpoint cannot be used.
+        SystemExit: SIGTERM came.
     """
     finished = config.folder / "summary.json"
     if finished.exists():
@@ -47,19 +54,42 @@ def run(config: Config, progress: Progress | None = None) -> Result:
     with writing(f"run folder {config.folder}"):
         config.folder.mkdir(parents=True, exist_ok=True)
         (config.folder / "error.txt").unlink(missing_ok=True)
+    ranks = parallel.join()
     try:
-        return Result(config.folder, _Training(config).train(progress))
+        return Result(config.folder, _Training(config, ranks).train(progress))
     except Exception as error:
-        write_atomically(config.folder / "error.txt", f"{type(error).__name__}: {error}\n")
+        with suppress(OSError):  # a full disk is the error, and takes no file that says so
+            write_atomically(config.folder / "error.txt", f"{type(error).__name__}: {error}\n")
         raise
+    finally:
+        parallel.leave()
+
+
+@contextmanager
+def _stop_asked() -> Iterator[threading.Event]:
+    """SIGTERM only sets the event, so that a step is done before its run ends; a second one acts as it did before."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield asked
+        return
+
+    def ask(signum: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Training:
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, ranks: parallel.Ranks = parallel.Ranks()) -> None:  # noqa: B008
+        self.config, self.ranks = config, ranks
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(f"cuda:{ranks.local}" if torch.cuda.is_available() else "cpu")
         set_seed(config.seed)
 
         task = data.TASKS[config.task]
@@ -78,6 +108,9 @@ class _Training:
         self.model.to(self.device)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
         self.optimizer = candidate(config, self.model, self.steps_per_epoch)
+        self.mean_loss = parallel.replicated(self.model, ranks)
+        if not ranks.first:  # dropout is drawn anew for each row, on whichever rank it is
+            torch.manual_seed(config.seed + 1_000_003 * ranks.rank)
 
         self.step = self.samples = 0
         self.epoch_losses: list[float] = []
@@ -90,14 +123,20 @@ class _Training:
     # -- the loop -----------------------------------------------------------------------------------------
 
     def train(self, progress: Progress | None) -> dict[str, Any]:
-        tracker = Tracker(self.config, self.step)
+        tracker = Tracker(self.config, self.step) if self.ranks.first else None
         try:
-            return self._train(tracker, progress)
-        except BaseException:
-            tracker.close(1)
+            with _stop_asked() as stop:
+                summary = self._train(tracker, progress, stop)
+            if tracker is not None:
+                tracker.finish(summary, self.keep_model() if self.config.keep_model else None)
+                (self.config.folder / "checkpoint.pt").unlink(missing_ok=True)
+            return summary
+        except BaseException as error:
+            if tracker is not None:
+                tracker.close(1, preempted=isinstance(error, SystemExit))
             raise
 
-    def _train(self, tracker: Tracker, progress: Progress | None) -> dict[str, Any]:
+    def _train(self, tracker: Tracker | None, progress: Progress | None, stop: threading.Event) -> dict[str, Any]:
         config, total_steps = self.config, self.steps_per_epoch * self.config.epochs
         self.started = self.saved = time.perf_counter()
         while self.step < total_steps:
@@ -105,33 +144,43 @@ class _Training:
             for batch in data.train_batches(
                 self.rows, config.batch_size, config.seed, epoch, self.tokenizer, start=batch_number
             ):
-                tracker.log(self.train_step(batch))
-                if progress is not None:
-                    progress(self.step, total_steps)
-                overdue = time.perf_counter() - self.saved >= 60 * config.checkpoint_minutes
-                if overdue and self.step % self.steps_per_epoch:  # an epoch's end is saved with its evaluation
+                row, stopped, overdue = self.train_step(batch, stop)
+                if tracker is not None:
+                    tracker.log(row)
+                    if progress is not None:
+                        progress(self.step, total_steps)
+                if self.step % self.steps_per_epoch == 0:  # an epoch's end is saved with its evaluation
+                    break
+                if stopped or overdue:
                     self.checkpoint()
+                if stopped:
+                    raise SystemExit(128 + signal.SIGTERM)
             self.all_epoch_losses.append(sum(self.epoch_losses) / len(self.epoch_losses))
             self.epoch_losses = []
             self.evaluation = self.evaluate()
-            tracker.log(
-                self.position()
-                | self.evaluation
-                | {"train/epoch_loss": self.all_epoch_losses[-1], "time/total": self.seconds()}
-            )
+            if tracker is not None:
+                tracker.log(
+                    self.position()
+                    | self.evaluation
+                    | {"train/epoch_loss": self.all_epoch_losses[-1], "time/total": self.seconds()}
+                )
             self.checkpoint()
-        summary = self.summary()
-        tracker.finish(summary)
-        (config.folder / "checkpoint.pt").unlink(missing_ok=True)
-        return summary
+            if self.step < total_steps and self.ranks.sum([stop.is_set()], self.device)[0]:
+                raise SystemExit(128 + signal.SIGTERM)
+        return self.summary()
 
-    def train_step(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def train_step(self, batch: data.Batch, stop: threading.Event) -> tuple[dict[str, Any], bool, bool]:
+        """One step; what it logs, and what all ranks do after it: stop, save a checkpoint."""
         started = time.perf_counter()
         self.model.train()
         batch = {name: values.to(self.device) for name, values in batch.items()}
+        share, weight = self.ranks.share(batch)
         # Adam's learning rate is the one of the step just done; a line search's is what the step ends with.
         before = self.step_sizes()
-        loss = float(self.optimizer.step(lambda: self.loss(batch)))  # type: ignore[arg-type, return-value]
+        loss = float(self.optimizer.step(lambda: weight * self.loss(share)))  # type: ignore[arg-type, return-value]
+        overdue = self.ranks.first and time.perf_counter() - self.saved >= 60 * self.config.checkpoint_minutes
+        losses, stops, overdues = self.ranks.sum([loss, stop.is_set(), overdue], self.device)
+        loss = losses / self.ranks.count
         self.step += 1
         self.samples += len(batch["labels"])
         self.epoch_losses.append(loss)
@@ -149,17 +198,18 @@ class _Training:
                 "search/accepted": search.accepted,
                 "search/merged": None if search.merged is None else "+".join(search.merged),
             }
-        return row | {"time/step": time.perf_counter() - started}
+        return row | {"time/step": time.perf_counter() - started}, stops > 0, overdues > 0
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with self.precision():
-            return self.model.loss(batch)
+            return self.mean_loss(batch)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         self.model.eval()
         loss = correct = rows = 0.0
-        for batch in data.eval_batches(self.held_out, 64, self.tokenizer):
+        batches = data.eval_batches(self.held_out, 64, self.tokenizer)
+        for batch in itertools.islice(batches, self.ranks.rank, None, self.ranks.count):
             batch = {name: values.to(self.device) for name, values in batch.items()}
             labels = batch.pop("labels")
             with self.precision():
@@ -167,6 +217,7 @@ class _Training:
             loss += float(torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
             correct += int((logits.argmax(-1) == labels).sum())
             rows += len(labels)
+        loss, correct, rows = self.ranks.sum([loss, correct, rows], self.device)
         return {"eval/accuracy": correct / rows, "eval/loss": loss / rows}
 
     def precision(self) -> AbstractContextManager[Any]:
@@ -196,11 +247,21 @@ class _Training:
             **self.totals,
             "time/total": self.seconds(),
             "diverged": not math.isfinite(losses[-1]) or (len(losses) > 1 and losses[-1] >= losses[0]),
+            "processes": self.ranks.count,
             "threads": torch.get_num_threads(),
             "device": str(self.device),
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("torch", "transformers", "wandb")},
         }
+
+    def keep_model(self) -> Path:
+        """Write the trained model as a folder: encoder and tokenizer as `--model` takes them, and head.pt."""
+        folder = self.config.folder / "model"
+        with writing(f"run folder {self.config.folder}"):
+            self.model.encoder.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            torch.save(self.model.head.state_dict(), folder / "head.pt")
+        return folder
 
     # -- resuming -----------------------------------------------------------------------------------------
 
@@ -208,18 +269,21 @@ class _Training:
 
     def checkpoint(self) -> None:
         path = self.config.folder / "checkpoint.pt"
-        partial = path.with_suffix(".partial")
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "random": [torch.get_rng_state(), *_cuda_random_states()],
-                "seconds": self.seconds(),
-                **{name: getattr(self, name) for name in self.CARRIED},
-            },
-            partial,
-        )
-        os.replace(partial, path)
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": self.ranks.gather(_random_state(self.device)),
+            "seconds": self.seconds(),
+            **{name: getattr(self, name) for name in self.CARRIED},
+        }
+        if self.ranks.first:
+            partial = path.with_suffix(".partial")
+            try:
+                with writing(f"run folder {self.config.folder}"):
+                    save(state, partial)
+                    os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
         self.saved = time.perf_counter()
 
     def resume(self) -> None:
@@ -228,20 +292,47 @@ class _Training:
             return
         try:
             saved = torch.load(path, weights_only=True, map_location="cpu")
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            torch.set_rng_state(saved["random"][0])
-            for device, state in enumerate(saved["random"][1:]):
-                torch.cuda.set_rng_state(state, device)
-            for name in self.CARRIED:
-                setattr(self, name, saved[name])
-            self.seconds_before = saved["seconds"]
+            states, lines = saved["random"], saved["step"] + len(saved["all_epoch_losses"])
+            if len(history(self.config.folder, saved["step"])) != lines:
+                return  # a crashed disk has taken some of the history: only a run from the start has all of it
+            if len(states) == self.ranks.count:
+                self.model.load_state_dict(saved["model"])
+                self.optimizer.load_state_dict(saved["optimizer"])
+                _set_random_state(states[self.ranks.rank], self.device)
+                for name in self.CARRIED:
+                    setattr(self, name, saved[name])
+                self.seconds_before = saved["seconds"]
         except Exception as error:  # torch raises many kinds on a damaged file
             raise InputError(
                 f"the checkpoint {path} cannot be read ({type(error).__name__}); remove it to start this run again"
             ) from None
+        if len(states) != self.ranks.count:
+            raise InputError(
+                f"the checkpoint {path} is of {len(states)} processes, here are {self.ranks.count}; resume with "
+                f"torchrun --nproc_per_node={len(states)}, or remove it to start this run again"
+            )
 
 
-def _cuda_random_states() -> Iterator[torch.Tensor]:
-    if torch.cuda.is_available():
-        yield from torch.cuda.get_rng_state_all()
+def save(state: dict[str, Any], path: Path) -> None:
+    """torch.save, to the disk and not only to its cache.
+
+    Raises:
+        OSError: it cannot be written; torch itself raises a RuntimeError that does not say why.
+    """
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)

@@ -1,9 +1,10 @@
 """One writer for the two places where a run is kept: its folder and Weights & Biases."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,21 @@ from .errors import InputError
 
 Row = Mapping[str, Any]
 
+# W&B's x-axis of each name space: that of the paper's figures.
+AXES = {"train/*": "samples", "eval/*": "epoch", "search/*": "step", "step_size/*": "step", "time/*": "step"}
+
 
 def write_atomically(path: Path, text: str) -> None:
-    """A reader finds the old text or the whole new one, never a part."""
+    """A reader finds the old text or the whole new one, never a part, be the disk full or the power gone."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -31,6 +41,20 @@ def writing(folder: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"the {folder} cannot be written ({error.strerror}); --out takes a writable folder") from None
+
+
+def history(folder: Path, steps: float = math.inf) -> list[str]:
+    """The lines of history.jsonl up to a step, without those that a killed writer or a crashed disk has spoilt."""
+    path = folder / "history.jsonl"
+    kept = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            if row["step"] <= steps:
+                kept.append(line.decode() + "\n")
+        except (ValueError, TypeError, KeyError):
+            continue
+    return kept
 
 
 class Tracker:
@@ -51,73 +75,108 @@ class Tracker:
             write_atomically(
                 self.folder / "config.json", json.dumps(config.as_dict() | {"run_id": config.run_id}, indent=2)
             )
-            write_atomically(self.folder / "history.jsonl", self._history(steps_kept))
+            write_atomically(self.folder / "history.jsonl", "".join(history(self.folder, steps_kept)))
             self._file = (self.folder / "history.jsonl").open("a", encoding="utf-8")
-        self._wandb = _wandb_run(config) if config.track else None
-
-    def _history(self, steps_kept: int) -> str:
-        path = self.folder / "history.jsonl"
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the line that a killed writer left half done
-                continue
-            if row["step"] <= steps_kept:
-                kept.append(line + "\n")
-        return "".join(kept)
+        self._wandb = _tracked(config) if config.track else None
 
     def log(self, row: Row) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with writing(f"run folder {self.folder}"):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         if self._wandb is not None:
             self._wandb.log(dict(row))
 
-    def finish(self, summary: Row) -> None:
-        """The presence of summary.json means finished, so it is written last."""
+    def finish(self, summary: Row, model: Path | None = None) -> None:
+        """The presence of summary.json means finished, so it is written last.
+
+        Args:
+            summary: what the run has come to.
+            model: the folder of the trained model, if it is kept.
+        """
         if self._wandb is not None:
+            _log_media(self._wandb, self.folder, summary, model)
             self._wandb.summary.update(dict(summary))
         self.close(0)
-        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2))
+        with writing(f"run folder {self.folder}"):
+            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2))
 
-    def close(self, exit_code: int) -> None:
-        self._file.close()
+    def close(self, exit_code: int, preempted: bool = False) -> None:
+        """End the W&B run.
+
+        Args:
+            exit_code: 0 if the run has finished.
+            preempted: the run goes on when it is called again; W&B's own sweeps then queue it again.
+        """
+        with suppress(OSError):  # what a full disk did not take was told when it was written
+            self._file.close()
         if self._wandb is not None:
+            if preempted:
+                self._wandb.mark_preempting()
             self._wandb.finish(exit_code=exit_code)
             self._wandb = None
 
 
-def _wandb_run(config: Config) -> Any:
+def wandb_run(folder: Path, **settings: Any) -> Any:
+    """Start a W&B run: online with a key, offline without one, as WANDB_MODE says if it says something.
+
+    Args:
+        folder: where it is kept.
+        settings: as of wandb.init.
+
+    Raises:
+        InputError: W&B cannot be used.
+    """
     # The offline log must hold all but the last line after a SIGKILL, so it is flushed every second.
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
-    mode = os.environ.get("WANDB_MODE") or (None if _has_wandb_key() else "offline")
+    mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
     if mode != "online":
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    in_wandb_sweep = "WANDB_SWEEP_ID" in os.environ  # its agent has chosen the id
     try:
-        run = wandb.init(
+        return wandb.init(
             project=os.environ.get("WANDB_PROJECT", "plasls"),
-            dir=str(config.folder),
-            id=None if in_wandb_sweep else f"{config.sweep}-{config.run_id}",
-            resume="allow" if mode == "online" else None,
-            name=f"{config.task}-{config.subset}-{config.optimizer}-{config.split}-seed{config.seed}",
-            group=config.sweep,
-            job_type=config.optimizer,
-            tags=[config.task, config.subset, config.profile],
-            config=config.as_dict(),
+            dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
+            resume="allow" if mode == "online" else None,
             settings=wandb.Settings(silent=True, console="off"),
+            **settings,
         )
     except wandb.errors.Error as error:
         raise InputError(
             f"Weights & Biases cannot be used ({' '.join(str(error).split())}); "
             "allowed: WANDB_MODE=offline, WANDB_MODE=disabled or --track=False"
         ) from None
-    for metrics, axis in (("train/*", "samples"), ("eval/*", "epoch"), ("search/*", "step"), ("step_size/*", "step")):
+
+
+def _tracked(config: Config) -> Any:
+    in_wandb_sweep = "WANDB_SWEEP_ID" in os.environ  # its agent has chosen the id
+    run = wandb_run(
+        config.folder,
+        id=None if in_wandb_sweep else f"{config.sweep}-{config.run_id}",
+        name=f"{config.task}-{config.subset}-{config.optimizer}-{config.split}-seed{config.seed}",
+        group=config.sweep,
+        job_type=config.optimizer,
+        tags=[config.task, config.subset, config.profile],
+        config=config.as_dict(),
+    )
+    for metrics, axis in AXES.items():
         run.define_metric(metrics, step_metric=axis)
     return run
+
+
+def _log_media(run: Any, folder: Path, summary: Row, model: Path | None) -> None:
+    """The table of epochs, and the model as an artifact."""
+    import wandb
+
+    columns: list[str | int] = ["epoch", "samples", "train/epoch_loss", "eval/accuracy", "eval/loss", "time/total"]
+    rows = [row for line in history(folder) if "eval/accuracy" in (row := json.loads(line))]
+    run.log({"tables/epochs": wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in rows])})
+    if model is not None:
+        # Named by the run's digest: the same configuration is another version of the same artifact.
+        artifact = wandb.Artifact(f"model-{summary['run_id']}", type="model", metadata=dict(summary))
+        artifact.add_dir(str(model))
+        run.log_artifact(artifact)
 
 
 def _has_wandb_key() -> bool:

@@ -1,0 +1,141 @@
+"""The study's W&B workspaces, built in code: a view for each figure of the paper, with standard-error bands."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.errors import InputError
+
+TASKS = ("sst2", "mrpc", "qnli", "mnli")
+
+
+@dataclass(frozen=True)
+class View:
+    """One workspace: the runs of a sweep on a task, a line for each value of a setting.
+
+    Attributes:
+        figure: of the paper, or what it shows.
+        sweep: whose runs are shown.
+        setting: the Config field whose values are the lines.
+        task: where the sweep has several, the one shown.
+        step_sizes: whether the step sizes come first.
+    """
+
+    figure: str
+    sweep: str
+    setting: str
+    task: str = "sst2"
+    step_sizes: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.figure}: {self.setting} on {self.task} ({self.sweep})"
+
+
+VIEWS = (
+    View("Fig. 1", "merging", "rounding", step_sizes=True),
+    View("Fig. 2", "merging", "merge_threshold"),
+    *(View("Figs. 3 to 7, Table I", "small", "optimizer", task) for task in TASKS),
+    *(View("Figs. 3 to 7, Table II", "full", "optimizer", task) for task in TASKS),
+    View("Fig. 8", "batch-sizes", "batch_size"),
+    View("Fig. 9", "splits", "split"),
+    View("Ablation", "dropout", "dropout"),
+    View("Ablation", "criterion", "direction"),
+)
+
+
+def workspaces(entity: str, project: str) -> list[Any]:
+    """A wandb_workspaces.Workspace for each of `VIEWS`; no network is used."""
+    return [_workspace(view, entity, project) for view in VIEWS]
+
+
+def _workspace(view: View, entity: str, project: str) -> Any:
+    import wandb_workspaces.reports.v2 as reports
+    import wandb_workspaces.workspaces as ws
+
+    def panel(metric: str, axis: str, **settings: Any) -> Any:
+        return reports.LinePlot(
+            title=metric,
+            x=axis,
+            y=[metric],
+            groupby=reports.Config(view.setting),
+            groupby_aggfunc="mean",
+            groupby_rangefunc="stderr",
+            max_runs_to_show=100,
+            **settings,
+        )
+
+    learning = [
+        panel("train/loss", "samples", log_y=True, smoothing_type="exponential", smoothing_factor=0.8),
+        panel("eval/accuracy", "epoch"),
+        panel("train/epoch_loss", "epoch", log_y=True),
+        panel("eval/loss", "epoch"),
+    ]
+    searching = [
+        reports.LinePlot(title="step sizes", x="step", metric_regex="step_size/.*", log_y=True, max_runs_to_show=100),
+        panel("search/trials", "step", smoothing_type="exponential", smoothing_factor=0.8),
+        panel("time/step", "step"),
+        reports.BarPlot(
+            title="search/failures",
+            metrics=["search/failures"],
+            groupby=reports.Config(view.setting),
+            groupby_aggfunc="mean",
+            groupby_rangefunc="stderr",
+        ),
+    ]
+    sections = [
+        ws.Section(name="Learning", panels=learning, is_open=True),
+        ws.Section(name="Line search", panels=searching, is_open=view.step_sizes),
+    ]
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=view.name,
+        sections=sections[::-1] if view.step_sizes else sections,
+        runset_settings=ws.RunsetSettings(
+            filters=[ws.Config("sweep") == view.sweep, ws.Config("task") == view.task],
+            groupby=[ws.Config(view.setting)],
+        ),
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message}; {self.format_usage().strip()}")
+
+
+def main(args: list[str]) -> str:
+    """Save the workspaces to `--entity`, or write them to a file where none is given; returns what to tell.
+
+    Raises:
+        InputError: a wrong argument, W&B cannot be reached, or the file cannot be written.
+    """
+    parser = _Parser(prog="python -m analysis dashboard", allow_abbrev=False)
+    parser.add_argument("--entity", help="whose W&B project it is; without it only the file is written")
+    parser.add_argument("--project", default="plasls", help="the W&B project [plasls]")
+    parser.add_argument("--out", default="runs", help="folder of dashboard.json [runs]")
+    options = parser.parse_args(args)
+    built = workspaces(options.entity or "", options.project)
+    if options.entity:
+        try:
+            return "\n".join(workspace.save().url for workspace in built)
+        except Exception as error:  # of several libraries: no key, no network, no such project
+            raise InputError(
+                f"--entity={options.entity}: W&B did not take the workspaces ({' '.join(str(error).split())[:160]}); "
+                "allowed: an entity of yours after `wandb login`, or none for a file"
+            ) from None
+    path = Path(options.out) / "dashboard.json"
+    content = {view.name: as_dict(workspace) for view, workspace in zip(VIEWS, built, strict=True)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); --out takes a writable folder") from None
+    return str(path)
+
+
+def as_dict(workspace: Any) -> dict[str, Any]:
+    """A workspace as it goes over the wire."""
+    return json.loads(workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))

@@ -1,0 +1,63 @@
+"""python -m analysis.publish NAME: a sweep's finished tables and figures as media of a W&B run of their own."""
+
+import argparse
+import html
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from train.errors import InputError
+from train.tracking import wandb_run
+
+
+def publish(out: str | Path, sweep: str) -> list[str]:
+    """Log what `python -m analysis SWEEP` has written: figures as images, tables as W&B tables and as text.
+
+    Returns:
+        The keys that were logged.
+
+    Raises:
+        InputError: nothing has been written yet, or W&B cannot be used.
+    """
+    import wandb
+
+    folder = Path(out) / sweep / "figures"
+    media: dict[str, Any] = {}
+    for path in sorted(folder.glob("*")):
+        if path.suffix == ".png":
+            media[f"figures/{path.stem}"] = wandb.Image(str(path))
+        elif path.suffix == ".csv":
+            media[f"tables/{path.stem}"] = wandb.Table(dataframe=pd.read_csv(path))
+        elif path.suffix == ".md":
+            text = html.escape(path.read_text(encoding="utf-8"))
+            media[f"tables/{path.stem}-text"] = wandb.Html(f"<pre>{text}</pre>")
+    if not media:
+        raise InputError(f"{folder} has no tables and figures; python -m analysis {sweep} makes them")
+    run = wandb_run(folder.parent, id=f"{sweep}-analysis", name=f"{sweep}-analysis", group=sweep, job_type="analysis")
+    run.log(media)
+    run.finish()
+    return list(media)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message}; {self.format_usage().strip()}")
+
+
+def main(args: list[str]) -> int:
+    parser = _Parser(prog="python -m analysis.publish", allow_abbrev=False)
+    parser.add_argument("name", metavar="NAME", help="a sweep whose tables and figures have been made")
+    parser.add_argument("--out", default="runs", help="folder of the sweeps [runs]")
+    try:
+        options = parser.parse_args(args)
+        print("\n".join(publish(options.out, options.name)))
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,118 @@
+"""How long a sweep takes: training rows times what a row has taken, in finished runs here or else where we measured."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from train.config import Config
+from train.data import SMALL
+
+
+class Cost(NamedTuple):
+    """CPU seconds a row, in mini-batches of 32 padded to their longest row, one thread."""
+
+    step: float
+    """forward, backward and Adam's move"""
+    forward: float
+    """a trial of the search, or an evaluation"""
+
+
+# (model, max_length): task: cost. Medians of 3 to 5 steps after the first (bert-base: one step, random weights) with
+# torch 2.13 on a core of a server's Xeon, 2026-11-23; bert-base on GLUE's rows.
+MEASURED: dict[tuple[str, int], dict[str, Cost]] = {
+    ("minilm-l6", 40): {"sst2": Cost(0.0276, 0.0106)},
+    ("bge-small-en-v1.5", 64): {
+        "sst2": Cost(0.081, 0.028),
+        "mrpc": Cost(0.098, 0.037),
+        "qnli": Cost(0.100, 0.040),
+        "mnli": Cost(0.094, 0.045),
+    },
+    ("bert-base-uncased", 256): {
+        "sst2": Cost(0.215, 0.077),
+        "mrpc": Cost(0.476, 0.147),
+        "qnli": Cost(0.690, 0.210),
+        "mnli": Cost(0.556, 0.175),
+    },
+}
+# Trials a step: README's table of the splits 1 and 10 on the 12-layer encoder; SGDSLS: 14 steps, embedded profile.
+TRIALS = {"adam": 0.0, "sgdsls": 1.1, "adamsls": 1.9, "plasls": 2.5}
+# Of two runs at a time on two cores each is slower: 15 cells of the embedded profile took 15.4 min, not 10.6.
+SIDE_BY_SIDE = 1.45
+# (training, validation) rows where counting them would be a download.
+ROWS = {
+    "nyu-mll/glue": {"sst2": (67349, 872), "mrpc": (3668, 408), "qnli": (104743, 5463), "mnli": (392702, 9815)},
+    "film-snippets": {"sst2": (9558, 900)},
+}
+
+
+class Estimate(NamedTuple):
+    seconds: float
+    """of one worker"""
+    from_runs_here: bool
+    """whether finished runs here say so, and not our measurements"""
+
+
+def estimate(cells: Iterable[Config]) -> Estimate | None:
+    """Time of the cells one after the other; None where nothing like one of them has been measured."""
+    cells = list(cells)
+    here = _seconds_a_row(cells)
+    total, from_here = 0.0, bool(cells)
+    for config in cells:
+        rows = _rows(config)
+        a_row = here.get(_kind(config))
+        if a_row is None:
+            from_here = False
+            a_row = _measured(config, rows)
+        if rows is None or a_row is None:
+            return None
+        total += config.epochs * rows[0] * a_row
+    return Estimate(total, from_here)
+
+
+def _measured(config: Config, rows: tuple[int, int] | None) -> float | None:
+    """Seconds a training row, the evaluations shared out over the rows of an epoch."""
+    cost = MEASURED.get((Path(config.model).name, config.max_length), {}).get(config.task)
+    if cost is None or rows is None:
+        return None
+    training, validation = rows
+    return SIDE_BY_SIDE * (cost.step + (TRIALS[config.optimizer] + validation / training) * cost.forward)
+
+
+def _rows(config: Config) -> tuple[int, int] | None:
+    """Training and validation rows of a run; None where only a download could tell."""
+    rows = ROWS.get(config.data, {}).get(config.task)
+    if rows is None:
+        files = [Path(config.data) / config.task / f"{part}.jsonl" for part in ("train", "validation")]
+        if not all(file.is_file() for file in files):
+            return None
+        training, validation = (file.read_bytes().count(b"\n") for file in files)
+    else:
+        training, validation = rows
+    return (
+        min(training, SMALL) if config.subset == "small" else training,
+        min(validation, config.eval_rows or validation),
+    )
+
+
+def _kind(config: Config | dict[str, Any]) -> tuple[Any, ...]:
+    """Runs that are alike in this take alike long a training row."""
+    values = config.as_dict() if isinstance(config, Config) else config
+    keys = ("model", "data", "task", "subset", "max_length", "eval_rows", "optimizer", "batch_size", "precision")
+    return tuple(values.get(key) for key in keys)
+
+
+def _seconds_a_row(cells: list[Config]) -> dict[tuple[Any, ...], float]:
+    """Median over the finished runs of all sweeps in the same folder, by kind."""
+    found = defaultdict(list)
+    for out in {config.out for config in cells}:
+        for path in Path(out).glob("*/*/summary.json"):
+            try:
+                summary = json.loads(path.read_text(encoding="utf-8"))
+                config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+                found[_kind(config)].append(summary["time/total"] / summary["samples"])
+            except (OSError, ValueError, KeyError):  # of another version, or damaged: it tells nothing here
+                continue
+    return {kind: median(values) for kind, values in found.items()}

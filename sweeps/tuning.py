@@ -1,0 +1,347 @@
+"""A study: settings that a sampler chooses run by run, where a grid would have too many cells.
+
+A trial is one choice; its runs are its seeds, in order; its value is their mean, and a trial ends early if after a seed
+its mean so far is worse than the median of the others'. Run folders are train.run's, so that no run is trained twice; a
+trial whose process has died is queued again with the same choice, and finds the runs that it had finished.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import multiprocessing
+import multiprocessing.connection
+import pkgutil
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from train.config import Config
+from train.errors import InputError
+
+from .space import Space
+from .study import lock_file, locked, open_journal, summary, try_lock
+from .workers import PATIENCE, TRIES, end_with_owner, send_output_to
+
+IMPORTANCE = optuna.importance.PedAnovaImportanceEvaluator()
+REFUSED = 2  # exit status of a worker that met what every choice would meet
+STARTUP = 8  # trials drawn at random before the sampler has something to learn from
+
+
+class Tuning:
+    """A study's trials; any number of processes may hold one on the same folder.
+
+    Args:
+        space: the study.
+        run: as of `tune`.
+
+    Raises:
+        InputError: the folder cannot be written, or there is nothing to search or to repeat.
+    """
+
+    def __init__(self, space: Space, run: str) -> None:
+        self.space, self.train = space, pkgutil.resolve_name(run)
+        lists = {
+            key: [getattr(Config.from_dict({key: value}), key) for value in values]
+            for key, values in space.parameters.items()
+            if key != "seed" and len(values) > 1
+        }
+        self.searched: dict[str, BaseDistribution] = {
+            key: CategoricalDistribution(values) for key, values in lists.items()
+        } | space.ranges
+        if not self.searched:
+            raise InputError(f"{space.name}: every setting is given, so there is nothing to search")
+        self.fixed = {key: values[0] for key, values in space.parameters.items() if key not in (*lists, "seed")}
+        self.seeds = space.parameters.get("seed", [0])
+        self.trials = max(1, space.run_cap // len(self.seeds))
+        one_choice = {key: _any(found) for key, found in self.searched.items()}
+        configs = [self.config(one_choice, seed) for seed in self.seeds]
+        self.folder = configs[0].folder.parent
+        what = repr([[config.run_id for config in configs], sorted(self.searched.items())])
+        self.name = f"{space.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
+        with locked(self.folder):
+            self.study = optuna.create_study(
+                study_name=self.name,
+                storage=open_journal(self.folder / "journal.log"),
+                direction=space.goal,
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP // 2),
+                load_if_exists=True,
+            )
+
+    def config(self, choice: dict[str, Any], seed: Any) -> Config:
+        return Config.from_dict(self.fixed | choice | {"seed": seed})
+
+    def reference(self) -> list[Config]:
+        """What a study of ADAM is held against: untuned ADAMSLS, on the same seeds."""
+        if self.fixed.get("optimizer") != "adam":
+            return []
+        plain = {key: getattr(Config(), key) for key in self.searched}
+        return [dataclasses.replace(self.config(plain, seed), optimizer="adamsls") for seed in self.seeds]
+
+    def take(self) -> "Trial | None":
+        """The next trial, marked as this process's own; None where all are done or being done."""
+        with locked(self.folder):
+            if self._untaken() < 1:
+                return None
+            # By the trial's number: no two processes draw the same choice, and what is drawn can be repeated.
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=len(self.study.trials), n_startup_trials=STARTUP, constant_liar=True
+            )
+            trial = self.study.ask(self.searched)
+            lock = try_lock(self._lock_of(trial))
+            assert lock is not None, "a new trial's lock is nobody's"
+            self.lock = lock
+            return trial
+
+    def untaken(self) -> int:
+        """Trials that have not ended and are run by nobody."""
+        with locked(self.folder):
+            return self._untaken()
+
+    def _untaken(self) -> int:
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return self.missing() - sum(not self._requeued(trial) for trial in running)
+
+    def ended(self) -> list[FrozenTrial]:
+        """In the order of their ends: those with a value, the pruned ones, and those that raised an error."""
+        found = [
+            trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            or (trial.state == TrialState.FAIL and "error" in trial.user_attrs)
+        ]
+        return sorted(found, key=lambda trial: trial.datetime_complete or trial.number)
+
+    def missing(self) -> int:
+        """Trials that have not ended."""
+        return max(0, self.trials - len(self.ended()))
+
+    def runs(self) -> int:
+        """Training runs of all trials that have ended."""
+        return sum(len(trial.user_attrs.get("values", [])) for trial in self.ended())
+
+    def describe(self, trial: FrozenTrial) -> str:
+        choice = ", ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
+        values = trial.user_attrs.get("values", [])
+        what = trial.user_attrs.get("error") or f"{np.mean(values):.4f} over {len(values)} seeds"
+        return f"{choice}: {what}{', pruned' if trial.state == TrialState.PRUNED else ''}"
+
+    def _requeued(self, trial: FrozenTrial) -> bool:
+        """Whether its process has died; its choice then waits for the next one who takes a trial."""
+        lock = try_lock(self._lock_of(trial))
+        if lock is None:
+            return False
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        self.study.enqueue_trial(trial.params)
+        lock.close()
+        return True
+
+    def _lock_of(self, trial: Trial | FrozenTrial) -> Path:
+        return self.folder / "trials" / f"{self.name}-{trial.number}"
+
+    def run(self, trial: Trial) -> None:
+        """Train its seeds, and tell the study."""
+        try:
+            value = self.objective(trial)
+        except optuna.TrialPruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        except (InputError, OSError):
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            trial.set_user_attr("error", " ".join(f"{type(error).__name__}: {error}".split()))
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:
+            self.study.tell(trial, value)
+        finally:
+            self.lock.close()
+
+    def objective(self, trial: Trial) -> float:
+        values = []
+        for number, seed in enumerate(self.seeds):
+            values.append(self.value(self.config(trial.params, seed)))
+            trial.report(float(np.mean(values)), number)
+            trial.set_user_attr("values", values)
+            if number < len(self.seeds) - 1 and trial.should_prune():
+                raise optuna.TrialPruned
+        return float(np.mean(values))
+
+    def value(self, config: Config) -> float:
+        """A run's result; where another process is at the same run, after it."""
+        with _alone_on(config):
+            self.train(config)
+        return float(summary(config)[self.space.metric])
+
+
+@contextmanager
+def _alone_on(config: Config) -> Iterator[None]:
+    lock_file(config).parent.mkdir(parents=True, exist_ok=True)
+    with lock_file(config).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _any(found: BaseDistribution) -> Any:
+    return found.choices[0] if isinstance(found, CategoricalDistribution) else found.low
+
+
+# -- processes ----------------------------------------------------------------------------------------------
+
+
+def work(space: Space, run: str) -> None:
+    """Run trials until none is left, in this process; what it prints goes to log.txt."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    threading.Thread(target=end_with_owner, daemon=True).start()
+    try:
+        tuning = Tuning(space, run)
+        send_output_to(tuning.folder / "log.txt")
+        for config in tuning.reference():
+            tuning.value(config)
+        while (trial := tuning.take()) is not None:
+            tuning.run(trial)
+    except (InputError, OSError) as error:  # nothing that another choice would do better
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(REFUSED)
+
+
+def tune(space: Space, workers: int, run: str) -> int:
+    """Run what is missing of a study, print what it has found and draw its figures.
+
+    Args:
+        space: the study.
+        workers: processes at a time.
+        run: the importable name of train.run.run, or of another function of its kind.
+
+    Returns:
+        Exit status: 0 all trials have ended, 1 one of them with an error.
+
+    Raises:
+        InputError: the study cannot run, for a reason that is the caller's to mend.
+    """
+    tuning = Tuning(space, run)
+    spawn = multiprocessing.get_context("spawn")
+    deaths, told = 0, len(tuning.ended())
+    team: list[SpawnProcess] = []
+    try:
+        while tuning.missing():
+            for process in [process for process in team if process.exitcode is not None]:
+                team.remove(process)
+                deaths += process.exitcode != 0
+                if process.exitcode == REFUSED:
+                    last = (tuning.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-1]
+                    raise InputError(last.removeprefix("error: "))
+            if deaths >= TRIES:
+                raise InputError(f"{deaths} of the study's processes have died; see {tuning.folder / 'log.txt'}")
+            for _ in range(min(workers - len(team), tuning.untaken())):
+                team.append(spawn.Process(target=work, args=(space, run)))
+                team[-1].start()
+            multiprocessing.connection.wait([process.sentinel for process in team], timeout=2)
+            told = _tell_progress(tuning, told)
+    finally:
+        for process in team:
+            process.terminate()
+        for process in team:
+            process.join(PATIENCE)
+            process.kill()
+            process.join()
+    _tell_progress(tuning, told)
+    print(report(tuning))
+    return int(any("error" in trial.user_attrs for trial in tuning.ended()))
+
+
+def _tell_progress(tuning: Tuning, told: int) -> int:
+    ended = tuning.ended()
+    for trial in ended[told:]:
+        print(f"{len(ended)}/{tuning.trials} trials: {tuning.describe(trial)}", file=sys.stderr)
+    return max(told, len(ended))
+
+
+# -- what it has found --------------------------------------------------------------------------------------
+
+
+def report(tuning: Tuning) -> str:
+    """The best choices and their importances, as text; Optuna's own figures beside it.
+
+    For a study of ADAM: after how many training runs its best choice so far reaches untuned ADAMSLS.
+    """
+    complete = [trial for trial in tuning.ended() if trial.state == TrialState.COMPLETE]
+    if not complete:
+        return f"{tuning.space.name}: no trial has come to its end"
+    sign = -1 if tuning.space.goal == "maximize" else 1
+    best = sorted(complete, key=lambda trial: sign * trial.values[0])
+    pruned = sum(trial.state == TrialState.PRUNED for trial in tuning.ended())
+    lines = [
+        f"{tuning.space.name}: {len(tuning.ended())} trials ({pruned} pruned), {tuning.runs()} runs; "
+        f"{tuning.space.metric}, mean over seeds {', '.join(map(str, tuning.seeds))}. Best:",
+        *(f"  {tuning.describe(trial)}" for trial in best[:5]),
+    ]
+    if importances := _importances(tuning):
+        lines.append("Importance (PED-ANOVA): " + ", ".join(f"{key} {value:.2f}" for key, value in importances.items()))
+    if reference := tuning.reference():
+        lines.append(_answer(tuning, [float(summary(config)[tuning.space.metric]) for config in reference]))
+    return "\n".join([*lines, *map(str, figures(tuning))])
+
+
+def _answer(tuning: Tuning, reference: list[float]) -> str:
+    target, runs = float(np.mean(reference)), 0
+    better = np.greater_equal if tuning.space.goal == "maximize" else np.less_equal
+    said = f"Untuned ADAMSLS has {target:.4f} after {len(reference)} runs, one a seed."
+    for number, trial in enumerate(tuning.ended(), start=1):
+        runs += len(trial.user_attrs.get("values", []))
+        if trial.state == TrialState.COMPLETE and better(trial.values[0], target):
+            return f"{said} ADAM's best choice reaches it with tuning trial {number}, after {runs} runs."
+    return f"{said} ADAM's best choice has not reached it in {runs} runs."
+
+
+def _importances(tuning: Tuning) -> dict[str, float]:
+    """Of each setting for the better trials to be so; nothing where there is too little to tell from."""
+    values = {trial.values[0] for trial in tuning.ended() if trial.state == TrialState.COMPLETE}
+    if len(values) < STARTUP:
+        return {}
+    return optuna.importance.get_param_importances(tuning.study, evaluator=IMPORTANCE)
+
+
+def figures(tuning: Tuning) -> list[Path]:
+    """Optuna's figures of the study, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.ticker import NullFormatter
+    from optuna.visualization import matplotlib as plots
+
+    folder = tuning.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    study, named = tuning.study, {"target_name": tuning.space.metric}
+    files = []
+    with warnings.catch_warnings(action="ignore"):  # optuna calls them experimental, and a contour needs three trials
+        drawn = {"history": plots.plot_optimization_history(study, **named), "slice": plots.plot_slice(study, **named)}
+        if len(tuning.searched) > 1:
+            drawn["parallel-coordinate"] = plots.plot_parallel_coordinate(study, **named)
+            drawn["contour"] = plots.plot_contour(study, **named)
+        if _importances(tuning):
+            drawn["importance"] = plots.plot_param_importances(study, evaluator=IMPORTANCE)
+        for name, axes in drawn.items():
+            panels = np.ravel(axes)
+            figure = panels[0].figure
+            figure.set_size_inches(max(7, 3.2 * len(panels)) if name == "slice" else 7, 7 if name == "contour" else 4)
+            for panel in panels:  # labels between the decades of a narrow panel lie upon one another
+                panel.xaxis.set_minor_formatter(NullFormatter())
+            files.append(folder / f"{tuning.space.name}-{tuning.space.label}-{name}.png")
+            figure.savefig(files[-1], dpi=130, bbox_inches="tight")
+    return files

@@ -1,0 +1,68 @@
+"""analysis/dashboard.py: the W&B workspaces are about runs, settings and metrics that there are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.dashboard import VIEWS, main
+from sweeps.space import load, sweeps
+from train.errors import InputError
+from train.tracking import AXES
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::pydantic.warnings.PydanticDeprecatedSince20"
+)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("dashboard")
+    assert main([f"--out={out}"]) == str(out / "dashboard.json")
+    return json.loads((out / "dashboard.json").read_text())
+
+
+def test_every_view_is_of_a_sweep_and_of_what_it_varies(written: dict[str, Any]) -> None:
+    assert {view.sweep for view in VIEWS} <= set(sweeps())
+    assert list(written) == [view.name for view in VIEWS]
+    for view in VIEWS:
+        space = load(view.sweep, "paper")
+        assert view.setting in space.varied
+        assert view.task in space.parameters["task"]
+        runs = json.dumps(written[view.name]["section"]["runSets"])
+        assert f'"{view.sweep}"' in runs
+        assert f'"{view.task}"' in runs
+        assert f"{view.setting}.value" in json.dumps(written[view.name])
+    small = {view.task for view in VIEWS if view.sweep == "small"}
+    assert small == set(load("small", "paper").parameters["task"])
+
+
+def test_panels_show_logged_metrics_over_their_axis_with_standard_errors(written: dict[str, Any]) -> None:
+    for content in written.values():
+        panels = [
+            panel["config"] for part in content["section"]["panelBankConfig"]["sections"] for panel in part["panels"]
+        ]
+        shown = [metric for panel in panels for metric in panel["metrics"]]
+        assert {"train/loss", "eval/accuracy", "search/trials"} <= set(shown)
+        for panel in panels:
+            for metric in panel["metrics"]:
+                assert f"{metric.split('/')[0]}/*" in AXES
+                assert (panel["groupAgg"], panel["groupArea"]) == ("mean", "stderr")
+            if panel["metrics"] == ["train/loss"]:
+                assert panel["xAxis"] == "samples"
+
+
+def test_without_a_server_saving_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setattr("analysis.dashboard.workspaces", lambda entity, project: [Refused()])
+    with pytest.raises(InputError, match=r"--entity=me: W&B did not take the workspaces \(no server\); allowed: "):
+        main(["--entity=me"])
+    with pytest.raises(InputError, match="unrecognized arguments: --colour=red"):
+        main(["--colour=red"])
+
+
+class Refused:
+    def save(self) -> None:
+        raise ConnectionError("no\nserver")
