@@ -193,14 +193,14 @@ class FriedmanTest(NamedTuple):
 
 
 def friedman(values: ArrayLike) -> FriedmanTest:
-    """Friedman's (1937) test that k treatments rank alike over n blocks, and Nemenyi's test of every pair (Demšar 2006).
+    """Friedman's (1937) test that k treatments rank alike over n blocks, then Nemenyi's test of every pair.
 
         chi^2 = (k - 1) sum_j (R_j - n (k + 1) / 2)^2 / (sum_ij r_ij^2 - n k (k + 1)^2 / 4)
 
     where r_ij is the rank of treatment j in block i (1 for the largest value, ties share their mean) and R_j = sum_i
-    r_ij. With few blocks, as with four tasks, chi^2 is no good approximation: p is the share of all
-    (k!)^n arrangements of the ranks, as long as that many rank sums can be gone through. Nemenyi's p is the studentized range's of
-    |R_i - R_j| / n / sqrt(k (k + 1) / 12 n) with infinite degrees of freedom.
+    r_ij. With few blocks, as with four tasks, chi^2 is no good approximation: p is the share of all (k!)^n
+    arrangements of the ranks, as long as that many rank sums can be gone through. Nemenyi's p (Demšar 2006) is that of
+    the studentized range |R_i - R_j| / n / sqrt(k (k + 1) / 12 n) with infinite degrees of freedom.
 
     Args:
         values: n x k.

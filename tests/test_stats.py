@@ -13,18 +13,18 @@ DRUG_2 = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
 # Darwin's maize, crossed minus self-fertilised, in eighths of an inch (Fisher 1935, Design of Experiments, 21).
 DARWIN = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48])
 # Hollander and Wolfe (1973, p. 140): three ways of rounding first base, 22 players; R's example of friedman.test.
-BASES = np.array(
+BASES = np.fromstring(
     """5.40 5.50 5.55  5.85 5.70 5.75  5.20 5.60 5.50  5.55 5.50 5.40  5.90 5.85 5.70  5.45 5.55 5.60  5.40 5.40 5.35
     5.45 5.50 5.35  5.25 5.15 5.00  5.85 5.80 5.70  5.25 5.20 5.10  5.65 5.55 5.45  5.60 5.35 5.45  5.05 5.00 4.95
     5.50 5.50 5.40  5.45 5.55 5.50  5.55 5.55 5.35  5.45 5.50 5.55  5.50 5.45 5.25  5.65 5.60 5.40  5.70 5.65 5.55
-    6.30 6.30 6.25""".split(),
-    float,
+    6.30 6.30 6.25""",
+    sep=" ",
 ).reshape(22, 3)
 # Demšar (2006, JMLR 7, Table 6): ranks of C4.5, +m, +cf, +m+cf on 14 data sets.
-TREES = np.array(
+TREES = np.fromstring(
     """4 3 2 1  1 2 3 4  4 1 2 3  4 1 3 2  4 2 3 1  1 2.5 4 2.5  3 2 4 1  2.5 2.5 4 1  4 3 2 1  2.5 2.5 2.5 2.5
-    4 2.5 1 2.5  3 2 4 1  4 1 2 3  3 1 4 2""".split(),
-    float,
+    4 2.5 1 2.5  3 2 4 1  4 1 2 3  3 1 4 2""",
+    sep=" ",
 ).reshape(14, 4)
 
 
