@@ -20,6 +20,8 @@ from train.errors import InputError
 OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "threads", "checkpoint_minutes")
 # What is learned: results are compared within a task, never between tasks.
 CONDITIONS = ("task", "subset", "data")
+# The paper's order of what has no order of its own, for sources that keep none.
+ORDER = ("adam", "sgdsls", "adamsls", "plasls", "small", "full", "sst2", "mrpc", "qnli", "mnli")
 NAMED_AT_MOST = 5
 
 
@@ -158,7 +160,7 @@ def _manifest(found: list[Found], out: str, sweep: str, profile: str | None) -> 
             f"no runs of the sweep {sweep!r} in {out}{f' with the profile {profile!r}' if profile else ''}"
         )
     keys = [key for key in found[0].config if key not in OUTSIDE_IDENTITY]
-    values = {key: list(dict.fromkeys(run.config[key] for run in found)) for key in keys}
+    values = {key: sorted({run.config[key] for run in found}, key=_place) for key in keys}
     varied = [key for key in keys if len(values[key]) > 1 and key != "seed"]
     there: dict[tuple[Any, ...], Found] = {}
     for run in found:  # the newest one of those that finished
@@ -183,6 +185,10 @@ def _manifest(found: list[Found], out: str, sweep: str, profile: str | None) -> 
         "cells": cells,
         "runs": runs,
     }
+
+
+def _place(value: Any) -> tuple[int, str]:
+    return (ORDER.index(value) if value in ORDER else len(ORDER)), str(value)
 
 
 def _assemble(manifest: Mapping[str, Any], found: Mapping[str, Found], folder: Path, allow_missing: bool) -> Runs:

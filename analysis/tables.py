@@ -28,6 +28,12 @@ COMMON = {
 """how settings that do not vary are said in the heading"""
 
 
+NAMES = {"adam": "ADAM", "sgdsls": "SGDSLS", "adamsls": "ADAMSLS", "plasls": "PLASLS"}
+"""the candidates as the paper writes them"""
+TITLES = {"merge_threshold": "merge threshold", "batch_size": "batch", "learning_rate": "learning rate"}
+"""settings as words, where their names are not"""
+
+
 class Measure(NamedTuple):
     """A column of the table of runs as it is shown: times `scale`, with at least `digits` decimals."""
 
@@ -92,10 +98,7 @@ def seeds(runs: Runs) -> str:
 
 def means(runs: Runs) -> pd.DataFrame:
     """A row an arm: n, the measures' mean ± standard error over seeds, and how many runs diverged."""
-    table = runs.table.assign(**{TRIALS.column: runs.table["search/trials"] / runs.table["steps"]})
-    # Without the evaluations, which time/total of the summary counts as well.
-    seconds = runs.history.groupby("run_id", sort=False)["time/step"].mean()
-    table[SECONDS.column] = table["run_id"].map(seconds)
+    table = with_costs(runs)
     by = runs.varied or ["optimizer"]
     arms = table.groupby(by, sort=False, dropna=False)
     columns = {key: [level(value) for value in arms[key].first()] for key in by}
@@ -111,6 +114,15 @@ def means(runs: Runs) -> pd.DataFrame:
         ]
     columns["diverged"] = [str(count) for count in arms["diverged"].sum()]
     return pd.DataFrame(columns)
+
+
+def with_costs(runs: Runs) -> pd.DataFrame:
+    """The table of runs with the mean trials and seconds of a step."""
+    table = runs.table.assign(**{TRIALS.column: runs.table["search/trials"] / runs.table["steps"]})
+    # Without the evaluations, which time/total of the summary counts as well.
+    seconds = runs.history.groupby("run_id", sort=False, observed=True)["time/step"].mean()
+    table[SECONDS.column] = table["run_id"].map(seconds).astype(float)
+    return table
 
 
 def tests(runs: Runs, measure: Measure) -> Table | None:

@@ -78,7 +78,7 @@ def project(path: str, sweep: str) -> list[Found]:
         raise InputError(f"--out={where}: must be wandb:ENTITY/PROJECT")
     try:
         # The settings come with each run instead of by one more request for each.
-        runs = list(wandb.Api(timeout=60).runs(path, filters={"group": sweep}, lazy=False))
+        runs = [*iter(wandb.Api(timeout=60).runs(path, filters={"group": sweep}, lazy=False))]
         if not runs:
             raise InputError(f"no W&B run of the group {sweep!r} in {where}; is it the sweep's name?")
         return [
@@ -116,7 +116,7 @@ def _last_of_each_step(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
 
 def _place(key: str) -> tuple[Any, ...]:
     """W&B keeps no order of a line's keys: as train.run writes them, components from input to output."""
-    order = ("step", "samples", "epoch", "train/loss", "step_size", "search", "time/step")
+    order = ("step", "samples", "epoch", "train/loss", "step_size", "search", "time/step", "eval", "train", "time")
     group, _, name = key.partition("/")
     place = order.index(key) if key in order else order.index(group) if group in order else len(order)
     where = {"embeddings": 0, "head": 2, "query": -3, "key": -2, "value": -1}.get(name, 1)
