@@ -17,7 +17,7 @@ from train.errors import InputError
 
 from . import stats
 from .runs import Runs
-from .tables import NAMES, SECONDS, TITLES, TRIALS, level, seeds, setting, with_costs
+from .tables import NAMES, SECONDS, TITLES, TRIALS, level, seeds, setting, span, with_costs
 
 SIZE = (7.0, 3.3)
 """inches: the text width of a paper with two columns"""
@@ -25,8 +25,6 @@ COLUMN = (3.5, 3.1)
 """inches: the width of one of its columns"""
 CHARACTERS_AN_INCH = 19.7
 """of the caption"""
-SMOOTHED_EPOCHS = 0.5
-"""span of the moving average of the training loss, in epochs"""
 # After Okabe and Ito: apart for the common kinds of colour blindness too (held by a test).
 BLACK, INDIGO, SKY, VERMILION, GREEN = "#222222", "#4B3FBF", "#56B4E9", "#D55E00", "#009E73"
 SPLIT_COLOURS = {"1": BLACK, "4": INDIGO, "7": SKY, "10": VERMILION, "qkv": GREEN}
@@ -72,7 +70,7 @@ def convergence(runs: Runs) -> Figure:
         _legend(figure)
         _caption(
             figure,
-            f"Training loss (exponential moving average, span {_span(runs):.0f} steps) and validation accuracy"
+            f"Training loss (exponential moving average, span {span(runs):.0f} steps) and validation accuracy"
             + _bands(runs, runs.compared)
             + _about(runs),
         )
@@ -107,7 +105,7 @@ def panels(runs: Runs, draw: Callable[[Axes, Runs], None], what: str, lines: Seq
 
 def losses(runs: Runs, lines: Sequence[str] | None = None) -> Figure:
     """The paper's Figs. 3, 5 and 8: training loss, smoothed, against samples processed."""
-    what = f"Training loss (exponential moving average, span {_span(runs):.0f} steps)"
+    what = f"Training loss (exponential moving average, span {span(runs):.0f} steps)"
     return panels(runs, training_loss, what, lines)
 
 
@@ -129,7 +127,7 @@ def merging(runs: Runs) -> Figure:
             right.yaxis.set_major_locator(MaxNLocator(integer=True))
             left.set_title(condition, loc="left")
         _legend(figure)
-        what = f"Training loss (exponential moving average, span {_span(runs):.0f} steps) and components left"
+        what = f"Training loss (exponential moving average, span {span(runs):.0f} steps) and components left"
         _caption(figure, what + _bands(runs, runs.compared) + _about(runs))
         return figure
 
@@ -156,10 +154,10 @@ def trials(runs: Runs) -> Figure:
     """Trials of a line search over training: 1 where the first step size that was tried is taken."""
 
     def draw(axes: Axes, part: Runs) -> None:
-        smoothed = _span(runs)
+        smoothed = span(runs)
         _steps(axes, part, lambda run: stats.smooth(run["search/trials"], smoothed), ylabel="trials a step")
 
-    what = f"Trials a step (exponential moving average, span {_span(runs):.0f} steps)"
+    what = f"Trials a step (exponential moving average, span {span(runs):.0f} steps)"
     return panels(searching(runs), draw, what)
 
 
@@ -191,13 +189,51 @@ def cost(runs: Runs) -> Figure:
         return figure
 
 
+def budget(runs: Runs) -> Figure:
+    """What ADAM costs before it is as good: expected validation accuracy of the best of k learning rates tried.
+
+    Each choice of k of the sweep's learning rates is as likely as any other; the seconds are those of k whole runs.
+    A line search tries none: it is a point at the time of one run.
+    """
+
+    def draw(axes: Axes, part: Runs) -> None:
+        adam = part.table[part.table["optimizer"] == "adam"]
+        runs_of_seed = [of_seed.drop_duplicates("learning_rate") for _, of_seed in adam.groupby("seed")]
+        curves = [
+            pd.Series(100 * stats.best_of(of_seed["eval/accuracy"]), np.arange(1, len(of_seed) + 1))
+            for of_seed in runs_of_seed
+        ]
+        style = {"color": CANDIDATE_COLOURS["adam"], "marker": "o"}
+        _draw(axes, stats.mean_curve(curves), "ADAM", style)
+        seconds = float(adam["time/total"].mean())
+        others = part.table[part.table["optimizer"] != "adam"].drop_duplicates(["optimizer", "seed"])
+        for optimizer, of_arm in others.groupby("optimizer", sort=False):
+            each = stats.estimate(100 * of_arm["eval/accuracy"])
+            at = float(of_arm["time/total"].mean()) / seconds
+            axes.errorbar(
+                at,
+                each.mean,
+                yerr=each.standard_error,
+                label=NAMES[optimizer],
+                color=CANDIDATE_COLOURS[optimizer],
+                marker="D",
+                capsize=2,
+                linestyle="",
+            )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="training time, in runs of ADAM", ylabel="validation accuracy, %")
+
+    what = "Expected validation accuracy of the best of so many learning rates of ADAM, and of one run of a line search"
+    return panels(runs, draw, what, [key for key in runs.varied if key in ("optimizer", "learning_rate")])
+
+
 def training_loss(axes: Axes, runs: Runs) -> None:
     """Moving average of the mini-batch loss (log scale) against samples processed: a line an arm, mean over seeds."""
     lines = runs.history.dropna(subset="time/step")  # a loss may be NaN, the time of a training step is not
     shown = []
     for label, style, arm in _arms(runs, lines):
         curves = [
-            stats.smooth(run.set_index("samples")["train/loss"], _span(runs))
+            stats.smooth(run.set_index("samples")["train/loss"], span(runs))
             for _, run in arm.groupby("run_id", observed=True, sort=False)
         ]
         shown.append(stats.mean_curve(curves))
@@ -346,10 +382,6 @@ def _steps(
         _log_scale(axes, pd.concat(shown)["mean"].to_numpy())
     axes.set_xlim(left=0)
     axes.set(xlabel="optimizer steps", ylabel=ylabel)
-
-
-def _span(runs: Runs) -> float:
-    return max(1.0, SMOOTHED_EPOCHS * float((runs.table["steps"] / runs.table["epochs"]).median()))
 
 
 def _arms(runs: Runs, lines: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:

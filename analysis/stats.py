@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
@@ -248,6 +248,18 @@ def _rank_sums(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         share = np.bincount(place, weights=np.repeat(share / len(arrangements), len(arrangements)))
         sums = each[first]
     return sums, share
+
+
+def best_of(values: ArrayLike) -> np.ndarray:
+    """Expected maximum of k of n values drawn without replacement, for k = 1 ... n (Dodge et al. 2019).
+
+        E_k = sum_i x_(i) C(i - 1, k - 1) / C(n, k)
+
+    where x_(1) <= ... <= x_(n).
+    """
+    x = np.sort(np.asarray(values, dtype=float))
+    n, k = x.size, np.arange(1, x.size + 1)
+    return special.binom(np.arange(n), k[:, None] - 1) @ x / special.binom(n, k)
 
 
 def smooth(values: pd.Series, span: float) -> pd.Series:

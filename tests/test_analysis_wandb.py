@@ -147,10 +147,10 @@ def test_a_damaged_file_is_an_error_that_names_it(copy, tmp_path):
     data = bytearray(copy[0].read_bytes())
     data[len(data) // 2] ^= 1
     copy[0].write_bytes(data)
-    with pytest.raises(InputError, match="0.wandb is damaged at byte"):
+    with pytest.raises(InputError, match=r"0\.wandb is damaged at byte"):
         runs.load(f"offline:{tmp_path}", "candidates")
     copy[0].write_bytes(b"something else")
-    with pytest.raises(InputError, match="0.wandb is no file of a W&B run"):
+    with pytest.raises(InputError, match=r"0\.wandb is no file of a W&B run"):
         runs.load(f"offline:{tmp_path}", "candidates")
 
 
@@ -165,7 +165,7 @@ def test_runs_of_two_profiles_are_an_error_that_names_them(tiny, tmp_path, track
         runs.load(both, "candidates")
     assert len(runs.load(both, "candidates", profile="embedded").table) == 4
     assert runs.load(both, "candidates", profile="glue").table["optimizer"].tolist() == ["adam"]
-    with pytest.raises(InputError, match="no runs of the sweep 'candidates' .* with the profile 'paper'"):
+    with pytest.raises(InputError, match=r"no runs of the sweep 'candidates' .* with the profile 'paper'"):
         runs.load(both, "candidates", profile="paper")
 
 

@@ -66,7 +66,7 @@ def test_diverged_runs_are_counted_in_their_own_row(tmp_path):
 
 def test_the_table_of_means_is_followed_by_the_tests_of_loss_and_of_accuracy(tmp_path):
     folders = write_sweep(tmp_path, seeds=2)
-    means, loss, accuracy = tables.tables(runs.load(tmp_path, "splits"))
+    means, loss, accuracy, *_ = tables.tables(runs.load(tmp_path, "splits"))
     assert means.cells.columns[1] == "n"
     assert loss.heading.startswith("Training loss, last epoch: difference from split 1")
     assert accuracy.heading.startswith("Validation accuracy, %: difference from split 1")
@@ -184,18 +184,18 @@ def test_markdown_fits_a_terminal_of_120_columns_and_every_row_has_all_cells(tmp
     lines = tables.markdown(tables.tables(runs.load(tmp_path, "splits"))).splitlines()
     assert max(map(len, lines)) <= 120
     rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 7 + 6 + 6
-    assert [row.count("|") for row in rows] == [8] * 7 + [10] * 12
+    assert len(rows) == 7 + 6 + 6 + 12 + 12
+    assert [row.count("|") for row in rows] == [8] * 7 + [11] * 12 + [9] * 24
 
 
 def test_latex_is_a_booktabs_table_without_a_character_that_latex_would_stumble_over(tmp_path):
     write_sweep(tmp_path, "merging", {"merge_threshold": [None, 1e-12, 0.01]}, seeds=3)
     text = tables.latex(tables.tables(runs.load(tmp_path, "merging")))
     assert text.isascii()
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 3
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 5
     assert r"merge\_threshold" in text
     assert not re.search(r"(?<!\\)[%#_]", text)
-    for body, columns in zip(re.findall(r"\\toprule(.*?)\\bottomrule", text, re.S), (7, 9, 9), strict=True):
+    for body, columns in zip(re.findall(r"\\toprule(.*?)\\bottomrule", text, re.S), (7, 10, 10, 8, 8), strict=True):
         assert {row.count("&") for row in body.split(r"\\")[:-1]} == {columns - 1}
 
 
