@@ -175,17 +175,17 @@ def cost(runs: Runs) -> Figure:
                 styles = list(_arms(part, part.history))
                 for place, (_, style, _) in enumerate(styles):
                     at = summary.iloc[place]
-                    axes.errorbar(
-                        at["mean"], place, xerr=at["standard_error"], color=style["color"], marker="o", capsize=2
+                    axes.barh(
+                        place, at["mean"], xerr=at["standard_error"], color=style["color"], height=0.55, capsize=2
                     )
-                    axes.annotate(
-                        f"{at['mean']:.3g}", (at["mean"], place), (0, 4), textcoords="offset points", ha="center"
-                    )
+                    edge = at["mean"] + np.nan_to_num(at["standard_error"])
+                    axes.annotate(f"{at['mean']:.3g}", (edge, place), (4, 0), textcoords="offset points", va="center")
                 axes.set_yticks(range(len(styles)), [label for label, _, _ in styles] if axes is row[0] else [])
-                axes.set(xlabel=measure.name, ylim=(len(styles) - 0.4, -0.8), xlim=(0, None))
-                axes.margins(x=0.15)
+                widest = float((summary["mean"] + summary["standard_error"].fillna(0)).max())
+                axes.set(xlabel=measure.name, ylim=(len(styles) - 0.4, -0.6), xlim=(0, 1.15 * widest or 1))
+                axes.grid(visible=False, axis="y")
             row[0].set_title(condition, loc="left")
-        _caption(figure, "What a step costs" + _bands(runs, runs.compared) + _about(runs))
+        _caption(figure, "What a step costs" + _bands(runs, runs.compared, "bars") + _about(runs))
         return figure
 
 
@@ -223,7 +223,7 @@ def budget(runs: Runs) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="training time, in runs of ADAM", ylabel="validation accuracy, %")
 
-    what = "Expected validation accuracy of the best of so many learning rates of ADAM, and of one run of a line search"
+    what = "Expected validation accuracy of the best of so many learning rates of ADAM, and of one line search"
     return panels(runs, draw, what, [key for key in runs.varied if key in ("optimizer", "learning_rate")])
 
 
@@ -429,21 +429,22 @@ def _legend(figure: Figure) -> None:
     of_label = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    columns = min(len(of_label), 6 if figure.get_figwidth() > COLUMN[0] else 3)
+    longest = max(map(len, of_label), default=1)
+    columns = max(1, min(len(of_label), int(14 * figure.get_figwidth() / (longest + 6))))
     figure.legend(
         of_label.values(),
         of_label.keys(),
         loc="outside upper center",
         ncols=columns,
-        handlelength=2.2 if columns > 3 else 1.6,
+        handlelength=1.8,
         columnspacing=1.4,
     )
 
 
-def _bands(runs: Runs, lines: Sequence[str]) -> str:
+def _bands(runs: Runs, lines: Sequence[str], drawn: str = "bands") -> str:
     panels = [key for key in runs.varied if key not in lines]
     one = runs.table.groupby([*panels, *lines] or ["optimizer"], dropna=False).size().max() == 1
-    return ", one run a line: no standard error" if one else ", mean over seeds; bands: ± one standard error"
+    return ", one run a line: no standard error" if one else f", mean over seeds; {drawn}: ± one standard error"
 
 
 def _about(runs: Runs) -> str:
