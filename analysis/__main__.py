@@ -3,6 +3,7 @@
 python -m analysis fig3                         one figure or table of the paper, or of ours (the list is below)
 python -m analysis all                          every figure and table that the finished sweeps allow
 python -m analysis splits                       a sweep's own tables and figures
+python -m analysis report                       one HTML page with everything
 python -m analysis fig3 --out=wandb:ENTITY/PROJECT        from a W&B project; offline:FOLDER from offline W&B runs
 """
 
@@ -19,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; {self.format_usage().strip()}")
 
 
-def report(
+def sweep_tables(
     out: str | Path, sweep: str, allow_missing: bool = False, profile: str | None = None
 ) -> tuple[str, list[Path]]:
     """Write the sweep's tables, runs and figures to `<out>/<sweep>/figures/`.
@@ -58,8 +59,7 @@ def exhibit(name: str, out: str, sweep: str | None, allow_missing: bool, profile
     """
     from . import exhibits, runs, tables
 
-    local = not out.startswith(("wandb:", "offline:"))
-    chosen = exhibits.source(name, lambda s: not local or (Path(out) / s / "sweep.json").is_file(), sweep)
+    chosen = exhibits.source(name, out, sweep)
     loaded = runs.load(out, chosen, allow_missing, profile)
     shown = exhibits.make(name, loaded)
     return tables.markdown(shown) if isinstance(shown, list) else "", exhibits.save(name, shown, loaded)
@@ -81,6 +81,25 @@ def everything(options: argparse.Namespace) -> int:
     if not made:
         raise InputError(f"no figure or table can be made from {options.out}")
     return 0
+
+
+def write_report(options: argparse.Namespace) -> Path:
+    """Write `<out>/report.html`.
+
+    Raises:
+        InputError: as `analysis.report.page`, or the folder cannot be written.
+    """
+    from .report import page
+
+    text = page(options.out, options.allow_missing, options.profile)
+    remote = options.out.startswith(("wandb:", "offline:"))
+    path = Path("runs" if remote else options.out) / "report.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); --out takes a writable folder") from None
+    return path
 
 
 def main(args: list[str]) -> int:
@@ -109,12 +128,15 @@ def _main(args: list[str]) -> int:
     parser.add_argument("--profile", help="whose runs are taken, where a W&B project has several profiles")
     parser.add_argument("--allow-missing", action="store_true", help="a partial look, before all cells have finished")
     options = parser.parse_args(args)
+    if options.name == "report":
+        print(write_report(options))
+        return 0
     if options.name == "all":
         return everything(options)
     if options.name in EXHIBITS:
         text, files = exhibit(options.name, options.out, options.sweep, options.allow_missing, options.profile)
     else:
-        text, files = report(options.out, options.sweep or options.name, options.allow_missing, options.profile)
+        text, files = sweep_tables(options.out, options.sweep or options.name, options.allow_missing, options.profile)
     if text:
         print(text)
     for file in files:

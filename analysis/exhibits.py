@@ -78,17 +78,21 @@ EXHIBITS = {
 }
 
 
-def source(name: str, has: Callable[[str], bool], sweep: str | None = None) -> str:
-    """The sweep that an exhibit is made from.
+def source(name: str, out: str, sweep: str | None = None) -> str:
+    """The sweep that an exhibit is made from: the one asked for, or the first of its own that is there.
 
     Raises:
         InputError: none of its sweeps is there.
     """
-    sweeps = (sweep,) if sweep else EXHIBITS[name].sweeps
-    for candidate in sweeps:
-        if has(candidate):
-            return candidate
-    raise InputError(f"{name} is made from the sweep {' or '.join(sweeps)}, which is not there: make sweep-{sweeps[0]}")
+    if sweep:
+        return sweep
+    sweeps = EXHIBITS[name].sweeps
+    if out.startswith(("wandb:", "offline:")):
+        return sweeps[0]
+    there = [each for each in sweeps if (Path(out) / each / "sweep.json").is_file()]
+    if not there:
+        raise InputError(f"{name} is made from the sweep {' or '.join(sweeps)}: make sweep-{sweeps[0]}")
+    return there[0]
 
 
 def make(name: str, runs: Runs) -> Figure | list[tables.Table]:

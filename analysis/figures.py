@@ -313,10 +313,15 @@ def save(figure: Figure, path: Path) -> list[Path]:
     """Write PNG (200 dpi) and PDF beside each other; `path` is theirs without the ending."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "pdf")]
-    with matplotlib.rc_context(STYLE):
-        for file in files:
-            figure.savefig(file)
+    for ending, file in zip(("png", "pdf"), files, strict=True):
+        write(figure, file, ending)
     return files
+
+
+def write(figure: Figure, file: Any, ending: str) -> None:
+    """Write to a path or an open file, under the style."""
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format=ending)
 
 
 def searching(runs: Runs) -> Runs:

@@ -418,7 +418,7 @@ def latex(tables: Sequence[Table]) -> str:
                 caption=_tex(table.heading),
                 position="t",
                 position_float="centering",
-                column_format="".join("r" if _is_number(table.cells[column]) else "l" for column in table.cells),
+                column_format="".join("r" if is_number(table.cells[column]) else "l" for column in table.cells),
             )
         )
     return "\n".join(parts)
@@ -427,7 +427,7 @@ def latex(tables: Sequence[Table]) -> str:
 def _pipes(cells: pd.DataFrame) -> str:
     """A pipe table; pandas' own has headers padded beyond what fits the terminal."""
     columns = []
-    for name, right in ((name, _is_number(cells[name])) for name in cells):
+    for name, right in ((name, is_number(cells[name])) for name in cells):
         texts = [name, *cells[name]]
         width = max(map(len, texts))
         rule = "-" * (width + 1) + ":" if right else ":" + "-" * (width + 1)
@@ -473,7 +473,8 @@ def _base_name(value: Any) -> str:
     return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if isinstance(value, str) else str(value)
 
 
-def _is_number(column: pd.Series) -> bool:
+def is_number(column: pd.Series) -> bool:
+    """Whether a column of texts is set like numbers, to the right."""
     return bool(column.str.match(r"[-−+<]?\d|–").mean() > 0.5)
 
 
