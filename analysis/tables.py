@@ -82,10 +82,7 @@ def grid(runs: Runs, measure: Measure) -> Table:
         raise InputError(
             f"the sweep {runs.name!r} compares nothing: it varies {', '.join(runs.varied) or 'no setting'}"
         )
-    wide = runs.table.pivot_table(
-        measure.column, [*runs.conditions, "seed"], runs.compared, sort=False, dropna=False, observed=True
-    )
-    wide = wide * measure.scale
+    wide = _wide(runs, measure)
     tasks = [((), wide)]
     if runs.conditions:
         tasks = [(key, of_task) for key, of_task in wide.groupby(runs.conditions, sort=False, dropna=False)]
@@ -334,18 +331,24 @@ def tests(runs: Runs, measure: Measure) -> Table | None:
     if not rows:
         return None
     # The pairs of different tasks have no common spread, so Student's t does not apply to them.
-    paired = [
-        stats.PairedTest(len(d), float(d.mean()), *[math.nan] * 4) if ALL in labels.values() else stats.paired_t(d)
-        for labels, d in rows
-    ]
-    flips = [stats.sign_flip(d) for _, d in rows]
-    seen = [math.nan if ALL in labels.values() else stats.detectable(d) for labels, d in rows]
+    unpaired = [len(d) < 2 <= min(map(len, arms)) for _, d, arms in rows]  # no common seeds, as in a partial look
+    paired = []
+    for (labels, d, arms), apart in zip(rows, unpaired, strict=True):
+        if apart:
+            _, difference, low, high, p = stats.welch(*arms)
+            paired.append(stats.PairedTest(len(d), difference, low, high, math.nan, p))
+        elif ALL in labels.values():
+            paired.append(stats.PairedTest(len(d), float(d.mean()), *[math.nan] * 4))
+        else:
+            paired.append(stats.paired_t(d))
+    flips = [stats.sign_flip(d) for _, d, _ in rows]
+    seen = [math.nan if ALL in labels.values() else stats.detectable(d) for labels, d, _ in rows]
     widths = [test.high - test.low for test in paired if test.high > test.low]
     digits = decimals(widths or [test.difference for test in paired], measure.digits)
     cells = [
         labels
         | {
-            "pairs": str(test.n),
+            "pairs": "Welch" if apart else str(test.n),
             "difference": number(test.difference, digits, signed=True),
             "95 % interval": "–" if math.isnan(test.low) else " to ".join(number(x, digits) for x in test[2:4]),
             "d_z": number(test.effect_size, 1),
@@ -355,13 +358,13 @@ def tests(runs: Runs, measure: Measure) -> Table | None:
             "p (exact)": p_value(flip.p, 4),
             "least p": p_value(flip.smallest_p, 4),
         }
-        for (labels, _), test, holm, flip, seen_here in zip(
-            rows, paired, stats.holm([t.p for t in paired]), flips, seen, strict=True
+        for (labels, _, _), apart, test, holm, flip, seen_here in zip(
+            rows, unpaired, paired, stats.holm([t.p for t in paired]), flips, seen, strict=True
         )
     ]
     against = ", ".join(f"{key} {level(runs.table[key].iloc[0])}" for key in runs.compared)
     text = f"{measure.name[0].upper()}{measure.name[1:]}: difference from {against}, paired over seeds. "
-    if max(test.n for test in paired) < 2:
+    if max(test.n for test in paired) < 2 and not any(unpaired):
         text += "One seed: no test."
     else:
         text += (
@@ -369,6 +372,8 @@ def tests(runs: Runs, measure: Measure) -> Table | None:
             "and the least p that it can give with these pairs; 80 % power: the least true difference that the t-test "
             "finds four times of five."
         )
+        if any(unpaired):
+            text += " Welch: arms without common seeds, by Welch's test."
         if not all(flip.exact for flip in flips):
             text += (
                 f" Over {stats.ENUMERATED_AT_MOST} pairs it is estimated from random signs (Monte Carlo, fixed seed)."
@@ -376,8 +381,12 @@ def tests(runs: Runs, measure: Measure) -> Table | None:
     return Table(text, pd.DataFrame(cells))
 
 
-def _differences(runs: Runs, measure: Measure) -> Iterator[tuple[dict[str, str], np.ndarray]]:
-    """Labels of a row, and the differences of its pairs: those seeds that both arms have."""
+Labels = dict[str, str]
+Arms = tuple[np.ndarray, np.ndarray]
+
+
+def _differences(runs: Runs, measure: Measure) -> Iterator[tuple[Labels, np.ndarray, Arms]]:
+    """Labels of a row, the differences of its pairs (those seeds that both arms have), and both arms' values."""
     arms = [
         (key, values.set_index([*runs.conditions, "seed"])[measure.column] * measure.scale)
         for key, values in (runs.table.groupby(runs.compared, sort=False, dropna=False) if runs.compared else ())
@@ -389,13 +398,23 @@ def _differences(runs: Runs, measure: Measure) -> Iterator[tuple[dict[str, str],
         pairs = values.index.intersection(reference.index, sort=False)
         differences = values[pairs] - reference[pairs]
         if not runs.conditions:
-            yield labels, differences.to_numpy()
+            yield labels, differences.to_numpy(), (reference.to_numpy(), values.to_numpy())
             continue
-        for condition, within in differences.groupby(runs.conditions, sort=False):
+        for condition, of_reference in reference.groupby(runs.conditions, sort=False):
             learned = {name: level(value) for name, value in zip(runs.conditions, condition, strict=True)}
-            yield learned | labels, within.to_numpy()
-        of_all.append((dict.fromkeys(runs.conditions, ALL) | labels, differences.to_numpy()))
+            within, of_arm = (_within(each, runs.conditions, condition) for each in (differences, values))
+            yield learned | labels, within, (of_reference.to_numpy(), of_arm)
+        of_all.append(
+            (dict.fromkeys(runs.conditions, ALL) | labels, differences.to_numpy(), (np.empty(0), np.empty(0)))
+        )
     yield from of_all
+
+
+def _within(values: pd.Series, conditions: list[str], condition: tuple[Any, ...]) -> np.ndarray:
+    of_condition = [
+        values.index.get_level_values(key) == value for key, value in zip(conditions, condition, strict=True)
+    ]
+    return values[np.logical_and.reduce(of_condition)].to_numpy()
 
 
 def markdown(tables: Sequence[Table]) -> str:
