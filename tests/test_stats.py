@@ -302,3 +302,9 @@ def test_what_is_said_to_be_detectable_is_found_four_times_of_five(n):
     assert np.mean(found) == pytest.approx(0.8, abs=3 * np.sqrt(0.16 / 3000))
     d = random.normal(0, 3, n)
     assert stats.detectable(d) == pytest.approx(effect * d.std(ddof=1))
+
+
+def test_expected_best_of_k_is_the_mean_over_all_subsets():
+    values = np.array([0.3, 0.9, 0.5, 0.5, 0.1])
+    subsets = [[max(chosen) for chosen in itertools.combinations(values, k)] for k in range(1, 6)]
+    assert stats.best_of(values) == pytest.approx([np.mean(best) for best in subsets])
