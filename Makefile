@@ -25,7 +25,7 @@ SWEEPS := $(patsubst sweeps/%.yaml,sweep-%,$(wildcard sweeps/*.yaml))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint $(SWEEPS)
+.PHONY: help install test lint figures notebook report $(SWEEPS)
 
 help:  ## list the targets
 	@for sweep in $(SWEEPS); do \
@@ -37,6 +37,15 @@ help:  ## list the targets
 $(SWEEPS): sweep-%: $(INSTALLED)
 	@$(VENV)/bin/python -m sweeps $(call quoted,$*) $(SETTINGS)
 	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis $(call quoted,$*) $(call option,out,$(OUT)))
+
+figures: $(INSTALLED)  ## every figure and table of the paper, and ours, that the finished sweeps in OUT allow
+	@$(VENV)/bin/python -m analysis all $(call option,out,$(OUT)) $(ARGS)
+
+notebook: $(INSTALLED)  ## the notebook of the ablations, executed on the sweeps in OUT: OUT/ablations.ipynb
+	@$(VENV)/bin/python -m analysis.notebook $(call quoted,$(OUT))
+
+report: $(INSTALLED)  ## one HTML page with all figures, tables and tests: OUT/report.html
+	@$(VENV)/bin/python -m analysis report $(call option,out,$(OUT)) $(ARGS)
 
 test: $(INSTALLED)  ## run the tests
 	@$(VENV)/bin/python -m pytest $(ARGS)
