@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import special, stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 ENUMERATED_AT_MOST = 20
@@ -131,9 +130,11 @@ def holm(p: ArrayLike) -> np.ndarray:
     """
     values = np.asarray(p, dtype=float)
     adjusted = np.full(values.shape, np.nan)
-    made = ~np.isnan(values)
-    if made.any():
-        adjusted[made] = multipletests(values[made], method="holm")[1]
+    made = np.flatnonzero(~np.isnan(values))
+    ascending = made[np.argsort(values[made], kind="stable")]
+    factors = np.arange(len(made), 0, -1)
+    # Not statsmodels' multipletests: it collects garbage at each call, a tenth of a second beside a large table.
+    adjusted[ascending] = np.minimum(1, np.maximum.accumulate(factors * values[ascending]))
     return adjusted
 
 

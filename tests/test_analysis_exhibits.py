@@ -114,14 +114,17 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_report_is_one_page_that_asks_for_nothing_from_elsewhere(study, capsys):
+@pytest.fixture(scope="module")
+def report(study):
     assert main(["report", f"--out={study}"]) == 0
-    assert capsys.readouterr().out.strip() == str(study / "report.html")
-    text = (study / "report.html").read_text()
-    page = _Page(text)
+    return (study / "report.html").read_text()
+
+
+def test_the_report_is_one_page_that_asks_for_nothing_from_elsewhere(report):
+    page = _Page(report)
     assert page.open == []
     assert page.requests == []
-    assert "url(" not in text
+    assert "url(" not in report
     assert page.sections == [name for name in exhibits.EXHIBITS if name in MADE] + ["settings", "deviations", "made"]
     assert page.links == page.sections
     assert len(page.images) == len(MADE) - 2
@@ -130,9 +133,8 @@ def test_the_report_is_one_page_that_asks_for_nothing_from_elsewhere(study, caps
         assert "profile embedded" in image["alt"]
 
 
-def test_the_report_says_what_was_run_with_what_and_where_it_differs_from_the_paper(study, capsys):
-    main(["report", f"--out={study}"])
-    text = re.sub(r"data:image[^\"]*", "", (study / "report.html").read_text())
+def test_the_report_says_what_was_run_with_what_and_where_it_differs_from_the_paper(study, report):
+    text = re.sub(r"data:image[^\"]*", "", report)
     summary = json.loads(next((study / "splits").glob("*/summary.json")).read_text())
     for words in (
         f"torch {summary['versions']['torch']}",
