@@ -167,7 +167,8 @@ def _manifest(found: list[Found], out: str, sweep: str, profile: str | None) -> 
         cell = tuple(run.config[key] for key in (*varied, "seed"))
         if cell not in there or run.summary is not None:
             there[cell] = run
-    runs, cells = [], []
+    runs: list[dict[str, Any]] = []
+    cells: list[dict[str, Any]] = []
     for cell in itertools.product(*(values[key] for key in (*varied, "seed"))):
         run_found = there.get(cell)
         summary = run_found.summary if run_found else None

@@ -240,7 +240,8 @@ def _rank_sums(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ordered vectors of rank sums that come of arranging each block's ranks anew, and the share of each."""
     k = ranks.shape[1]
     digits = (2 * k * len(ranks) + 1) ** np.arange(k - 1)  # twice a rank is whole; the last sum follows of the others
-    sums, share = ranks[:1], np.ones(1)  # all treatments are alike: the first block may stay as it is
+    share: np.ndarray = np.ones(1)
+    sums = ranks[:1]  # all treatments are alike: the first block may stay as it is
     for block in ranks[1:]:
         arrangements = np.array(list(itertools.permutations(block)))
         each = np.sort((sums[:, None] + arrangements).reshape(-1, k))  # and it does not matter whose sum is which

@@ -145,7 +145,7 @@ class _Offline:
         self.rows: list[dict[str, Any]] = []
         self.ended = False
         for data in _records(file):
-            record = wandb_internal_pb2.Record.FromString(data)
+            record = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 self.id, self.group = record.run.run_id, record.run.run_group
