@@ -233,6 +233,9 @@ def _history(table: pd.DataFrame, varied: list[str], histories: list[pyarrow.Tab
     columns = list(dict.fromkeys(itertools.chain.from_iterable(of_each)))
     lines = pyarrow.concat_tables(histories, promote_options="permissive").select(columns)
     lines = lines.unify_dictionaries()
+    for place, field in enumerate(lines.schema):
+        if pyarrow.types.is_null(field.type):  # never a value: NaN in a column of numbers, not ten million objects
+            lines = lines.set_column(place, field.name, lines[field.name].cast(pyarrow.float64()))
     which = np.repeat(np.arange(len(table)), [of_run.num_rows for of_run in histories])
     settings: dict[str, Any] = {"run_id": pd.Categorical.from_codes(which, table["run_id"].astype(object))}
     settings |= {key: table[key].to_numpy()[which] for key in (*varied, "seed")}
@@ -285,7 +288,7 @@ def _cached(folder: Path) -> pyarrow.Table:
     try:
         copy.parent.mkdir(exist_ok=True)
         partial = copy.with_suffix(".partial")
-        pyarrow.feather.write_feather(lines.replace_schema_metadata({b"version": version}), partial, "lz4")
+        pyarrow.feather.write_feather(lines.replace_schema_metadata({b"version": version}), partial, "uncompressed")
         partial.replace(copy)
     except OSError:  # a folder that may only be read is read the slow way
         pass
