@@ -26,7 +26,7 @@ STUDIES := $(patsubst sweeps/studies/%.yaml,study-%,$(wildcard sweeps/studies/*.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sweeps install test lint $(SWEEPS) $(STUDIES)
+.PHONY: help sweeps figures notebook report install test lint $(SWEEPS) $(STUDIES)
 
 help:  ## list the targets
 	@for sweep in $(SWEEPS); do \
@@ -46,6 +46,15 @@ $(STUDIES): study-%: $(INSTALLED)
 
 sweeps: $(INSTALLED)  ## list the sweeps: cells, what is missing, estimated time
 	@$(VENV)/bin/python -m sweeps $(SETTINGS)
+
+figures: $(INSTALLED)  ## every figure and table of the paper, and ours, that the finished sweeps in OUT allow
+	@$(VENV)/bin/python -m analysis all $(call option,out,$(OUT)) $(ARGS)
+
+notebook: $(INSTALLED)  ## the notebook of the ablations, executed on the sweeps in OUT: OUT/ablations.ipynb
+	@$(VENV)/bin/python -m analysis.notebook $(call quoted,$(OUT))
+
+report: $(INSTALLED)  ## one HTML page with all figures, tables and tests: OUT/report.html
+	@$(VENV)/bin/python -m analysis report $(call option,out,$(OUT)) $(ARGS)
 
 test: $(INSTALLED)  ## run the tests
 	@$(VENV)/bin/python -m pytest $(ARGS)

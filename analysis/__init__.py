@@ -1,1 +1,10 @@
-"""The study's statistics, tables and figures: `python -m analysis NAME`."""
+"""The study's statistics, tables and figures: `python -m analysis NAME`, or in a notebook
+
+from analysis import load
+runs = load("runs", "splits")  # or "wandb:ENTITY/PROJECT", or "offline:FOLDER"
+frame = runs.frame  # one tidy table; its docstring has the columns
+"""
+
+from .runs import Runs, load
+
+__all__ = ["Runs", "load"]

@@ -1,4 +1,11 @@
-"""python -m analysis NAME [--out=runs] [--sweep=NAME] [--allow-missing]: a sweep's tables and figures."""
+"""python -m analysis NAME: a figure, a table, or all of a sweep.
+
+python -m analysis fig3                         one figure or table of the paper, or of ours (the list is below)
+python -m analysis all                          every figure and table that the finished sweeps allow
+python -m analysis splits                       a sweep's own tables and figures
+python -m analysis report                       one HTML page with everything
+python -m analysis fig3 --out=wandb:ENTITY/PROJECT        from a W&B project; offline:FOLDER from offline W&B runs
+"""
 
 import argparse
 import sys
@@ -13,7 +20,9 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; {self.format_usage().strip()}")
 
 
-def report(out: str | Path, sweep: str, allow_missing: bool = False) -> tuple[str, list[Path]]:
+def sweep_tables(
+    out: str | Path, sweep: str, allow_missing: bool = False, profile: str | None = None
+) -> tuple[str, list[Path]]:
     """Write the sweep's tables, runs and figures to `<out>/<sweep>/figures/`.
 
     Returns:
@@ -24,7 +33,7 @@ def report(out: str | Path, sweep: str, allow_missing: bool = False) -> tuple[st
     """
     from . import figures, runs, tables
 
-    loaded = runs.load(out, sweep, allow_missing)
+    loaded = runs.load(out, sweep, allow_missing, profile)
     path = loaded.folder / "figures" / f"{loaded.name}-{loaded.label}"
     shown = tables.tables(loaded)
     text = tables.markdown(shown)
@@ -39,24 +48,102 @@ def report(out: str | Path, sweep: str, allow_missing: bool = False) -> tuple[st
     return text, files
 
 
+def exhibit(name: str, out: str, sweep: str | None, allow_missing: bool, profile: str | None) -> tuple[str, list[Path]]:
+    """Make and write one figure or one group of tables.
+
+    Returns:
+        The tables in Markdown (a figure has none), and the files written.
+
+    Raises:
+        InputError: as `analysis.runs.load`, `analysis.exhibits.make` and `save`.
+    """
+    from . import exhibits, runs, tables
+
+    chosen = exhibits.source(name, out, sweep)
+    loaded = runs.load(out, chosen, allow_missing, profile)
+    shown = exhibits.make(name, loaded)
+    return tables.markdown(shown) if isinstance(shown, list) else "", exhibits.save(name, shown, loaded)
+
+
+def everything(options: argparse.Namespace) -> int:
+    """Every figure and table that can be made; a line for each that cannot says why."""
+    from .exhibits import EXHIBITS
+
+    made = 0
+    for name in EXHIBITS:
+        try:
+            _, files = exhibit(name, options.out, options.sweep, options.allow_missing, options.profile)
+        except InputError as error:
+            print(f"{name:16} not made: {' '.join(str(error).split())}")
+            continue
+        made += 1
+        print(f"{name:16} {' '.join(map(str, files))}")
+    if not made:
+        raise InputError(f"no figure or table can be made from {options.out}")
+    return 0
+
+
+def write_report(options: argparse.Namespace) -> Path:
+    """Write `<out>/report.html`.
+
+    Raises:
+        InputError: as `analysis.report.page`, or the folder cannot be written.
+    """
+    from .report import page
+
+    text = page(options.out, options.allow_missing, options.profile)
+    remote = options.out.startswith(("wandb:", "offline:"))
+    path = Path("runs" if remote else options.out) / "report.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); --out takes a writable folder") from None
+    return path
+
+
 def main(args: list[str]) -> int:
-    parser = _Parser(prog="python -m analysis", description="A sweep's tables and figures.", allow_abbrev=False)
-    parser.add_argument("name", metavar="NAME", help="a sweep that has been started: splits, candidates, ...")
-    parser.add_argument("--out", default="runs", help="folder of the sweeps [runs]")
-    parser.add_argument("--sweep", help="the sweep's folder under --out, where it is not NAME")
-    parser.add_argument("--allow-missing", action="store_true", help="a partial look, before all cells have finished")
     try:
         if args[:1] == ["dashboard"]:
             from . import dashboard
 
             print(dashboard.main(args[1:]))
             return 0
-        options = parser.parse_args(args)
-        text, files = report(options.out, options.sweep or options.name, options.allow_missing)
+        return _main(args)
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(text)
+
+
+def _main(args: list[str]) -> int:
+    from .exhibits import EXHIBITS
+
+    parser = _Parser(
+        prog="python -m analysis",
+        description=__doc__,
+        epilog="\n".join(f"  {name:16} {exhibit.title}" for name, exhibit in EXHIBITS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", help="a figure or table, all, or a sweep that has been started")
+    parser.add_argument(
+        "--out", default="runs", help="where the sweeps are: a folder, offline:FOLDER, wandb:ENTITY/PROJECT"
+    )
+    parser.add_argument("--sweep", help="the sweep to take, where it is not NAME or the one that is usual")
+    parser.add_argument("--profile", help="whose runs are taken, where a W&B project has several profiles")
+    parser.add_argument("--allow-missing", action="store_true", help="a partial look, before all cells have finished")
+    options = parser.parse_args(args)
+    if options.name == "report":
+        print(write_report(options))
+        return 0
+    if options.name == "all":
+        return everything(options)
+    if options.name in EXHIBITS:
+        text, files = exhibit(options.name, options.out, options.sweep, options.allow_missing, options.profile)
+    else:
+        text, files = sweep_tables(options.out, options.sweep or options.name, options.allow_missing, options.profile)
+    if text:
+        print(text)
     for file in files:
         print(file)
     return 0

@@ -1,17 +1,21 @@
 """Mean and standard error, intervals, and the tests: numbers in, numbers out."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
+from statsmodels.stats.power import TTestPower
 
 ENUMERATED_AT_MOST = 20
 """differences up to which all 2^n signs are enumerated"""
 NEGLIGIBLE = 1e-12
 """spread, relative to the values, that is only their rounding"""
+RANK_SUMS_AT_MOST = 100_000
+"""possible rank sums up to which Friedman's exact distribution is found"""
 
 
 class Estimate(NamedTuple):
@@ -129,8 +133,135 @@ def holm(p: ArrayLike) -> np.ndarray:
     made = np.flatnonzero(~np.isnan(values))
     ascending = made[np.argsort(values[made], kind="stable")]
     factors = np.arange(len(made), 0, -1)
+    # Not statsmodels' multipletests: it collects garbage at each call, a tenth of a second beside a large table.
     adjusted[ascending] = np.minimum(1, np.maximum.accumulate(factors * values[ascending]))
     return adjusted
+
+
+class WelchTest(NamedTuple):
+    n: tuple[int, int]
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def welch(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> WelchTest:
+    """Welch's (1947) two-sided test that two unpaired samples have the same mean, whatever their variances.
+
+        t = (mean(b) - mean(a)) / sqrt(s_a^2 / n_a + s_b^2 / n_b)
+
+    with Welch and Satterthwaite's degrees of freedom. For arms without common seeds only: with common seeds the
+    paired test sees more. NaN where an arm has one value, one that is not finite, or no spread in both.
+    """
+    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    n, difference = (x.size, y.size), float(y.mean() - x.mean()) if x.size and y.size else np.nan
+    spread = np.ptp(x) + np.ptp(y) if min(n) else 0.0
+    if min(n) < 2 or not np.isfinite([*x, *y]).all() or spread <= NEGLIGIBLE * np.abs([*x, *y]).max():
+        return WelchTest(n, difference, np.nan, np.nan, np.nan)
+    test = stats.ttest_ind(y, x, equal_var=False)
+    low, high = test.confidence_interval(confidence)
+    return WelchTest(n, difference, float(low), float(high), float(test.pvalue))
+
+
+def detectable(differences: ArrayLike, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The least true difference that the paired t-test of so many pairs, so spread, finds with this power.
+
+        d_z(n, power, alpha) * s_d
+
+    where d_z solves the power of the two-sided t-test (noncentral t). A study that finds nothing says no more than
+    that the difference is probably below this. NaN with fewer than two pairs, or differences that are not finite.
+    """
+    d = np.asarray(differences, dtype=float)
+    if d.size < 2 or not np.isfinite(d).all():
+        return np.nan
+    return detectable_effect(d.size, power, alpha) * float(d.std(ddof=1))
+
+
+def detectable_effect(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """d_z that a paired two-sided t-test of n pairs finds with this power: 1.68 with five pairs."""
+    return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=power))
+
+
+class FriedmanTest(NamedTuple):
+    blocks: int
+    ranks: np.ndarray
+    statistic: float
+    p: float
+    smallest_p: float
+    exact: bool
+    pairs: np.ndarray
+
+
+def friedman(values: ArrayLike) -> FriedmanTest:
+    """Friedman's (1937) test that k treatments rank alike over n blocks, then Nemenyi's test of every pair.
+
+        chi^2 = (k - 1) sum_j (R_j - n (k + 1) / 2)^2 / (sum_ij r_ij^2 - n k (k + 1)^2 / 4)
+
+    where r_ij is the rank of treatment j in block i (1 for the largest value, ties share their mean) and R_j = sum_i
+    r_ij. With few blocks, as with four tasks, chi^2 is no good approximation: p is the share of all (k!)^n
+    arrangements of the ranks, as long as that many rank sums can be gone through. Nemenyi's p (Demšar 2006) is that of
+    the studentized range |R_i - R_j| / n / sqrt(k (k + 1) / 12 n) with infinite degrees of freedom.
+
+    Args:
+        values: n x k.
+
+    Returns:
+        the mean ranks, the statistic, p, the smallest p that these ranks' ties allow, and Nemenyi's p, k x k. NaN
+        with fewer than two blocks or three treatments, where a value is not finite, or where all are tied.
+    """
+    x = np.asarray(values, dtype=float)
+    n, k = x.shape
+    if n < 2 or k < 3 or not np.isfinite(x).all():
+        return FriedmanTest(n, np.full(k, np.nan), np.nan, np.nan, np.nan, False, np.full((k, k), np.nan))
+    ranks = stats.rankdata(-x, axis=1)
+    spread = np.sum(ranks**2) - n * k * (k + 1) ** 2 / 4
+    if spread == 0:
+        return FriedmanTest(n, ranks.mean(0), np.nan, np.nan, np.nan, False, np.full((k, k), np.nan))
+
+    def statistic(sums: np.ndarray) -> np.ndarray:
+        return (k - 1) * np.sum((sums - n * (k + 1) / 2) ** 2, axis=-1) / spread
+
+    observed = float(statistic(ranks.sum(0)))
+    exact = (n * (k - 1) + 1) ** (k - 1) <= RANK_SUMS_AT_MOST
+    if exact:
+        sums, share = _rank_sums(ranks)
+        reached = statistic(sums)
+        p = float(share[reached >= observed * (1 - NEGLIGIBLE)].sum())
+        smallest = float(share[reached >= reached.max() * (1 - NEGLIGIBLE)].sum())
+    else:
+        p, smallest = float(stats.chi2.sf(observed, k - 1)), np.nan
+    means = ranks.mean(0)
+    distances = np.abs(means[:, None] - means) / np.sqrt(k * (k + 1) / (12 * n))
+    return FriedmanTest(n, means, observed, p, smallest, exact, stats.studentized_range.sf(distances, k, np.inf))
+
+
+def _rank_sums(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ordered vectors of rank sums that come of arranging each block's ranks anew, and the share of each."""
+    k = ranks.shape[1]
+    digits = (2 * k * len(ranks) + 1) ** np.arange(k - 1)  # twice a rank is whole; the last sum follows of the others
+    share: np.ndarray = np.ones(1)
+    sums = ranks[:1]  # all treatments are alike: the first block may stay as it is
+    for block in ranks[1:]:
+        arrangements = np.array(list(itertools.permutations(block)))
+        each = np.sort((sums[:, None] + arrangements).reshape(-1, k))  # and it does not matter whose sum is which
+        codes = np.rint(2 * each[:, :-1]).astype(np.int64) @ digits
+        _, first, place = np.unique(codes, return_index=True, return_inverse=True)
+        share = np.bincount(place, weights=np.repeat(share / len(arrangements), len(arrangements)))
+        sums = each[first]
+    return sums, share
+
+
+def best_of(values: ArrayLike) -> np.ndarray:
+    """Expected maximum of k of n values drawn without replacement, for k = 1 ... n (Dodge et al. 2019).
+
+        E_k = sum_i x_(i) C(i - 1, k - 1) / C(n, k)
+
+    where x_(1) <= ... <= x_(n).
+    """
+    x = np.sort(np.asarray(values, dtype=float))
+    n, k = x.size, np.arange(1, x.size + 1)
+    return special.binom(np.arange(n), k[:, None] - 1) @ x / special.binom(n, k)
 
 
 def smooth(values: pd.Series, span: float) -> pd.Series:

@@ -31,25 +31,33 @@ def write_sweep(
         fixed: Config fields that are not the default.
     """
     varied = {"split": (1, 4, 7, 10, "qkv")} if varied is None else {key: list(v) for key, v in varied.items()}
-    common = {"out": str(out), "sweep": name, "profile": "embedded", "epochs": epochs, **fixed}
-    cells, folders = [], []
-    for place, values in enumerate(itertools.product(*varied.values())):
-        for seed in range(seeds):
-            cell = {**dict(zip(varied, values, strict=True)), "seed": seed}
-            config = Config.from_dict({**common, **cell})
-            cells.append({"run_id": config.run_id, **cell})
-            write_run(config, place, diverges=seed == seeds - 1 and bool(set(values) & set(diverging)))
-            folders.append(config.folder)
+    configs = cells(out, name, varied, seeds, epochs=epochs, **fixed)
+    for place, config in enumerate(configs):
+        values = {getattr(config, key) for key in varied}
+        write_run(config, place // seeds, diverges=config.seed == seeds - 1 and bool(values & set(diverging)))
+    write_manifest(configs, list(varied))
+    return [config.folder for config in configs]
+
+
+def cells(out: Path, name: str, varied: Mapping[str, Iterable[Any]], seeds: int, **fixed: Any) -> list[Config]:
+    """The grid of a sweep, seeds innermost."""
+    common = {"out": str(out), "sweep": name, "profile": "embedded", **fixed}
+    grid = itertools.product(*varied.values(), range(seeds))
+    return [Config.from_dict({**common, **dict(zip((*varied, "seed"), values, strict=True))}) for values in grid]
+
+
+def write_manifest(configs: list[Config], varied: list[str]) -> None:
+    """sweep.json, as `python -m sweeps` writes it."""
+    first = configs[0]
     manifest = {
-        "name": name,
-        "profile": "embedded",
-        "label": "embedded",
-        "varied": list(varied),
-        "fixed": {k: v for k, v in config.as_dict().items() if k not in (*varied, "seed")},
-        "cells": cells,
+        "name": first.sweep,
+        "profile": first.profile,
+        "label": first.profile,
+        "varied": varied,
+        "fixed": {key: value for key, value in first.as_dict().items() if key not in (*varied, "seed")},
+        "cells": [{"run_id": c.run_id} | {key: getattr(c, key) for key in (*varied, "seed")} for c in configs],
     }
-    (out / name / "sweep.json").write_text(json.dumps(manifest))
-    return folders
+    (first.folder.parent / "sweep.json").write_text(json.dumps(manifest))
 
 
 def write_run(config: Config, arm: int, diverges: bool = False) -> None:

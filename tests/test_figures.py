@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures, runs, stats
 
-from .fake_runs import write_sweep
+from .fake_runs import edit, write_sweep
 
 SPLITS = ["1", "4", "7", "10", "qkv"]
 
@@ -155,6 +155,109 @@ def test_saved_files_are_a_png_of_200_dots_an_inch_and_a_pdf(tmp_path):
     assert (png.name, pdf.name) == ("some-v1.5-name.png", "some-v1.5-name.pdf")
     assert struct.unpack(">II", png.read_bytes()[16:24]) == (600, 400)
     assert pdf.read_bytes().startswith(b"%PDF")
+
+
+def test_a_candidate_has_its_own_colour_whichever_candidates_there_are(tmp_path):
+    write_sweep(tmp_path, "small", {"optimizer": ["plasls", "adam"]}, seeds=1, epochs=1)
+    (axes,) = figures.losses(runs.load(tmp_path, "small")).axes
+    assert {line.get_label(): line.get_color() for line in axes.lines} == {
+        "PLASLS": figures.CANDIDATE_COLOURS["plasls"],
+        "ADAM": figures.CANDIDATE_COLOURS["adam"],
+    }
+
+
+def test_batch_sizes_are_lines_over_samples_and_optimizers_panels(tmp_path):
+    varied = {"optimizer": ["adam", "plasls"], "batch_size": [8, 16, 32]}
+    write_sweep(tmp_path, "batch-sizes", varied, seeds=1, epochs=1)
+    figure = figures.losses(runs.load(tmp_path, "batch-sizes"), ["batch_size"])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["ADAM", "PLASLS"]
+    for axes in figure.axes:
+        assert [line.get_label() for line in axes.lines] == ["batch 8", "batch 16", "batch 32"]
+        assert axes.get_xlabel() == "training samples processed"
+
+
+def merged_history(folder):
+    """The made run's lines, with `head` and `layers_8` one component from step 9 on."""
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["step"] > 8 and "time/step" in line:
+            line["step_size/layers_8+head"] = (line.pop("step_size/layers_8") + line.pop("step_size/head")) / 2
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def test_components_left_are_counted_through_merges(tmp_path):
+    folders = write_sweep(tmp_path, "merging", {"merge_threshold": [0, 0.1]}, seeds=1, epochs=1)
+    merged_history(folders[1])
+    _, right = figures.merging(runs.load(tmp_path, "merging")).axes
+    assert [line.get_ydata().tolist() for line in right.lines] == [[10] * 16, [10] * 8 + [9] * 8]
+
+
+def test_a_component_is_followed_through_its_merges(tmp_path):
+    (folder,) = write_sweep(tmp_path, "merging", {"merge_threshold": [0.1]}, seeds=1, epochs=1)
+    steps = [line for line in merged_history(folder) if "time/step" in line]
+    (axes,) = figures.search(runs.load(tmp_path, "merging")).axes
+    shown = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert len(shown) == 10
+    for name, label in (("layers_8", "layers 8"), ("head", "head")):
+        expected = [line.get(f"step_size/{name}", line.get("step_size/layers_8+head")) for line in steps]
+        assert shown[label].tolist() == expected
+
+
+def test_mean_and_smallest_step_size_are_over_the_components_of_a_step(tmp_path):
+    folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=1)
+    of_runs = []
+    for folder in folders[2:]:
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        of_runs.append([[v for k, v in ln.items() if k.startswith("step_size/")] for ln in lines if "time/step" in ln])
+    sizes = np.array(of_runs)  # seeds x steps x components
+    loaded = runs.load(tmp_path, "small")
+    for make, over in ((figures.average_step_sizes, np.mean), (figures.smallest_step_sizes, np.min)):
+        (axes,) = make(loaded).axes
+        assert axes.lines[1].get_label() == "PLASLS"
+        assert axes.lines[1].get_ydata() == pytest.approx(over(sizes, axis=2).mean(0))
+        assert axes.get_yscale() == "log"
+
+
+def test_the_one_component_shown_is_the_one_whose_step_size_falls_lowest(tmp_path):
+    folders = write_sweep(tmp_path, "splits", {"split": [4, 10]}, seeds=2, epochs=1)
+    lines = [json.loads(line) for line in (folders[1] / "history.jsonl").read_text().splitlines()]
+    lines[5]["step_size/head"] = 1e-30
+    (folders[1] / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure = figures.one_component(runs.load(tmp_path, "splits"))
+    assert "component 'head'" in caption(figure)
+    assert "split 4, seed 1" in caption(figure)
+    assert min(figure.axes[0].lines[0].get_ydata()) == 1e-30
+
+
+def test_the_cost_of_a_step_is_the_mean_over_seeds(tmp_path):
+    folders = write_sweep(tmp_path, "splits", {"split": [1, 4]}, seeds=2, epochs=1)
+    left, right = figures.cost(runs.load(tmp_path, "splits")).axes
+    trials = [json.loads((f / "summary.json").read_text())["search/trials"] / 16 for f in folders]
+    assert [bar.get_width() for bar in right.patches] == pytest.approx(np.reshape(trials, (2, 2)).mean(1))
+    assert [label.get_text() for label in left.get_yticklabels()] == ["split 1", "split 4"]
+
+
+def test_adams_budget_is_the_expected_best_of_so_many_learning_rates(tmp_path):
+    varied = {"optimizer": ["adam", "plasls"], "learning_rate": [1e-5, 2e-5, 5e-5]}
+    folders = write_sweep(tmp_path, "learning-rates", varied, seeds=1, epochs=1)
+    for folder, accuracy in zip(folders, (0.5, 0.9, 0.7, 0.8, 0.8, 0.8), strict=True):
+        edit(folder / "summary.json", eval__accuracy=accuracy)
+    (axes,) = figures.budget(runs.load(tmp_path, "learning-rates")).axes
+    adam = next(line for line in axes.lines if line.get_label() == "ADAM")
+    assert adam.get_xdata().tolist() == [1, 2, 3]
+    assert adam.get_ydata() == pytest.approx([70, (90 + 90 + 70) / 3, 90])
+
+
+@pytest.mark.parametrize("make", [figures.smallest_step_sizes, figures.cost, figures.losses])
+def test_long_names_of_arms_are_not_cut_off(tmp_path, make):
+    write_sweep(tmp_path, "criterion", {"joint": ["always", "never"], "growth_steps": ["epoch", 500]}, 1, 1)
+    figure = make(runs.load(tmp_path, "criterion"))
+    figure.draw_without_rendering()
+    for legend in figure.legends:
+        box = legend.get_window_extent()
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
 
 
 def caption(figure):

@@ -2,9 +2,11 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import runs, stats, tables
+from train.errors import InputError
 
 from .fake_runs import edit, write_sweep
 
@@ -66,7 +68,7 @@ def test_diverged_runs_are_counted_in_their_own_row(tmp_path):
 
 def test_the_table_of_means_is_followed_by_the_tests_of_loss_and_of_accuracy(tmp_path):
     folders = write_sweep(tmp_path, seeds=2)
-    means, loss, accuracy = tables.tables(runs.load(tmp_path, "splits"))
+    means, loss, accuracy, *_ = tables.tables(runs.load(tmp_path, "splits"))
     assert means.cells.columns[1] == "n"
     assert loss.heading.startswith("Training loss, last epoch: difference from split 1")
     assert accuracy.heading.startswith("Validation accuracy, %: difference from split 1")
@@ -184,18 +186,18 @@ def test_markdown_fits_a_terminal_of_120_columns_and_every_row_has_all_cells(tmp
     lines = tables.markdown(tables.tables(runs.load(tmp_path, "splits"))).splitlines()
     assert max(map(len, lines)) <= 120
     rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 7 + 6 + 6
-    assert [row.count("|") for row in rows] == [8] * 7 + [10] * 12
+    assert len(rows) == 7 + 6 + 6 + 12 + 12
+    assert [row.count("|") for row in rows] == [8] * 7 + [11] * 12 + [9] * 24
 
 
 def test_latex_is_a_booktabs_table_without_a_character_that_latex_would_stumble_over(tmp_path):
     write_sweep(tmp_path, "merging", {"merge_threshold": [None, 1e-12, 0.01]}, seeds=3)
     text = tables.latex(tables.tables(runs.load(tmp_path, "merging")))
     assert text.isascii()
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 3
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 5
     assert r"merge\_threshold" in text
     assert not re.search(r"(?<!\\)[%#_]", text)
-    for body, columns in zip(re.findall(r"\\toprule(.*?)\\bottomrule", text, re.S), (7, 9, 9), strict=True):
+    for body, columns in zip(re.findall(r"\\toprule(.*?)\\bottomrule", text, re.S), (7, 10, 10, 8, 8), strict=True):
         assert {row.count("&") for row in body.split(r"\\")[:-1]} == {columns - 1}
 
 
@@ -211,3 +213,148 @@ def test_small_values_keep_two_digits():
     assert tables.decimals([87.2, 91.0], 1) == 1
     assert tables.decimals([0.00031, 0.0, float("nan")], 2) == 5
     assert tables.decimals([0.0], 2) == 2
+
+
+CANDIDATES = {"task": ["sst2", "mrpc"], "optimizer": ["adam", "adamsls", "plasls"]}
+
+
+def summaries(folders, key, shape):
+    return np.array([json.loads((f / "summary.json").read_text())[key] for f in folders], dtype=float).reshape(shape)
+
+
+def test_the_papers_table_has_a_row_a_candidate_and_a_column_a_task_with_standard_errors_and_marks(tmp_path):
+    folders = write_sweep(tmp_path, "small", CANDIDATES, seeds=4, epochs=2)
+    table = tables.grid(runs.load(tmp_path, "small"), tables.LOSS)
+    values = summaries(folders, "train/epoch_loss", (2, 3, 4))
+    assert table.cells["optimizer"].tolist() == ["ADAM", "ADAMSLS", "PLASLS"]
+    p = stats.holm([stats.paired_t(values[task, arm] - values[task, 0]).p for arm in (1, 2) for task in (0, 1)])
+    of_all = stats.holm([stats.sign_flip(values[:, arm] - values[:, 0]).p for arm in (1, 2)])
+    assert min(p) < 0.05  # or the marks below would be none
+    for arm in range(3):
+        for task, name in enumerate(CANDIDATES["task"]):
+            mean, error = values[task, arm].mean(), values[task, arm].std(ddof=1) / 2
+            mark = tables._mark(p[2 * (arm - 1) + task]) if arm else ""
+            assert table.cells[name][arm] == f"{mean:.3f} ± {error:.3f}{mark}"
+        over_tasks = values[:, arm].mean(0)
+        mark = tables._mark(of_all[arm - 1]) if arm else ""
+        expected = f"{over_tasks.mean():.3f} ± {over_tasks.std(ddof=1) / 2:.3f}{mark}"
+        assert table.cells["mean"][arm] == expected
+    assert "below p = 0.0078 before Holm" in table.heading  # 2 / 2^8
+
+
+@pytest.mark.parametrize(("p", "mark"), [(0.0009, "***"), (0.009, "**"), (0.04, "*"), (0.05, ""), (float("nan"), "")])
+def test_marks_are_the_usual_ones(p, mark):
+    assert tables._mark(p) == mark
+
+
+def test_a_diverged_run_is_no_smaller_n_in_the_papers_table(tmp_path):
+    write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls", "sgdsls"]}, seeds=3, diverging=["plasls"])
+    loaded = runs.load(tmp_path, "small")
+    assert tables.grid(loaded, tables.LOSS).cells["all"][1] == "not finite"
+    ranked = tables.ranking(loaded, tables.LOSS)
+    assert ranked is not None
+    assert ranked.cells["pairs"].tolist() == ["3"] * 3
+    assert ranked.cells["p (exact)"].tolist()[0] == "–"
+
+
+def test_all_pairs_are_ranked_over_tasks_by_friedmans_test(tmp_path):
+    folders = write_sweep(tmp_path, "small", CANDIDATES, seeds=3, epochs=2)
+    table = tables.ranking(runs.load(tmp_path, "small"), tables.LOSS)
+    assert table is not None
+    values = summaries(folders, "train/epoch_loss", (2, 3, 3))
+    test = stats.friedman(-values.mean(2))
+    ranks = ", ".join(f"{n} {r:.2f}" for n, r in zip(("ADAM", "ADAMSLS", "PLASLS"), test.ranks, strict=True))
+    assert f"over 2 conditions (1 is best): {ranks}" in table.heading
+    assert f"exact p = {test.p:.4f} (the least that can be: {test.smallest_p:.4f})" in table.heading
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    flips = [stats.sign_flip(values[:, b] - values[:, a]) for a, b in pairs]
+    assert table.cells["p (exact)"].tolist() == [f"{flip.p:.4f}" for flip in flips]
+    assert table.cells["p (Holm)"].tolist() == [f"{p:.4f}" for p in stats.holm([flip.p for flip in flips])]
+    assert table.cells["p (Nemenyi)"].tolist() == [f"{test.pairs[pair]:.3f}" for pair in pairs]
+
+
+def test_accuracy_is_ranked_from_the_highest_and_loss_from_the_lowest(tmp_path):
+    folders = write_sweep(tmp_path, "splits", {"split": [1, 4, 7]}, seeds=2, epochs=1)
+    for folder, loss in zip(folders, [0.1, 0.1, 0.2, 0.2, 0.3, 0.3], strict=True):
+        edit(folder / "summary.json", train__epoch_loss=loss, eval__accuracy=loss)
+    loaded = runs.load(tmp_path, "splits")
+    for measure, ranks in ((tables.LOSS, "1 1.00, 4 2.00, 7 3.00"), (tables.ACCURACY, "1 3.00, 4 2.00, 7 1.00")):
+        table = tables.ranking(loaded, measure)
+        assert table is not None
+        assert f"over 2 seeds (1 is best): {ranks}" in table.heading
+
+
+def test_two_arms_are_not_ranked(tmp_path):
+    write_sweep(tmp_path, "splits", {"split": [1, 4]}, seeds=2, epochs=1)
+    assert tables.ranking(runs.load(tmp_path, "splits"), tables.LOSS) is None
+
+
+def test_arms_without_common_seeds_are_compared_by_welchs_test(tmp_path):
+    folders = write_sweep(tmp_path, "splits", {"split": [1, 4, 7]}, seeds=6, epochs=1)
+    for place in (3, 4, 5, 6, 7, 8):  # split 1 keeps seeds 0 to 2, split 4 seeds 3 to 5, split 7 all
+        (folders[place] / "summary.json").unlink()
+    loaded = runs.load(tmp_path, "splits", allow_missing=True)
+    table = paired(loaded)
+    assert table.cells["pairs"].tolist() == ["Welch", "3"]
+    assert "Welch: arms without common seeds" in table.heading
+    losses = [json.loads((f / "summary.json").read_text())["train/epoch_loss"] for f in (*folders[:3], *folders[9:12])]
+    assert table.cells["p (t)"][0] == tables.p_value(stats.welch(losses[:3], losses[3:]).p)
+    assert table.cells["p (exact)"][0] == "–"
+
+
+def test_what_the_pairs_could_have_seen_stands_beside_each_test(tmp_path):
+    folders = write_sweep(tmp_path, seeds=5)
+    table = paired(runs.load(tmp_path, "splits"))
+    losses = values(folders, "train/epoch_loss")
+    assert table.cells["80 % power"][0] == f"{stats.detectable(losses[:, 1] - losses[:, 0]):.3f}"
+
+
+def speeds(tmp_path, losses, seconds=1.0, **settings):
+    """A table of speeds of made runs: optimizer -> training loss of each step of an epoch of 8 steps, 2 epochs."""
+    folders = write_sweep(tmp_path, "small", {"optimizer": list(losses)}, seeds=1, epochs=2, **settings)
+    for folder, of_run in zip(folders, losses.values(), strict=True):
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if "time/step" in line]
+        for line, loss in zip(steps, of_run, strict=True):
+            line |= {"train/loss": loss, "time/step": seconds}
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tables.speed(runs.load(tmp_path, "small")).cells.set_index("optimizer")
+
+
+def test_speed_up_counts_steps_and_seconds_until_adams_final_loss(tmp_path):
+    falling = list(np.linspace(1.0, 0.5, 32))  # a straight line lags its moving average by a constant in the end
+    twice = list(np.linspace(1.0, 0.0, 32))
+    never = [1.0] * 32
+    cells = speeds(tmp_path, {"adam": falling, "plasls": twice, "sgdsls": never}, seconds=0.5)
+    smoothed = stats.smooth(pd.Series(twice), 8)
+    reached = int(np.flatnonzero(smoothed <= stats.smooth(pd.Series(falling), 8).iloc[-1])[0]) + 1
+    assert 16 <= reached <= 20
+    assert cells.loc["PLASLS", ["reached", "steps", "seconds"]].tolist() == [
+        "1 of 1",
+        str(reached),
+        f"{reached / 2:.1f}",
+    ]
+    assert cells.loc["PLASLS", "speed-up in steps"] == f"{32 / reached:.2f}"
+    assert cells.loc["PLASLS", "speed-up in seconds"] == f"{32 / reached:.2f}"
+    assert cells.loc["ADAM", ["reached", "steps"]].tolist() == ["1 of 1", "32"]
+    assert cells.loc["SGDSLS", ["reached", "steps", "speed-up in steps"]].tolist() == ["0 of 1", "–", "–"]
+
+
+def test_one_easy_mini_batch_is_not_adams_final_loss(tmp_path):
+    adam = list(np.linspace(1.0, 0.8, 32))
+    lucky = [0.1] + [1.0] * 31
+    assert speeds(tmp_path, {"adam": adam, "plasls": lucky}).loc["PLASLS", "reached"] == "0 of 1"
+
+
+def test_merges_of_a_run_are_averaged(tmp_path):
+    folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=1)
+    for folder, merges in zip(folders[2:], (2, 5), strict=True):
+        edit(folder / "summary.json", search__merges=merges)
+    cells = tables.speed(runs.load(tmp_path, "small")).cells
+    assert cells["merges a run"].tolist() == ["0.0 ± 0.0", "3.5 ± 1.5"]
+
+
+def test_speeds_without_adam_are_an_error(tmp_path):
+    write_sweep(tmp_path, "small", {"optimizer": ["sgdsls", "plasls"]}, seeds=1, epochs=1)
+    with pytest.raises(InputError, match="'small' does not compare ADAM"):
+        tables.speed(runs.load(tmp_path, "small"))

@@ -1,0 +1,140 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Ablations of PLASLS
+#
+# How many components should have a step size of their own, should components with vanishing step sizes be merged, and
+# what does the batch size change? Each part loads one sweep, tabulates it, plots it and tests it; no number below is
+# written by hand. `make sweep-splits`, `make sweep-merging` and `make sweep-batch-sizes` make the runs.
+#
+# `SOURCE` may as well be `"wandb:ENTITY/PROJECT"` or `"offline:FOLDER"`: the tables are the same.
+
+# %%
+# %matplotlib inline
+import os
+
+import pandas as pd
+from IPython.display import Markdown, display
+
+from analysis import figures, load, stats, tables
+
+SOURCE = os.environ.get("ANALYSIS_SOURCE", "runs")
+pd.set_option("display.width", 120)
+
+
+def show(*shown: tables.Table | None) -> None:
+    for table in shown:
+        if table is not None:
+            display(Markdown(tables.markdown([table])))
+
+
+def verdict(runs, measure) -> None:
+    """What the paired tests say, in a sentence: which arms differ after Holm, and what the study could have seen."""
+    table = tables.tests(runs, measure)
+    if table is None:
+        return
+    p = pd.to_numeric(table.cells["p (Holm)"].str.lstrip("<"), errors="coerce")
+    arms = table.cells[runs.compared].agg(", ".join, axis=1)
+    differ = sorted(set(arms[p < 0.05]))
+    least = table.cells["80 % power"].replace("–", "unknown (one seed)").iloc[0]
+    said = (
+        f"differ from the first arm: {'; '.join(differ)}" if differ else "no arm differs from the first beyond chance"
+    )
+    text = f"**{measure.name}**: {said} (paired t-test, Holm at 5 %). With these seeds the first comparison could "
+    display(Markdown(text + f"probably see a difference of {least}."))
+
+
+# %% [markdown]
+# ## One tidy table
+#
+# A row a logged line: the run's settings, then what was logged. `runs.table` has a row a run.
+
+# %%
+runs = load(SOURCE, "splits")
+frame = runs.frame
+frame.groupby(["split", "seed"], observed=True)[["train/loss", "search/trials", "time/step"]].mean()
+
+# %% [markdown]
+# ## Splits (the paper's Fig. 9)
+#
+# Split 1 is ADAMSLS: one step size for the whole network. More components search in turn, each only every so many
+# steps, so look for two things: does the training loss fall faster, and what do the further trials cost?
+
+# %%
+show(tables.Table(tables.heading(runs), tables.means(runs)))
+figures.convergence(runs)
+
+# %%
+show(tables.tests(runs, tables.LOSS), tables.ranking(runs, tables.LOSS))
+verdict(runs, tables.LOSS)
+verdict(runs, tables.ACCURACY)
+
+# %% [markdown]
+# The step sizes of all components of one run. Lines that lie on one another are components that no search has told
+# apart: under the joint test (`joint="always"`) a rejected move shrinks all of them unless one is to blame.
+
+# %%
+figures.search(runs)
+
+# %% [markdown]
+# ## Merging (the paper's Fig. 2)
+#
+# With the strict Armijo test (`rounding=0`) step sizes can collapse near convergence, as rounding hides the decrease;
+# Algorithm 1 then merges the component that is below the threshold with the next smallest. The right panel shows how
+# many components are left; a flat line means that nothing was merged, and the thresholds then differ in nothing.
+
+# %%
+runs = load(SOURCE, "merging")
+show(tables.Table(tables.heading(runs), tables.means(runs)))
+merges = runs.table.groupby(runs.varied, sort=False, dropna=False)["search/merges"]
+display(merges.agg(["mean", "min", "max"]).rename_axis("merges a run", axis="columns"))
+figures.merging(runs)
+
+# %%
+figures.one_component(runs)
+
+# %%
+show(tables.tests(runs, tables.LOSS))
+verdict(runs, tables.LOSS)
+
+# %% [markdown]
+# ## Batch sizes (the paper's Fig. 8)
+#
+# The axis counts samples, not steps: a batch of 64 makes half the steps of one of 32 with the same samples. A smaller
+# batch makes more steps, but each search sees a noisier loss.
+
+# %%
+runs = load(SOURCE, "batch-sizes")
+show(tables.Table(tables.heading(runs), tables.means(runs)))
+figures.losses(runs, ["batch_size"])
+
+# %%
+show(tables.tests(runs, tables.LOSS))
+verdict(runs, tables.LOSS)
+
+# %% [markdown]
+# ## What so many seeds can see
+#
+# The least effect (mean difference in standard deviations of the differences) that a paired t-test finds four times of
+# five, and the least p that an exact sign-flip test can give: with five seeds and one task no exact test can be
+# significant at 5 %, whatever the differences are.
+
+# %%
+pd.DataFrame(
+    {
+        "seeds": range(2, 11),
+        "detectable effect, 80 % power": [stats.detectable_effect(n) for n in range(2, 11)],
+        "least p of the exact test": [2 / 2**n for n in range(2, 11)],
+    }
+).round(3)

@@ -1,0 +1,141 @@
+"""python -m analysis report: all figures, tables and tests on one page that opens without a network."""
+
+import base64
+import io
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from train.errors import InputError
+
+from . import exhibits, figures, runs, tables
+
+HERE = Path(__file__).parent
+TITLE = "Fine-tuning Transformers with line searches: results"
+DEVIATIONS = "Where we differ from the paper"
+LIBRARIES = ("numpy", "pandas", "scipy", "statsmodels", "matplotlib")
+
+
+def page(out: str, allow_missing: bool = False, profile: str | None = None) -> str:
+    """The HTML of the page: what the sweeps at `out` allow, and why the rest is not on it.
+
+    Raises:
+        InputError: no figure or table can be made.
+    """
+    sections, not_made, loaded = [], [], {}
+    for name, exhibit in exhibits.EXHIBITS.items():
+        try:
+            sweep = exhibits.source(name, out)
+            if sweep not in loaded:
+                loaded[sweep] = runs.load(out, sweep, allow_missing, profile)
+            shown = exhibits.make(name, loaded[sweep])
+        except InputError as error:
+            not_made.append((name, " ".join(str(error).split())))
+            continue
+        sections.append(
+            {
+                "name": name,
+                "title": exhibit.title[0].upper() + exhibit.title[1:],
+                "command": f"python -m analysis {name}",
+                "tables": [_table(table) for table in shown] if isinstance(shown, list) else [],
+                "image": _image(shown) if isinstance(shown, Figure) else "",
+                "caption": " ".join(shown.get_supxlabel().split()) if isinstance(shown, Figure) else "",
+            }
+        )
+    if not sections:
+        raise InputError(f"no figure or table can be made from {out}: {not_made[0][1]}")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
+        title=TITLE,
+        about=f"{sum(len(each.table) for each in loaded.values())} runs of {len(loaded)} sweeps, from {out}.",
+        sections=sections,
+        sweeps=[_sweep(each) for each in loaded.values()],
+        deviations=Markup(_deviations()),
+        made=list(_made(loaded).items()),
+        not_made=not_made,
+    )
+
+
+def _table(table: tables.Table) -> dict[str, Any]:
+    kinds = ["" if tables.is_number(table.cells[name]) else "text" for name in table.cells]
+    return {
+        "heading": table.heading,
+        "columns": list(zip(table.cells, kinds, strict=True)),
+        "rows": [list(zip(row, kinds, strict=True)) for row in table.cells.itertuples(index=False)],
+    }
+
+
+def _image(figure: Figure) -> str:
+    file = io.BytesIO()
+    figures.write(figure, file, "png")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _sweep(each: runs.Runs) -> dict[str, Any]:
+    settings = {key: value for key, value in each.fixed.items() if key not in runs.OUTSIDE_IDENTITY}
+    return {
+        "name": each.name,
+        "profile": each.profile,
+        "runs": len(each.table),
+        "varied": ", ".join([*each.varied, "seed"]),
+        "settings": [(key, tables.level(value)) for key, value in settings.items()],
+    }
+
+
+def _deviations() -> str:
+    """The README's section, so that it is written once."""
+    text = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"^## {DEVIATIONS}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise InputError(f"README.md has no section {DEVIATIONS!r}, which the report shows")
+    return MarkdownIt("commonmark", {"html": False}).render(found[1])
+
+
+def _made(loaded: dict[str, runs.Runs]) -> dict[str, str]:
+    machines, trained = set(), set()
+    for each in loaded.values():
+        machines |= set(each.table[["device", "threads"]].itertuples(index=False, name=None))
+        names = [column for column in each.table if column.startswith("versions/")]
+        for values in each.table[names].drop_duplicates().itertuples(index=False):
+            trained.add(
+                ", ".join(f"{name.removeprefix('versions/')} {v}" for name, v in zip(names, values, strict=True))
+            )
+    where = [f"{device}, {threads} threads" if device == "cpu" else device for device, threads in sorted(machines)]
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit of the analysis": _commit(),
+        "runs trained on": "; ".join(where),
+        "runs trained with": "; ".join(sorted(trained)),
+        "page made on": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_processor()}",
+        "page made with": ", ".join([f"python {platform.python_version()}", *(f"{n} {version(n)}" for n in LIBRARIES)]),
+    }
+
+
+def _commit() -> str:
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (", with changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (no git repository)"
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or "unknown processor"

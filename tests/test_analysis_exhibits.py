@@ -1,0 +1,148 @@
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from analysis import exhibits, runs
+from analysis.__main__ import main
+from train.errors import InputError
+
+from .fake_runs import write_sweep
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A made-up sweep for each kind of figure and table."""
+    out = tmp_path_factory.mktemp("study")
+    small = {"seeds": 2, "epochs": 2}
+    write_sweep(out, "small", {"task": ["sst2", "mrpc"], "optimizer": ["adam", "sgdsls", "plasls"]}, **small)
+    write_sweep(out, "merging", {"merge_threshold": [0, 1e-12]}, rounding=0, **small)
+    write_sweep(out, "batch-sizes", {"optimizer": ["adam", "plasls"], "batch_size": [16, 32]}, **small)
+    write_sweep(out, "splits", **small)
+    write_sweep(out, "learning-rates", {"optimizer": ["adam", "plasls"], "learning_rate": [1e-5, 5e-5]}, **small)
+    return out
+
+
+MADE = {
+    **dict.fromkeys(("table1", "numbers", "fig3", "fig4", "fig7", "cost", "trials"), "small"),
+    **dict.fromkeys(("fig1", "fig2"), "merging"),
+    **dict.fromkeys(("fig9", "step-sizes"), "splits"),
+    "fig8": "batch-sizes",
+    "budget": "learning-rates",
+}
+
+
+def test_one_command_makes_all_that_the_finished_sweeps_allow_and_says_why_not_the_rest(study, capsys):
+    assert main(["all", f"--out={study}"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert list(lines) == list(exhibits.EXHIBITS)
+    for name, line in lines.items():
+        if name in MADE:
+            endings = ("md", "tex") if name in ("table1", "numbers") else ("png", "pdf")
+            files = [study / MADE[name] / "figures" / f"{name}-embedded.{ending}" for ending in endings]
+            assert line == " ".join(map(str, files))
+            assert all(file.stat().st_size for file in files)
+        else:
+            assert re.match(f"not made: {name} is made from the sweep [a-z-]+.*: make sweep-", line)
+
+
+def test_a_table_is_printed_and_written(study, capsys):
+    assert main(["numbers", f"--out={study}"]) == 0
+    printed = capsys.readouterr().out
+    assert (study / "small/figures/numbers-embedded.md").read_text() in printed
+    assert "| sst2 | PLASLS" in printed
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["table2"], "table2 is made from the sweep full: make sweep-full"),
+        (["fig8", "--sweep=splits"], "fig8 needs a sweep that varies batch_size; splits varies split"),
+        (["fig3", "--sweep=nothing"], "no sweep 'nothing'"),
+        (["fig12"], "no sweep 'fig12'"),
+        (["fig3", "--profile=paper"], "was last run with the profile 'embedded'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_made_is_one_line_that_says_what_is_missing(study, capsys, args, message):
+    assert main([*args, f"--out={study}"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_nothing_to_show_is_an_error(tmp_path, capsys):
+    for name in ("all", "report"):
+        assert main([name, f"--out={tmp_path}"]) == 2
+        assert "no figure or table can be made from" in capsys.readouterr().err
+
+
+def test_line_searches_only_are_shown_where_adam_has_nothing_to_show(study):
+    figure = exhibits.make("trials", runs.load(study, "small"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SGDSLS", "PLASLS"]
+    write_sweep(study, "only-adam", {"learning_rate": [1e-5]}, seeds=1, epochs=1, optimizer="adam")
+    only_adam = runs.load(study, "only-adam")
+    with pytest.raises(InputError, match="no run with a line search"):
+        exhibits.make("trials", only_adam)
+
+
+class _Page(HTMLParser):
+    """What a page holds, and whether it asks for anything from elsewhere."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.images, self.sections, self.links, self.requests = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        if tag not in ("meta", "img", "br", "link", "hr"):
+            self.open.append(tag)
+        if tag == "img":
+            self.images.append(values)
+        if tag == "section":
+            self.sections.append(values["id"])
+        if values.get("href", "").startswith("#"):
+            self.links.append(values["href"][1:])
+        asked = [values.get("src", "")] + ([values.get("href", "")] if tag == "link" else [])
+        self.requests += [url for url in asked if url and not url.startswith("data:")] + [tag] * (tag == "script")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def report(study):
+    assert main(["report", f"--out={study}"]) == 0
+    return (study / "report.html").read_text()
+
+
+def test_the_report_is_one_page_that_asks_for_nothing_from_elsewhere(report):
+    page = _Page(report)
+    assert page.open == []
+    assert page.requests == []
+    assert "url(" not in report
+    assert page.sections == [name for name in exhibits.EXHIBITS if name in MADE] + ["settings", "deviations", "made"]
+    assert page.links == page.sections
+    assert len(page.images) == len(MADE) - 2
+    for image in page.images:
+        assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+        assert "profile embedded" in image["alt"]
+
+
+def test_the_report_says_what_was_run_with_what_and_where_it_differs_from_the_paper(study, report):
+    text = re.sub(r"data:image[^\"]*", "", report)
+    summary = json.loads(next((study / "splits").glob("*/summary.json")).read_text())
+    for words in (
+        f"torch {summary['versions']['torch']}",
+        "cpu, 2 threads",
+        "<td>model</td><td>bert-base-uncased</td>",
+        "<strong>The joint move.</strong>",
+        "<code>table2</code> table2 is made from the sweep full",
+        "Friedman&#39;s test",
+    ):
+        assert words in text
+    assert re.search(r"commit of the analysis</td><td>([0-9a-f]{40}|unknown)", text)

@@ -1,0 +1,47 @@
+import pandas as pd
+import pytest
+
+from analysis import notebook, runs
+
+from .real_runs import run_sweep
+
+
+@pytest.fixture(scope="module")
+def ablations(tiny, tmp_path_factory):
+    """Real runs of the three ablations: a network of two layers, 48 made sentences."""
+    out = tmp_path_factory.mktemp("ablations")
+    strict = {"rounding": 0, "first_steps": 1, "joint": "never", "split": 4}
+    run_sweep(out, tiny, "splits", {"split": [1, 4, "qkv"]})
+    run_sweep(out, tiny, "merging", {"merge_threshold": [0, 0.05]}, **strict)
+    run_sweep(out, tiny, "batch-sizes", {"optimizer": ["adam", "plasls"], "batch_size": [8, 16]}, split=4)
+    return out
+
+
+def test_the_notebook_is_the_one_that_its_script_makes():
+    import nbformat
+
+    assert notebook.NOTEBOOK.read_text(encoding="utf-8").rstrip() == nbformat.writes(notebook.build()).rstrip()
+
+
+@pytest.mark.filterwarnings("default")  # the client's own, about its event loop and the kernel's port
+def test_the_notebook_runs_on_real_runs_and_shows_tables_figures_and_tests(ablations):
+    cells = notebook.execute(str(ablations)).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    text = "\n".join(str(output["data"].get("text/markdown", "")) for output in outputs if "data" in output)
+    for words in ("Sweep splits", "Sweep merging", "Sweep batch-sizes", "Friedman's test", "beyond chance"):
+        assert words in text
+
+
+def test_three_lines_give_one_tidy_table_of_real_runs(ablations):
+    frame = runs.load(ablations, "merging").frame
+    assert frame["run_id"].nunique() == 4
+    steps = frame.dropna(subset="time/step")
+    assert len(steps) == 4 * 12
+    assert set(frame["rounding"]) == {0.0}
+    assert set(frame["merge_threshold"]) == {0.0, 0.05}
+    assert isinstance(frame["model"].dtype, pd.CategoricalDtype)
+    assert not frame.columns.duplicated().any()
+    merged = steps[steps["merge_threshold"] == 0.05]["search/merged"].dropna()
+    assert len(merged)  # the threshold is high enough for real merges
