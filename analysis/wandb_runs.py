@@ -27,6 +27,7 @@ SUMMARY = (
     "search/failures",
     "time/total",
     "diverged",
+    "processes",
     "threads",
     "device",
     "versions",
@@ -109,6 +110,8 @@ def _last_of_each_step(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
     """Steps that a resumed run did again count once, as in history.jsonl; W&B's own keys are left out."""
     lines: dict[tuple[int, bool], dict[str, Any]] = {}
     for row in rows:
+        if "step" not in row:  # a table or another picture of the run, beside its lines
+            continue
         line = {key: _number(row[key]) for key in sorted(row, key=_place) if not key.startswith("_")}
         lines[line["step"], "eval/accuracy" in line] = line
     return [lines[key] for key in sorted(lines)]
