@@ -95,9 +95,8 @@ def cells(out: Path) -> list[Path]:
 
 def states(out: Path) -> dict[str, tuple[int, int]]:
     """What a second run of a finished cell would change."""
-    found = [path.stat() for path in out.glob("splits/*/summary.json")]
-    names = [path.parent.name for path in out.glob("splits/*/summary.json")]
-    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in zip(names, found, strict=True)}
+    found = {path.parent.name: path.stat() for path in out.glob("splits/*/summary.json")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 def results(out: Path) -> dict[str, str]:
@@ -546,7 +545,8 @@ def test_killed_training_resumes_to_the_identical_result(tiny: Path, tmp_path: P
     assert 12 <= max(steps) < 120
 
     last_line = "splits: 3 cells: 1 run now, 2 finished before, 0 failed\n"
-    assert sweep(out, *settings, run="train.run:run")[:2] == (0, last_line)
+    status, said, errors = sweep(out, *settings, run="train.run:run")
+    assert (status, said) == (0, last_line), errors
     assert before.items() <= states(out).items()
     assert not (partial / "checkpoint.pt").exists()
 
