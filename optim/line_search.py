@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -331,7 +331,8 @@ class LineSearch(torch.optim.Optimizer):
         starts = [g["lr"] * (growth if all_grow or g is groups[turn] else 1.0) for g in groups]
         chosen = range(len(groups)) if whole or joint else [turn]
 
-        with Trials(self, [groups[j] for j in chosen], loss) as trials:
+        first = starts if joint else [starts[turn]] * len(chosen)
+        with Trials(self, [groups[j] for j in chosen], loss, first) as trials:
             if not any(trials.slopes):  # nothing moves, so there is nothing to test
                 starts = [group["lr"] for group in groups]
                 path: Path = lambda t: [starts[j] for j in chosen]  # noqa: E731
@@ -438,10 +439,11 @@ class LineSearch(torch.optim.Optimizer):
             raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
         finite = math.isfinite(base)
         if gradients:
-            # The largest entry of each: a norm over many finite ones may be infinite, in float16 above all.
-            norms = torch._foreach_norm(gradients, math.inf)
-            largest = torch.stack([norm.to(gradients[0].device, torch.float64) for norm in norms])
-            finite = math.isfinite(float(self.ranks.means(largest.sum()))) and finite
+            norms = self._sum_of_norms(gradients, 2)
+            if not math.isfinite(norms):
+                # The largest entry of each: a norm over many finite ones may be infinite, in float16 above all.
+                norms = self._sum_of_norms(gradients, math.inf)
+            finite = math.isfinite(norms) and finite
         if finite:
             self.progress.nonfinite = 0
             return True
@@ -453,6 +455,10 @@ class LineSearch(torch.optim.Optimizer):
                 "the weights are as they were before them"
             )
         return False
+
+    def _sum_of_norms(self, gradients: list[Tensor], order: float) -> float:
+        norms = torch._foreach_norm(gradients, order)
+        return float(self.ranks.means(torch.stack([norm.to(gradients[0].device, torch.float64) for norm in norms]).sum()))
 
     # -- several processes --------------------------------------------------------------------------------
 
@@ -469,8 +475,18 @@ class LineSearch(torch.optim.Optimizer):
 
     # -- what the host says -------------------------------------------------------------------------------
 
-    def _directions(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        """The tested direction d for each parameter; the host's moments stay as they are."""
+    def _directions(
+        self, group: Group, parameters: list[Tensor], gradients: list[Tensor], states: list[Mapping[str, Any]]
+    ) -> Sequence[Tensor]:
+        """The tested direction d for slices of the group's parameters; the host's moments stay as they are.
+
+        Args:
+            group: the param group.
+            parameters: slices of some of its parameters, of one device and data type.
+            gradients: their gradients.
+            states: the host's state of each one, where tensors of the parameter's shape are the same slice; all are
+                empty where the host has not seen the parameters yet.
+        """
         raise NotImplementedError
 
     # -- saving and loading -------------------------------------------------------------------------------
