@@ -125,6 +125,9 @@ class PLASLS(AdamSLS):
         growth: "searched": a step size grows (Eq. 2) when its component is searched; "all": all grow at every step.
         merge_threshold: lambda of Algorithm 1: after a step, if the smallest step size is at most this, its component
             is merged with that of the second smallest. 0: never.
+        suffix: whether trials that move one component only start at the first module that it changes, with the outputs
+            before it from the step's first evaluation (see `Suffix`). The bits are those of the full evaluation, which
+            each component's first search verifies.
 
     The other arguments are `AdamSLS`'s.
     """
@@ -137,7 +140,8 @@ class PLASLS(AdamSLS):
         joint: int | Literal["always", "never"] = "always",
         growth: Literal["searched", "all"] = "searched",
         merge_threshold: float = 1e-12,
+        suffix: bool = True,
         **settings: Any,
     ) -> None:
-        self.cycle = Cycle(first_steps, joint, growth, merge_threshold)
+        self.cycle = Cycle(first_steps, joint, growth, merge_threshold, suffix)
         super().__init__(params, **settings)

@@ -12,6 +12,7 @@ from torch import Tensor
 from .armijo import Armijo, Backtracking, backtrack
 from .loss import MiniBatchLoss
 from .merging import Group
+from .suffix import Suffix
 
 if TYPE_CHECKING:
     from .line_search import LineSearch
@@ -41,11 +42,16 @@ class Trials:
     slopes: list[float]
 
     def __init__(
-        self, optimizer: LineSearch, groups: Sequence[Group], loss: MiniBatchLoss, sizes: Sequence[float]
+        self,
+        optimizer: LineSearch,
+        groups: Sequence[Group],
+        loss: MiniBatchLoss,
+        suffix: Suffix | None,
+        sizes: Sequence[float],
     ) -> None:
         """`sizes`: step sizes of the first trial point, made in the same pass over d as the slopes."""
         settings = optimizer.settings
-        self.optimizer, self.groups, self.loss = optimizer, groups, loss
+        self.optimizer, self.groups, self.loss, self.suffix = optimizer, groups, loss, suffix
         tolerance = settings.rounding * loss.rounding_error(settings.magnitude) if settings.rounding else 0.0
         known = optimizer.progress.accepted_once
         self.condition = Armijo(settings.c if known else settings.first_c, tolerance)
@@ -85,7 +91,7 @@ class Trials:
             self._place(sizes)
             self._sizes = sizes
         torch.clear_autocast_cache()  # of an autocast around the step: it holds the weights of the point before
-        return self.loss.again()
+        return self.suffix.evaluate(self.loss.again) if self.suffix else self.loss.again()
 
     def _place(self, sizes: Sequence[float]) -> list[Tensor]:
         """The trial point w + eta d; returns <g, d> for each group."""
