@@ -25,7 +25,7 @@ SWEEPS := $(patsubst sweeps/%.yaml,sweep-%,$(wildcard sweeps/*.yaml))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint $(SWEEPS)
+.PHONY: help install test lint bench $(SWEEPS)
 
 help:  ## list the targets
 	@for sweep in $(SWEEPS); do \
@@ -45,6 +45,9 @@ lint: $(INSTALLED)  ## ruff and mypy
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+bench: $(INSTALLED)  ## what a step costs beside Adam's; sizes by ARGS, as in ARGS="--layers=12 --width=384 --batch=32"
+	@$(VENV)/bin/python -m train.bench $(ARGS)
 
 install: $(INSTALLED)  ## make .venv with the pinned packages; every target does this where it is needed
 

@@ -94,7 +94,7 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         torch._foreach_sqrt_(v)
         torch._foreach_div_(v, (1 - beta2**steps).sqrt().neg().unbind())
         torch._foreach_sub_(v, group["eps"])
-        numerators: Sequence[Tensor] = gradients
+        numerators: list[Tensor] | tuple[Tensor, ...] = gradients
         if self.direction == "momentum":
             moments = [state["exp_avg"] for state in states] if states[0] else torch._foreach_mul(gradients, 0)
             numerators = torch._foreach_lerp(moments, gradients, 1 - beta1)

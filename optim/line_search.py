@@ -295,7 +295,7 @@ class LineSearch(torch.optim.Optimizer):
         self._start_together()
         self.zero_grad()
         suffix = self._suffix(closures)
-        closures = suffix.closures if suffix else closures
+        closures = list(suffix.closures) if suffix else closures
         with Replay(self._devices(), self._modules) as replay:
             loss = MiniBatchLoss(closures, self._parameters(), replay, self.ranks, self.counts, self.grad_scaler)
             loss.first()
@@ -481,7 +481,9 @@ class LineSearch(torch.optim.Optimizer):
 
     def _sum_of_norms(self, gradients: list[Tensor], order: float) -> float:
         norms = torch._foreach_norm(gradients, order)
-        return float(self.ranks.means(torch.stack([norm.to(gradients[0].device, torch.float64) for norm in norms]).sum()))
+        return float(
+            self.ranks.means(torch.stack([norm.to(gradients[0].device, torch.float64) for norm in norms]).sum())
+        )
 
     # -- several processes --------------------------------------------------------------------------------
 

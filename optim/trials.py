@@ -25,7 +25,7 @@ FIRST_SEARCH = 10
 
 # Entries of the weights that are worked on at a time: what one operation writes, the next one finds in the cache.
 # An accelerator gains by few large operations instead.
-CHUNK, ON_ACCELERATOR = 2**16, 2**24
+CHUNK, ON_ACCELERATOR = 2**17, 2**24
 
 
 class Trials:
@@ -177,12 +177,11 @@ def _slices(
     """Of at most so many entries; a parameter that does not lie in one piece is taken whole."""
     like = {name: value for name, value in state.items() if getattr(value, "shape", None) == point.unmoved.shape}
     whole = (point.unmoved, point.trial, point.gradient, *like.values())
-    if not all(tensor.is_contiguous() for tensor in whole):
+    if point.unmoved.numel() <= limit or not all(tensor.is_contiguous() for tensor in whole):
         yield point.unmoved, point.trial, point.gradient, state
         return
-    flat = [tensor.view(-1) for tensor in whole]
-    for start in range(0, point.unmoved.numel(), limit):
-        unmoved, trial, gradient, *of_state = (tensor[start : start + limit] for tensor in flat)
+    for parts in zip(*(tensor.view(-1).split(limit) for tensor in whole), strict=True):
+        unmoved, trial, gradient, *of_state = parts
         yield unmoved, trial, gradient, {**state, **dict(zip(like, of_state, strict=True))}
 
 

@@ -1,8 +1,8 @@
 """python -m train.bench: what a step costs, the line searches beside their peers and beside what arithmetic allows.
 
-Every candidate trains a copy of one model on the same batches, all in one process, a step each in turn: whatever else the
-machine does falls on all alike. Times are medians over the rounds after the first searches, ratios are to the step of
-torch's fused Adam in the same round.
+Every candidate trains a copy of one model on the same batches, all in one process, a step each in turn: whatever else
+the machine does falls on all alike. Times are medians over the rounds after the first searches, ratios are
+to the step of torch's fused Adam.
 """
 
 import argparse
@@ -52,8 +52,8 @@ class Candidate:
     suffix: bool = False
 
 
-def line_search(optimizer: type[torch.optim.Optimizer], **settings: Any) -> Callable[[list[dict[str, Any]]], Step]:
-    return lambda groups: optimizer(groups, fused=True, **settings).step  # type: ignore[return-value]
+def line_search(optimizer: type[AdamSLS], **settings: Any) -> Callable[[list[dict[str, Any]]], Step]:
+    return lambda groups: optimizer(groups, fused=True, **settings).step
 
 
 eq6 = partial(line_search, PLASLS, first_steps=FIRST_STEPS, joint="never")
@@ -79,6 +79,7 @@ CANDIDATES = {
 class Clock:
     """Seconds of one step's first evaluation, of its backward passes and of its further evaluations, the trials."""
 
+    now: Callable[[], float]
     forward: float = 0.0
     backward: float = 0.0
     trial: float = 0.0
@@ -95,10 +96,10 @@ class Clock:
         def timed() -> Tensor:
             nonlocal evaluations
             evaluations += 1
-            start = time.perf_counter()
+            start = self.now()
             with record_function("evaluation"):
                 loss = closure()
-            elapsed = time.perf_counter() - start
+            elapsed = self.now() - start
             if evaluations == 1:
                 self.forward += elapsed
             else:
@@ -106,21 +107,21 @@ class Clock:
             return loss
 
         with self._timing_backward():
-            start = time.perf_counter()
+            start = self.now()
             step(timed)
-            self.total = time.perf_counter() - start
+            self.total = self.now() - start
 
     @contextmanager
     def _timing_backward(self) -> Iterator[None]:
         backward = Tensor.backward
 
         def timed(*args: Any, **kwargs: Any) -> None:
-            start = time.perf_counter()
+            start = self.now()
             with record_function("backward"):
                 backward(*args, **kwargs)
-            self.backward += time.perf_counter() - start
+            self.backward += self.now() - start
 
-        Tensor.backward = timed  # type: ignore[assignment, method-assign]
+        Tensor.backward = timed  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -133,9 +134,9 @@ def extra_memory(step: Step, closure: Closure, gradients: int) -> int:
     By the allocator's own events; the model's activations live within evaluations and the backward pass only.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        Clock().step(step, closure)
+        Clock(time.perf_counter).step(step, closure)
     marks: list[tuple[int, int, Any]] = []
-    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
             marks.append((event.start_ns(), 0, event.nbytes()))
         elif event.name() in ("evaluation", "backward"):
@@ -163,10 +164,11 @@ class Contestant:
     step: Step
     clocks: list[Clock] = field(default_factory=list)
     memory: int = 0
+    first: int = 0  # trials of the first step
     share: float = 1.0  # of the network, that a trial evaluates
 
-    def turn(self, batch: Batch) -> Clock:
-        clock = Clock()
+    def turn(self, batch: Batch, now: Callable[[], float]) -> Clock:
+        clock = Clock(now)
         clock.step(self.step, partial(self.model.loss, batch))
         return clock
 
@@ -194,20 +196,30 @@ def suffix_share(model: Classifier, groups: list[dict[str, Any]]) -> float:
     return 1 - sum(first) / (len(first) * len(layers))
 
 
-def measure(running: list[Contestant], batches: Callable[[int], Batch], warmup: int, rounds: int, progress: bool):
+def measure(
+    running: list[Contestant],
+    batches: Callable[[int], Batch],
+    warmup: int,
+    rounds: int,
+    now: Callable[[], float],
+    progress: bool,
+) -> list[float]:
     """Seconds of plain forward passes without a graph, one a round; the contestants' clocks are filled."""
-    forwards = []
+    forwards: list[float] = []
     for k in range(warmup + rounds):
         batch = batches(k)
         order = running[k % len(running) :] + running[: k % len(running)]
-        clocks = {contestant.name: contestant.turn(batch) for contestant in order}
+        clocks = {contestant.name: contestant.turn(batch, now) for contestant in order}
+        if k == 0:
+            for contestant in running:
+                contestant.first = clocks[contestant.name].trials
         if k >= warmup:
             for contestant in running:
                 contestant.clocks.append(clocks[contestant.name])
             with torch.no_grad():
-                start = time.perf_counter()
+                start = now()
                 running[0].model.loss(batch)
-                forwards.append(time.perf_counter() - start)
+                forwards.append(now() - start)
         if progress:
             print(f"\rround {k + 1} of {warmup + rounds}", end="", file=sys.stderr, flush=True)
     if progress:
@@ -243,6 +255,7 @@ def summarise(running: list[Contestant], forwards: list[float]) -> dict[str, Any
                 "quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
                 "floor": 1 + trials * contestant.share * forward / (both + arithmetic),
                 "trials": trials,
+                "first_trials": contestant.first,
                 "forward": median(clock.forward for clock in clocks),
                 "backward": median(clock.backward for clock in clocks),
                 "trial": sum(clock.trial for clock in clocks) / max(1, sum(clock.trials for clock in clocks)),
@@ -257,19 +270,21 @@ def summarise(running: list[Contestant], forwards: list[float]) -> dict[str, Any
 def table(result: dict[str, Any]) -> str:
     """Markdown; times in milliseconds, memory in sizes of the weights."""
     lines = [
-        f"Floors: forward {1e3 * result['forward']:.0f} ms, forward + backward {1e3 * result['forward + backward']:.0f} "
-        f"ms, fused Adam {1e3 * result['Adam']:.1f} ms. Times in ms, a trial's is the mean of one.",
+        f"Floors: forward {1e3 * result['forward']:.0f} ms, forward + backward "
+        f"{1e3 * result['forward + backward']:.0f} ms, "
+        f"fused Adam {1e3 * result['Adam']:.1f} ms. Times in ms, a trial's is the mean of one.",
         "",
-        "| candidate | ratio (quartiles) | floor | ratio / floor | trials a step | forward | backward | a trial "
-        "| arithmetic | / Adam's | extra memory / weights |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| candidate | ratio (quartiles) | floor | ratio / floor | trials a step | of the first | forward | backward "
+        "| a trial | arithmetic | / Adam's | extra memory / weights |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in result["rows"]:
         low, high = row["quartiles"]
         lines.append(
             f"| {row['candidate']} | {row['ratio']:.3f} ({low:.3f} to {high:.3f}) | {row['floor']:.3f} "
-            f"| {row['ratio'] / row['floor']:.3f} | {row['trials']:.2f} | {1e3 * row['forward']:.0f} "
-            f"| {1e3 * row['backward']:.0f} | {1e3 * row['trial']:.0f} | {1e3 * row['arithmetic']:.1f} "
+            f"| {row['ratio'] / row['floor']:.3f} | {row['trials']:.2f} | {row['first_trials']} "
+            f"| {1e3 * row['forward']:.0f} | {1e3 * row['backward']:.0f} "
+            f"| {1e3 * row['trial']:.0f} | {1e3 * row['arithmetic']:.1f} "
             f"| {row['arithmetic_ratio']:.2f} | {row['extra_memory']:.2f} |"
         )
     return "\n".join(lines)
@@ -295,7 +310,8 @@ def main(args: Sequence[str]) -> int:
         return {"input_ids": drawn, "attention_mask": torch.ones_like(drawn), "labels": drawn[:, 0] % 2}
 
     running = contestants(names, model)
-    forwards = measure(running, batches, flags.warmup, flags.rounds, sys.stderr.isatty())
+    now = time.process_time if flags.cpu_time else time.perf_counter
+    forwards = measure(running, batches, flags.warmup, flags.rounds, now, sys.stderr.isatty())
     result = vars(flags) | {"machine": _machine(), **summarise(running, forwards)}
     print(f"{result['machine']}; {_size(model)}, batch {flags.batch}, {flags.tokens} tokens, {flags.rounds} rounds")
     print(table(result))
@@ -325,7 +341,14 @@ def _flags(args: Sequence[str]) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=count, default=default, help=f"{what} (default {default})")
     parser.add_argument("--model", help="a hub id, a folder or a packaged model instead of the random BERT")
-    parser.add_argument("--only", help=f"candidates, separated by semicolons; Adam runs always ({'; '.join(CANDIDATES)})")
+    parser.add_argument(
+        "--only", help=f"candidates, separated by semicolons; Adam runs always ({'; '.join(CANDIDATES)})"
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="the processor's time instead of the wall's, for a machine that others share; with --threads=1",
+    )
     parser.add_argument("--out", default="runs/bench.json", help="where the result is kept; '' for nowhere")
     return parser.parse_args(args)
 

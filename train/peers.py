@@ -96,7 +96,9 @@ class PublishedPLASLS:
     time, and tests a component after those before it have moved. Six first steps search the whole network.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], c: float = 0.1, delta: float = 0.9, eta_0: float = 0.1) -> None:
+    def __init__(
+        self, groups: Sequence[dict[str, Any]], c: float = 0.1, delta: float = 0.9, eta_0: float = 0.1
+    ) -> None:
         self.components = [list(group["params"]) for group in groups]
         self.m = [[torch.zeros_like(p) for p in component] for component in self.components]
         self.v = [[torch.zeros_like(p) for p in component] for component in self.components]
@@ -115,8 +117,8 @@ class PublishedPLASLS:
             unmoved = copy.deepcopy(self.components)
             for component, ms, vs in zip(self.components, self.m, self.v, strict=True):
                 for i, p in enumerate(component):
-                    vs[i] = 0.001 * p.grad**2 + 0.999 * vs[i]  # type: ignore[operator]
-                    ms[i] = 0.1 * p.grad + 0.9 * ms[i]  # type: ignore[operator]
+                    vs[i] = 0.001 * p.grad**2 + 0.999 * vs[i]
+                    ms[i] = 0.1 * p.grad + 0.9 * ms[i]
             self.eta = [eta * 2 ** (1 / 500) for eta in self.eta]
             everything = list(range(len(self.components)))
             turn = everything if self.k <= 6 else [self.k % len(self.components)]
@@ -130,7 +132,7 @@ class PublishedPLASLS:
 
     def _search(self, closure: Closure, state: Tensor, loss: Tensor, turn: list[int], unmoved: list[list[Tensor]]):
         slopes = [
-            (p.grad**2 * (1 / (torch.sqrt(v / (1 - 0.999**self.k)) + 1e-8))).sum()  # type: ignore[operator]
+            (p.grad**2 * (1 / (torch.sqrt(v / (1 - 0.999**self.k)) + 1e-8))).sum()
             for l in turn  # noqa: E741
             for p, v in zip(self.components[l], self.v[l], strict=True)
         ]
