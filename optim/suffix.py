@@ -80,8 +80,8 @@ class Suffix:
         known = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
         self.closures = [_Recorded(closure, changes, known, randomness, trust.keep_all) for closure in closures]
 
-    def evaluate(self, again: Callable[[], float]) -> float:
-        """`again`, which evaluates the closures, from the component on."""
+    def evaluate(self, again: Callable[..., float]) -> float:
+        """`MiniBatchLoss.again`, from the component on."""
         if self._trust.off or not any(closure.records for closure in self.closures):
             return again()
         if self._component in self._trust.verified:
@@ -96,10 +96,10 @@ class Suffix:
                 closure.records = []
         return full
 
-    def _tried(self, again: Callable[[], float]) -> float | Exception:
+    def _tried(self, again: Callable[..., float]) -> float | Exception:
         try:
             with self._skipping():
-                return again()
+                return again(counted=False)
         except Exception as error:
             return error
 
