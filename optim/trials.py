@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,17 +57,13 @@ class Trials:
         known = optimizer.progress.accepted_once
         self.condition = Armijo(settings.c if known else settings.first_c, tolerance)
         self._sizes = list(sizes)
-        self._points: list[_Point] = []
+        self._points: list[list[_Point]] = []
 
     def __enter__(self) -> Trials:
-        state, device = self.optimizer.state, self.loss.value.device
         try:
-            points = [[_Point(p) for p in group["params"] if p.grad is not None] for group in self.groups]
-            self._points = [point for of_group in points for point in of_group]
-            self._chunks = [list(_chunks(of_group, state)) for of_group in points]
-            slopes = [slope.to(device) for slope in self._place(self._sizes)]
-            self.slopes = self.optimizer.ranks.means(torch.stack(slopes)).tolist()
-            for point in self._points:
+            self._points = [[_Point(p) for p in group["params"] if p.grad is not None] for group in self.groups]
+            self.slopes = self.optimizer.ranks.means(torch.stack(self._place(self._sizes))).tolist()
+            for point in chain.from_iterable(self._points):
                 point.show()
         except BaseException:
             self.__exit__()
@@ -95,22 +92,21 @@ class Trials:
 
     def _place(self, sizes: Sequence[float]) -> list[Tensor]:
         """The trial point w + eta d; returns <g, d> for each group."""
+        nothing = torch.zeros((), dtype=torch.float64, device=self.loss.value.device)
         return [
-            sum(
-                (self._place_chunk(group, chunk, size) for chunk in chunks),
-                start=torch.zeros((), dtype=torch.float64, device=chunks[0].gradients[0].device if chunks else None),
-            )
-            for group, chunks, size in zip(self.groups, self._chunks, sizes, strict=True)
+            sum((self._place_chunk(group, chunk, size) for chunk in _chunks(points, self.optimizer.state)), nothing)
+            for group, points, size in zip(self.groups, self._points, sizes, strict=True)
         ]
 
     def _place_chunk(self, group: Group, chunk: _Chunk, size: float) -> Tensor:
         directions = self.optimizer._directions(group, chunk.unmoved, chunk.gradients, chunk.states)
         for unmoved, direction, trial in zip(chunk.unmoved, directions, chunk.trial, strict=True):
             torch.add(unmoved, direction, alpha=size, out=trial)
-        return torch.stack([_dot(g, d) for g, d in zip(chunk.gradients, directions, strict=True)]).double().sum()
+        dots = torch.stack([_dot(g, d) for g, d in zip(chunk.gradients, directions, strict=True)])
+        return dots.double().sum().to(self.loss.value.device)
 
     def __exit__(self, *exception: object) -> None:
-        for point in self._points:
+        for point in chain.from_iterable(self._points):
             point.hide()
         torch.clear_autocast_cache()
 
@@ -124,11 +120,16 @@ class _Point:
     """
 
     def __init__(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        self.parameter, self.gradient = parameter, parameter.grad
+        self.parameter = parameter
         self.shared = _is_shared(parameter)
         held = parameter.detach()
         self.unmoved, self.trial = (held.clone(), held) if self.shared else (held, torch.empty_like(held))
+
+    @property
+    def gradient(self) -> Tensor:
+        """Not the same tensor after an evaluation with a backward pass of its own."""
+        assert self.parameter.grad is not None
+        return self.parameter.grad
 
     def show(self) -> None:
         self.parameter.data = self.trial
