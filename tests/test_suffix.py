@@ -18,6 +18,11 @@ def blocks(name):
     return f"{parts[0]} {parts[1]} {number}" if number else "rest"
 
 
+def projections(name):
+    """The attention's output projections, a component each."""
+    return blocks(name) if "out_proj" in name else "rest"
+
+
 class Residual(torch.nn.Module):
     """A ResNet's block as torchvision has it: in-place activations, an in-place sum."""
 
@@ -182,6 +187,7 @@ CASES = {
     "ResNet": ("ResNet", {}),
     "ResNet, bf16": ("ResNet", {"autocast": True}),
     "torch's blocks": ("Attention", {}),
+    "torch's blocks, a weight that is read without a call": ("Attention", {"rule": projections}),
     "long skip connections": ("Skipping", {}),
 }
 
@@ -191,7 +197,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_trials_from_the_component_on_give_the_bits_of_the_full_ones_and_run_fewer_modules(case):
     kind, settings = CASES[case]
-    components = len(split(OWN[kind]() if kind in OWN else transformer(kind), blocks))
+    rule = settings.get("rule", blocks)
+    components = len(split(OWN[kind]() if kind in OWN else transformer(kind), rule))
     steps = 3 * components + 1
     part, its_state, _ = run(kind, True, steps=steps, **settings)
     full, full_state, _ = run(kind, False, steps=steps, **settings)
@@ -258,10 +265,46 @@ class Detour(torch.nn.Module):
 
 def test_a_trial_that_takes_another_way_is_evaluated_in_full(monkeypatch):
     monkeypatch.setitem(OWN, "Detour", Detour)
-    part, its_state, _ = run("Detour", True, steps=9)
+    part, its_state, optimizer = run("Detour", True, steps=9)
+    assert not optimizer._trust.keep_all
     full, full_state, _ = run("Detour", False, steps=9)
     assert [step[:5] for step in part] == [step[:5] for step in full]
     assert all(torch.equal(a, b) for a, b in zip(its_state, full_state, strict=True))
+
+
+class Writing(torch.nn.Module):
+    """Writes into what a module has returned: before the searched block is run, or after it."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.before = before
+        self.words = torch.nn.Embedding(50, 8)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        x = self.blocks[0](self.words(tokens).mean(1))
+        if self.before:
+            x *= 0.5
+        y = self.blocks[1](x * 1.0)
+        x += y
+        return self.head(x.tanh())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_outputs_that_are_written_to_are_as_they_were(before):
+    def found(suffix):
+        torch.manual_seed(0)
+        model, steps = Writing(before), []
+        optimizer = PLASLS(split(model, blocks), first_steps=1, joint="never", suffix=suffix, growth_steps=1)
+        for k in range(30):
+            optimizer.step(closure_of(model, "Writing", k, autocast=False))
+            steps.append((optimizer.search.trials, optimizer.search.trial, optimizer.search.after))
+        return steps
+
+    part = found(True)
+    assert part == found(False)
+    assert sum(trials for trials, *_ in part) > 35
 
 
 def test_the_models_methods_are_its_own_again_after_an_error_in_a_trial():
