@@ -26,7 +26,7 @@ STUDIES := $(patsubst sweeps/studies/%.yaml,study-%,$(wildcard sweeps/studies/*.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sweeps figures notebook report install test lint $(SWEEPS) $(STUDIES)
+.PHONY: help sweeps figures notebook report bench install test lint $(SWEEPS) $(STUDIES)
 
 help:  ## list the targets
 	@for sweep in $(SWEEPS); do \
@@ -63,6 +63,9 @@ lint: $(INSTALLED)  ## ruff and mypy
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+bench: $(INSTALLED)  ## what a step costs beside Adam's; sizes by ARGS, as in ARGS="--layers=12 --width=384 --batch=32"
+	@$(VENV)/bin/python -m train.bench $(ARGS)
 
 install: $(INSTALLED)  ## make .venv with the pinned packages; every target does this where it is needed
 

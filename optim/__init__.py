@@ -1,6 +1,6 @@
 """Learning-rate-free optimizers by stochastic Armijo line searches, after Kenneweg et al., IJCNN 2023."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ PAPER: dict[str, Any] = {
 """The paper's text as PLASLS's settings, where it differs from our defaults."""
 
 Direction = Literal["gradient", "momentum"]
+State = Mapping[str, Any]
 
 
 class SGDSLS(LineSearch, torch.optim.SGD):
@@ -37,11 +38,13 @@ class SGDSLS(LineSearch, torch.optim.SGD):
     The arguments are `LineSearch`'s and torch.optim.SGD's own, without lr.
     """
 
-    def _directions(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    def _directions(
+        self, group: Group, parameters: list[Tensor], gradients: list[Tensor], states: list[State]
+    ) -> Sequence[Tensor]:
         decay = group["weight_decay"]
         if decay:
-            return [-g.add(p, alpha=decay) for p, g in zip(parameters, gradients, strict=True)]
-        return [-g for g in gradients]
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
+        return torch._foreach_neg(gradients)
 
 
 class AdamSLS(LineSearch, torch.optim.Adam):
@@ -70,30 +73,36 @@ class AdamSLS(LineSearch, torch.optim.Adam):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"direction": self.direction}
 
-    def _directions(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        return [self._direction(group, p, g) for p, g in zip(parameters, gradients, strict=True)]
-
-    def _direction(self, group: Group, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """d of Eq. 3 for one parameter: v is updated first, in a copy; the move updates it again, for good."""
-        beta1, beta2 = group["betas"]
-        decay, decoupled = group["weight_decay"], group.get("decoupled_weight_decay", False)
+    def _directions(
+        self, group: Group, parameters: list[Tensor], gradients: list[Tensor], states: list[State]
+    ) -> Sequence[Tensor]:
+        """d of Eq. 3: v is updated first, in a copy; the move updates it again, for good."""
+        (beta1, beta2), decay = group["betas"], group["weight_decay"]
+        decoupled = group.get("decoupled_weight_decay", False)
         if decay and not decoupled:
-            gradient = gradient.add(parameter, alpha=decay)
-        state = self.state.get(parameter) or {}
-        # Stays on its device, where it is one: reading it would wait for the accelerator once a parameter.
-        step = (state["step"].double() if state else torch.zeros((), dtype=torch.float64)) + 1
-        v = gradient.square().mul_(1 - beta2)
-        if state:
-            v.add_(state["exp_avg_sq"], alpha=beta2)
-        if group["amsgrad"] and state:
-            v = torch.maximum(v, state["max_exp_avg_sq"])
-        denominator = v.sqrt_().div_((1 - beta2**step).sqrt()).add_(group["eps"])
-        numerator = gradient
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
+        if states[0]:
+            v = torch._foreach_mul([state["exp_avg_sq"] for state in states], beta2)
+            torch._foreach_addcmul_(v, gradients, gradients, value=1 - beta2)
+            # Stays on its device, where it is one: reading it would wait for the accelerator.
+            steps = torch.stack([state["step"] for state in states]).double() + 1
+        else:  # the first step
+            v = torch._foreach_mul(torch._foreach_mul(gradients, gradients), 1 - beta2)
+            steps = torch.ones(len(gradients), dtype=torch.float64, device=gradients[0].device)
+        if group["amsgrad"] and states[0]:
+            torch._foreach_maximum_(v, [state["max_exp_avg_sq"] for state in states])
+        torch._foreach_sqrt_(v)
+        torch._foreach_div_(v, (1 - beta2**steps).sqrt().neg().unbind())
+        torch._foreach_sub_(v, group["eps"])
+        numerators: list[Tensor] | tuple[Tensor, ...] = gradients
         if self.direction == "momentum":
-            m = state["exp_avg"] if state else torch.zeros_like(gradient)
-            numerator = m.lerp(gradient, 1 - beta1).div_(1 - beta1**step)
-        direction = denominator.reciprocal_().mul_(numerator).neg_()
-        return direction.sub_(parameter, alpha=decay) if decay and decoupled else direction
+            moments = [state["exp_avg"] for state in states] if states[0] else torch._foreach_mul(gradients, 0)
+            numerators = torch._foreach_lerp(moments, gradients, 1 - beta1)
+            torch._foreach_div_(numerators, (1 - beta1**steps).unbind())
+        directions = torch._foreach_div(numerators, v)
+        if decay and decoupled:
+            torch._foreach_sub_(directions, parameters, alpha=decay)
+        return directions
 
 
 class PLASLS(AdamSLS):
@@ -116,6 +125,9 @@ class PLASLS(AdamSLS):
         growth: "searched": a step size grows (Eq. 2) when its component is searched; "all": all grow at every step.
         merge_threshold: lambda of Algorithm 1: after a step, if the smallest step size is at most this, its component
             is merged with that of the second smallest. 0: never.
+        suffix: whether trials that move one component only start at the first module that it changes, with the outputs
+            before it from the step's first evaluation (see `Suffix`). The bits are those of the full evaluation, which
+            each component's first search verifies.
 
     The other arguments are `AdamSLS`'s.
     """
@@ -128,7 +140,8 @@ class PLASLS(AdamSLS):
         joint: int | Literal["always", "never"] = "always",
         growth: Literal["searched", "all"] = "searched",
         merge_threshold: float = 1e-12,
+        suffix: bool = True,
         **settings: Any,
     ) -> None:
-        self.cycle = Cycle(first_steps, joint, growth, merge_threshold)
+        self.cycle = Cycle(first_steps, joint, growth, merge_threshold, suffix)
         super().__init__(params, **settings)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from .loss import Closure, MiniBatchLoss
 from .merging import Group, merge_smallest
 from .ranks import Ranks
 from .replay import Modules, Replay
+from .suffix import Suffix, Trust
 from .trials import Path, Trials
 
 # Whole-network searches in a row that take their first trial: then the step size has settled.
@@ -61,6 +62,7 @@ class Cycle:
     joint: int | Literal["always", "never"]
     growth: Literal["searched", "all"]
     merge_threshold: float
+    suffix: bool = True
 
     def __post_init__(self) -> None:
         settled = self.first_steps == "settled" or _is_count(self.first_steps)
@@ -68,6 +70,7 @@ class Cycle:
         joint = self.joint in ("always", "never") or _is_count(self.joint)
         _require("joint", self.joint, joint, "'always', 'never' or a whole number of steps from 1")
         _require("growth", self.growth, self.growth in ("searched", "all"), "'searched' or 'all'")
+        _require("suffix", self.suffix, isinstance(self.suffix, bool), "True or False")
         _require("merge_threshold", self.merge_threshold, 0 <= self.merge_threshold < math.inf, "0 or above")
 
     def tests_jointly(self, searches: int) -> bool:
@@ -173,6 +176,7 @@ class LineSearch(torch.optim.Optimizer):
     cycle: Cycle | None = None
     """How the param groups take turns as components; None: they share one step size."""
     _modules: Modules | None = None  # that the closures run; found anew by a copy
+    _trust: Trust | None = None  # in trials of a suffix; likewise
 
     def __init__(
         self,
@@ -290,13 +294,15 @@ class LineSearch(torch.optim.Optimizer):
         closures = list(closure) if isinstance(closure, Sequence) else [closure]
         self._start_together()
         self.zero_grad()
+        suffix = self._suffix(closures)
+        closures = list(suffix.closures) if suffix else closures
         with Replay(self._devices(), self._modules) as replay:
             loss = MiniBatchLoss(closures, self._parameters(), replay, self.ranks, self.counts, self.grad_scaler)
             loss.first()
             self._modules = replay.modules
             self._finish_gradients()
             if self._is_finite(loss.base):
-                frozen = self._search(loss)
+                frozen = self._search(loss, suffix)
                 self._move(frozen)
                 self._merge()
         return loss.value
@@ -319,19 +325,37 @@ class LineSearch(torch.optim.Optimizer):
             size = group["lr"] = float(group["lr"])
             _require(f"the step size of {group['name']}", size, 0 <= size < math.inf, "a finite number, 0 or above")
 
-    def _search(self, loss: MiniBatchLoss) -> Sequence[Group]:
+    def _next(self) -> tuple[bool, int, bool]:
+        """Whether this step searches the whole network, else which component, and whether all move in its trials."""
+        progress, cycle = self.progress, self.cycle
+        if cycle is None or progress.whole or len(self.param_groups) == 1:
+            return True, 0, False
+        return False, progress.position % len(self.param_groups), cycle.tests_jointly(progress.searches)
+
+    def _suffix(self, closures: Sequence[Closure]) -> Suffix | None:
+        """Where one component moves alone in the trials; of modules that a step before has run, uncompiled."""
+        whole, turn, joint = self._next()
+        if whole or joint or self._modules is None or self._modules.compiled:
+            return None
+        self._trust = self._trust or Trust(off=self.cycle is None or not self.cycle.suffix)
+        if self._trust.off:
+            return None
+        group = self.param_groups[turn]
+        changed = [parameter for parameter in group["params"] if parameter.requires_grad]
+        return Suffix(self._trust, closures, group["name"], changed, self._modules.ran, self._devices())
+
+    def _search(self, loss: MiniBatchLoss, suffix: Suffix | None) -> Sequence[Group]:
         """Set the step sizes of this step; returns the groups that must not move."""
         groups, progress, cycle = self.param_groups, self.progress, self.cycle
-        whole = cycle is None or progress.whole or len(groups) == 1
-        turn = 0 if whole else progress.position % len(groups)
-        joint = cycle is not None and not whole and cycle.tests_jointly(progress.searches)
+        whole, turn, joint = self._next()
         before = groups[turn]["lr"]
         growth = 2 ** (1 / self.settings.growth_steps) if progress.accepted_once else 1.0
         all_grow = whole or (cycle is not None and cycle.growth == "all")
         starts = [g["lr"] * (growth if all_grow or g is groups[turn] else 1.0) for g in groups]
         chosen = range(len(groups)) if whole or joint else [turn]
 
-        with Trials(self, [groups[j] for j in chosen], loss) as trials:
+        first = starts if joint else [starts[turn]] * len(chosen)
+        with Trials(self, [groups[j] for j in chosen], loss, suffix, first) as trials:
             if not any(trials.slopes):  # nothing moves, so there is nothing to test
                 starts = [group["lr"] for group in groups]
                 path: Path = lambda t: [starts[j] for j in chosen]  # noqa: E731
@@ -438,10 +462,11 @@ class LineSearch(torch.optim.Optimizer):
             raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
         finite = math.isfinite(base)
         if gradients:
-            # The largest entry of each: a norm over many finite ones may be infinite, in float16 above all.
-            norms = torch._foreach_norm(gradients, math.inf)
-            largest = torch.stack([norm.to(gradients[0].device, torch.float64) for norm in norms])
-            finite = math.isfinite(float(self.ranks.means(largest.sum()))) and finite
+            norms = self._sum_of_norms(gradients, 2)
+            if not math.isfinite(norms):
+                # The largest entry of each: a norm over many finite ones may be infinite, in float16 above all.
+                norms = self._sum_of_norms(gradients, math.inf)
+            finite = math.isfinite(norms) and finite
         if finite:
             self.progress.nonfinite = 0
             return True
@@ -453,6 +478,12 @@ class LineSearch(torch.optim.Optimizer):
                 "the weights are as they were before them"
             )
         return False
+
+    def _sum_of_norms(self, gradients: list[Tensor], order: float) -> float:
+        norms = torch._foreach_norm(gradients, order)
+        return float(
+            self.ranks.means(torch.stack([norm.to(gradients[0].device, torch.float64) for norm in norms]).sum())
+        )
 
     # -- several processes --------------------------------------------------------------------------------
 
@@ -469,8 +500,18 @@ class LineSearch(torch.optim.Optimizer):
 
     # -- what the host says -------------------------------------------------------------------------------
 
-    def _directions(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        """The tested direction d for each parameter; the host's moments stay as they are."""
+    def _directions(
+        self, group: Group, parameters: list[Tensor], gradients: list[Tensor], states: list[Mapping[str, Any]]
+    ) -> Sequence[Tensor]:
+        """The tested direction d for slices of the group's parameters; the host's moments stay as they are.
+
+        Args:
+            group: the param group.
+            parameters: slices of some of its parameters, of one device and data type.
+            gradients: their gradients.
+            states: the host's state of each one, where tensors of the parameter's shape are the same slice; all are
+                empty where the host has not seen the parameters yet.
+        """
         raise NotImplementedError
 
     # -- saving and loading -------------------------------------------------------------------------------

@@ -91,9 +91,13 @@ class MiniBatchLoss:
 
     # -- f at a trial point -------------------------------------------------------------------------------
 
-    def again(self) -> float:
-        """f at the weights as they are now, with the randomness of `first`; the gradients stay as they are."""
-        self._counts["forwards"] += len(self._closures)
+    def again(self, counted: bool = True) -> float:
+        """f at the weights as they are now, with the randomness of `first`; the gradients stay as they are.
+
+        Counted unless it is a check of an evaluation before, which a resumed run may repeat.
+        """
+        evaluations = len(self._closures) if counted else 0
+        self._counts["forwards"] += evaluations
         if not self._backward_inside:
             return self._ranks.mean(lambda: self._replay.again(self._forward_only))
         # Such a closure overwrites the gradients, which the move still needs.
@@ -103,7 +107,7 @@ class MiniBatchLoss:
         try:
             for parameter in self._parameters:
                 parameter.grad = None
-            self._counts["backwards"] += len(self._closures)
+            self._counts["backwards"] += evaluations
             with torch.enable_grad():
                 return self._ranks.mean(lambda: self._replay.again(self._forward_only))
         finally:

@@ -32,6 +32,31 @@ class Modules:
     autocast: torch.dtype | None = None  # in which they ran, None: no autocast
 
 
+class Randomness:
+    """The random states that a closure may use: torch's CPU and accelerator generators, Python's, NumPy's.
+
+    Args:
+        devices: the accelerators' are among them.
+    """
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._devices = [device for device in set(devices) if device.type not in ("cpu", "meta")]
+
+    def get(self) -> tuple[Any, ...]:
+        accelerators = [torch.get_device_module(device).get_rng_state(device) for device in self._devices]
+        numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
+        return random.getstate(), numpy, torch.get_rng_state(), accelerators
+
+    def set(self, state: tuple[Any, ...]) -> None:
+        python, numpy, cpu, accelerators = state
+        random.setstate(python)
+        if numpy is not None:
+            sys.modules["numpy"].random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for device, of_device in zip(self._devices, accelerators, strict=True):
+            torch.get_device_module(device).set_rng_state(of_device, device)
+
+
 class Replay:
     """One step's evaluations: `first` is the plain one, `again` repeats it, and only `first` leaves traces.
 
@@ -52,13 +77,13 @@ class Replay:
         self._stance = ExitStack()
         devices = set(devices)
         self._device_types = {device.type for device in devices}
-        self._devices = [device for device in devices if device.type not in ("cpu", "meta")]
+        self._randomness = Randomness(devices)
         self._buffers_before: dict[torch.nn.Module, Buffers] = {}
         self._wrappers: dict[DistributedDataParallel, bool] = {}
         self._after: tuple[Any, dict[torch.nn.Module, Buffers]] | None = None
 
     def __enter__(self) -> "Replay":
-        self._randomness = self._random_state()
+        self._before = self._randomness.get()
         if self._is_first:
             self._stance.enter_context(torch.compiler.set_stance("force_eager"))
         return self
@@ -124,26 +149,15 @@ class Replay:
     def again(self, evaluate: Callable[[], T]) -> T:
         if self._after is None:
             after = {module: _copies(module, buffers) for module, buffers in self._buffers_before.items()}
-            self._after = (self._random_state(), after)
+            self._after = (self._randomness.get(), after)
             self._wrappers = {wrapper: wrapper.require_forward_param_sync for wrapper in self._wrappers}
-        self._restore(self._randomness, self._buffers_before)
+        self._restore(self._before, self._buffers_before)
         for wrapper in self._wrappers:
             wrapper.require_forward_param_sync = False  # a forward without gradients does so anyway, for good
         return evaluate()
 
-    def _random_state(self) -> tuple[Any, ...]:
-        accelerators = [torch.get_device_module(device).get_rng_state(device) for device in self._devices]
-        numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
-        return random.getstate(), numpy, torch.get_rng_state(), accelerators
-
     def _restore(self, randomness: tuple[Any, ...], buffers: dict[torch.nn.Module, Buffers]) -> None:
-        python, numpy, cpu, accelerators = randomness
-        random.setstate(python)
-        if numpy is not None:
-            sys.modules["numpy"].random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        for device, state in zip(self._devices, accelerators, strict=True):
-            torch.get_device_module(device).set_rng_state(state, device)
+        self._randomness.set(randomness)
         for module, saved in buffers.items():
             for name, value in saved.items():
                 module._buffers[name].copy_(value)  # type: ignore[union-attr]

@@ -1,0 +1,293 @@
+"""Evaluate a closure again from the first module on that a trial changes; what comes before is known already."""
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .loss import Closure
+from .replay import Randomness
+
+# What a module may return beside tensors and be recorded: nobody can change it.
+_PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
+
+
+@dataclass
+class Trust:
+    """What is known about one model: where the evaluation of suffixes has given the bits of the full one.
+
+    The first search of each component evaluates its first trial both ways. Where they differ, all outputs before the
+    suffix are kept, as something besides the next module reads them (long skip connections, say); where they still
+    differ, trials evaluate the whole network from then on, and a warning says so.
+    """
+
+    verified: set[str] = field(default_factory=set)
+    keep_all: bool = False
+    off: bool = False
+
+    def lose(self, full: float, suffix: float | Exception) -> None:
+        self.verified.clear()
+        if not self.keep_all:
+            self.keep_all = True
+            return
+        self.off = True
+        got = f"the loss {suffix!r}" if isinstance(suffix, float) else f"an exception ({suffix!r})"
+        warnings.warn(
+            f"trials evaluate the whole network: from the searched component on gave {got} instead of {full!r}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+class Suffix:
+    """One step's closures, whose evaluations after the first may start at the searched component.
+
+    The first evaluation records the outputs of the modules that end before the component's parameters are used, with
+    the random state there; of modules inside one another only the outer one. `evaluate` returns these outputs instead
+    of running the modules. An output that only recorded modules took is not kept: NaNs of its shape stand for it.
+
+    Exact for modules whose output depends on their inputs, parameters, buffers and random numbers only; `Trust` has
+    it verified.
+
+    Args:
+        trust: of earlier steps.
+        closures: the step's.
+        component: its name.
+        parameters: that the trials change.
+        modules: that the closures run.
+        devices: whose random states the closures may use.
+    """
+
+    def __init__(
+        self,
+        trust: Trust,
+        closures: Sequence[Closure],
+        component: str,
+        parameters: Iterable[Tensor],
+        modules: Iterable[Module],
+        devices: Iterable[torch.device],
+    ) -> None:
+        self._trust, self._component = trust, component
+        changes, randomness = _Changes(parameters), Randomness(devices)
+        known = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+        self.closures = [_Recorded(closure, changes, known, randomness, trust.keep_all) for closure in closures]
+
+    def evaluate(self, again: Callable[..., float]) -> float:
+        """`MiniBatchLoss.again`, from the component on."""
+        if self._trust.off or not any(closure.records for closure in self.closures):
+            return again()
+        if self._component in self._trust.verified:
+            with self._skipping():
+                return again()
+        full, suffix = again(), self._tried(again)
+        if suffix == full:
+            self._trust.verified.add(self._component)
+        elif full == full:  # no NaN, which proves nothing
+            self._trust.lose(full, suffix)
+            for closure in self.closures:
+                closure.records = []
+        return full
+
+    def _tried(self, again: Callable[..., float]) -> float | Exception:
+        try:
+            with self._skipping():
+                return again(counted=False)
+        except Exception as error:
+            return error
+
+    @contextmanager
+    def _skipping(self) -> Iterator[None]:
+        for closure in self.closures:
+            closure.skips = True
+        try:
+            yield
+        finally:
+            for closure in self.closures:
+                closure.skips = False
+
+
+class _Changes:
+    """Which modules hold parameters that change: themselves, or in a part of theirs."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._parameters = set(parameters)
+        self._inside: dict[Module, bool] = {}
+
+    def in_itself(self, module: Module) -> bool:
+        return not self._parameters.isdisjoint(p for p in module._parameters.values() if p is not None)
+
+    def inside(self, module: Module) -> bool:
+        if module not in self._inside:
+            self._inside[module] = self.in_itself(module) or any(self.inside(part) for part in module.children())
+        return self._inside[module]
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call of a module's forward.
+
+    Attributes:
+        start: how many records there were before it.
+        caller: the call that it was made in.
+    """
+
+    start: int
+    caller: "_Call | None"
+
+    def is_in(self, calls: set["_Call"]) -> bool:
+        return self in calls or (self.caller is not None and self.caller.is_in(calls))
+
+
+@dataclass
+class _Leaf:
+    """A tensor in a recorded output, how often it had been written to by then, and the calls that took it since."""
+
+    tensor: Tensor
+    version: int
+    takers: list[_Call] = field(default_factory=list)
+
+
+@dataclass
+class _Record:
+    """What a call of a module returned, tensors as leaves, and the random state afterwards."""
+
+    module: Module
+    call: _Call
+    leaves: list[Any]
+    structure: Any
+    randomness: Any
+
+    def tensors(self) -> Iterator[_Leaf]:
+        return (leaf for leaf in self.leaves if isinstance(leaf, _Leaf))
+
+    def output(self) -> Any:
+        """Copies: the caller may write into them."""
+        copies = [leaf.tensor.clone() if isinstance(leaf, _Leaf) else leaf for leaf in self.leaves]
+        return tree_unflatten(copies, self.structure)
+
+
+class _Recorded:
+    """One closure: the first call records, later ones skip what is recorded while `skips` is set."""
+
+    def __init__(
+        self, closure: Closure, changes: _Changes, modules: list[Module], randomness: Randomness, keep_all: bool
+    ) -> None:
+        self._closure, self._changes, self._modules = closure, changes, modules
+        self._randomness, self._keep_all = randomness, keep_all
+        self._calls: list[_Call] = []
+        self._recorded = self._reached = False
+        self.records: list[_Record] = []
+        self.skips = False
+
+    def __call__(self) -> Any:
+        if not self._recorded:
+            self._recorded = True
+            with _wrapped(self._modules, self._record):
+                result = self._closure()
+            if not self._reached:  # nothing that changes was run
+                self.records = []
+            return result
+        return self._skip() if self.skips and self.records else self._closure()
+
+    def _record(self, module: Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._reached:
+            return forward(*args, **kwargs)
+        call = _Call(len(self.records), self._calls[-1] if self._calls else None)
+        self._take(call, (args, kwargs))
+        self._calls.append(call)
+        try:
+            if self._changes.in_itself(module):
+                self._reach()
+            output = forward(*args, **kwargs)
+            if not self._reached and self._changes.inside(module):
+                # It has used the parameters itself, without a call of the part that holds them: at any time.
+                del self.records[call.start :]
+                self._reach()
+        finally:
+            self._calls.pop()
+        if not self._reached:
+            self._add(module, call, output)
+        return output
+
+    def _take(self, call: _Call, arguments: Any) -> None:
+        for value in tree_flatten(arguments)[0]:
+            if isinstance(value, Tensor):
+                of_value = (leaf for record in reversed(self.records) for leaf in record.tensors())
+                leaf = next((leaf for leaf in of_value if leaf.tensor is value), None)
+                if leaf is not None:
+                    leaf.takers.append(call)
+
+    def _add(self, module: Module, call: _Call, output: Any) -> None:
+        leaves, structure = tree_flatten(output)
+        if not all(isinstance(leaf, (Tensor, *_PLAIN)) for leaf in leaves):
+            return  # such as a cache; the modules inside are recorded one by one
+        held = [_Leaf(leaf, leaf._version) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.records[call.start :] = [_Record(module, call, held, structure, self._randomness.get())]
+
+    def _reach(self) -> None:
+        """The first use of a parameter that changes: keep what is needed from here on."""
+        self._reached = True
+        while (overwritten := next(filter(self._is_overwritten, self.records), None)) is not None:
+            caller = overwritten.call.caller  # which starts anew
+            del self.records[caller.start if caller else 0 :]
+        skipped = {record.call for record in self.records}
+        for record in self.records:
+            for leaf in record.tensors():
+                if self._is_needed(leaf, skipped):
+                    leaf.tensor = leaf.tensor.detach().clone()
+                else:
+                    leaf.tensor = leaf.tensor.new_full((), torch.nan).detach().expand(leaf.tensor.shape)
+                leaf.takers = []
+
+    def _is_overwritten(self, record: _Record) -> bool:
+        skipped = {record.call for record in self.records}
+        return any(leaf.tensor._version != leaf.version and self._is_needed(leaf, skipped) for leaf in record.tensors())
+
+    def _is_needed(self, leaf: _Leaf, skipped: set[_Call]) -> bool:
+        """Whether anything but recorded calls takes it."""
+        if self._keep_all or not (leaf.tensor.is_floating_point() or leaf.tensor.is_complex()):
+            return True
+        return not leaf.takers or not all(taker.is_in(skipped) for taker in leaf.takers)
+
+    def _skip(self) -> Any:
+        waiting = deque(self.records)
+
+        def known(module: Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if not waiting or waiting[0].module is not module:
+                return forward(*args, **kwargs)
+            record = waiting.popleft()
+            self._randomness.set(record.randomness)
+            return record.output()
+
+        start = self._randomness.get()
+        with _wrapped({record.module for record in self.records}, known):
+            result = self._closure()
+        if waiting:  # another way through the model than the first evaluation's
+            self._randomness.set(start)
+            result = self._closure()
+        return result
+
+
+@contextmanager
+def _wrapped(modules: Iterable[Module], around: Callable[..., Any]) -> Iterator[None]:
+    """Calls of the modules' forward go through `around(module, forward, ...)`; hooks on modules stay outside."""
+    modules = list(modules)
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.__dict__["forward"] = partial(around, module, module.forward)
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            if own is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = own

@@ -1,0 +1,120 @@
+"""train/bench.py: the table's figures are what was run; what cannot run is left out with a line."""
+
+import json
+
+import pytest
+import torch
+
+from train import bench, peers
+
+SIZES = {"layers": 8, "width": 64, "vocabulary": 50, "batch": 2, "tokens": 4, "warmup": 8, "rounds": 2, "threads": 1}
+SMALL = [f"--{name}={size}" for name, size in SIZES.items()]
+
+
+@pytest.fixture
+def saved(tmp_path, capsys):
+    """Run the command on a tiny model; the result as it was saved, and what was printed."""
+
+    def run(*flags):
+        assert bench.main([*SMALL, *flags, f"--out={tmp_path / 'bench.json'}"]) == 0
+        return json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr()
+
+    return run
+
+
+def test_a_row_for_each_candidate_with_its_trials_and_its_ratio_to_adam(saved):
+    result, printed = saved("--only=AdamSLS; PLASLS-10 as published")
+    rows = {row["candidate"]: row for row in result["rows"]}
+    assert list(rows) == ["Adam", "AdamSLS", "PLASLS-10 as published"]
+    assert rows["Adam"]["ratio"] == rows["Adam"]["floor"] == rows["Adam"]["arithmetic_ratio"] == 1
+    assert rows["Adam"]["trials"] == 0
+    for name in list(rows)[1:]:
+        row = rows[name]
+        assert row["first_trials"] > row["trials"] >= 1
+        assert row["floor"] > 1
+        assert f"| {name} |" in printed.out
+    assert rows["AdamSLS"]["first_trials"] <= 14  # with the one at w_k at most 15 evaluations
+
+
+def test_the_arithmetic_of_a_step_is_what_is_left_of_it():
+    clock = bench.Clock(iter(range(100)).__next__)  # a second a look
+    weight = torch.ones(1, requires_grad=True)
+
+    def step(closure):
+        closure().backward()
+        with torch.no_grad():
+            closure()
+            closure()
+
+    clock.step(step, lambda: weight.sum())
+    assert (clock.forward, clock.backward, clock.trial, clock.trials) == (1, 1, 2, 2)
+    assert clock.total == clock.forward + clock.backward + clock.trial + clock.arithmetic == 9
+
+
+def test_memory_is_what_a_step_holds_beside_the_model():
+    weight = torch.ones(1000, requires_grad=True)
+
+    def step(closure):
+        closure().backward()
+        held = torch.empty(3000)
+        with torch.no_grad():
+            closure()  # its activations are the model's
+        del held
+
+    def closure():
+        return weight.repeat(100).sum()
+
+    step(closure)
+    weight.grad = None
+    extra = bench.extra_memory(step, closure, gradients=4000)
+    assert 12_000 <= extra < 13_000
+
+
+def test_adamsls_holds_one_copy_and_eq6_a_components_of_the_weights(saved):
+    result, _ = saved("--only=AdamSLS; PLASLS-10, Eq. 6", "--width=192")
+    _, whole, component = (row["extra_memory"] for row in result["rows"])
+    assert 1.0 <= whole < 1.2
+    assert component < 0.4
+
+
+def test_the_share_of_a_suffix_is_that_of_its_layers():
+    model = bench._model(bench._flags([*SMALL, "--layers=12"]))
+    share = bench.suffix_share(model, bench.split(model, 10))
+    assert share == pytest.approx((12 + 12 + 11 + 9 + 8 + 6 + 5 + 3 + 2 + 0) / 120)
+    assert bench.suffix_share(model, bench.split(model, "qkv")) == 1
+
+
+def test_a_package_that_is_missing_is_left_out_with_a_line(saved, monkeypatch):
+    monkeypatch.setitem(peers.PINNED, "prodigyopt", "0.0.0")
+    result, printed = saved("--only=Prodigy")
+    assert [row["candidate"] for row in result["rows"]] == ["Adam"]
+    assert "Prodigy: left out: prodigyopt==0.0.0 is not installed" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [("--only=Nonsense", "no candidate 'Nonsense'; allowed: Adam; AdamW"), ("--width=100", "a multiple of 64")],
+)
+def test_bad_input_is_one_line(flag, line, capsys):
+    assert bench.main([*SMALL, flag, "--out="]) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1
+
+
+def test_the_published_procedure_trains():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    x = torch.randn(32, 4)
+    y = x[:, :3].argmax(1)
+    step = peers.published([{"params": list(layer.parameters())} for layer in (model[0], model[2])])
+    losses = []
+
+    def closure():
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        losses.append(float(loss.detach()))
+        return loss
+
+    for _ in range(60):
+        step(closure)
+    assert losses[-1] < losses[0] / 2

@@ -1,0 +1,95 @@
+"""optim/trials.py: the trial point takes the parameters' place and leaves nothing behind."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from optim import PLASLS, SGDSLS, AdamSLS, split, trials
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 30), torch.nn.Tanh(), torch.nn.Linear(30, 3))
+
+
+def train(model, optimizer, steps=12):
+    found = []
+    for k in range(steps):
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(k)).to(next(model.parameters()).dtype)
+        optimizer.step(lambda x=x: cross_entropy(model(x), x[:, :3].argmax(1)))
+        found.append((optimizer.search.trials, optimizer.search.after, optimizer.search.slope))
+    return found
+
+
+@pytest.mark.parametrize("make", [SGDSLS, AdamSLS, PLASLS])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_chunks_of_any_size_find_the_same(make, chunk, monkeypatch):
+    def run():
+        model = network().double()
+        return train(model, make(split(model, lambda name: name), weight_decay=0.01))
+
+    whole = run()
+    monkeypatch.setattr(trials, "CHUNK", chunk)
+    chunked = run()
+    assert [tried for tried, *_ in chunked] == [tried for tried, *_ in whole]
+    for column in (1, 2):
+        assert [found[column] for found in chunked] == pytest.approx([found[column] for found in whole])
+
+
+def test_views_that_the_caller_holds_move_with_the_weights():
+    """A weight that is read through another tensor over the same memory, as flattened or tied ones are."""
+    model, other = network(), network()
+    view = model[2].weight.detach().view(-1)
+    seen = []
+
+    def closure_of(net, read, x):
+        def closure():
+            seen.append(float(read().detach().sum()))
+            return cross_entropy(net(x), x[:, :3].argmax(1))
+
+        return closure
+
+    one, two = AdamSLS(model.parameters()), AdamSLS(other.parameters())
+    for k in range(4):
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(k))
+        seen.clear()
+        one.step(closure_of(model, lambda: view, x))
+        by_view = list(seen)
+        seen.clear()
+        two.step(closure_of(other, lambda: other[2].weight.view(-1), x))
+        assert by_view == seen
+        assert len(set(seen)) > 1
+    assert view.data_ptr() == model[2].weight.data_ptr()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_step_leaves_the_weights_where_they_were():
+    model = network()
+    places = [p.data_ptr() for p in model.parameters()]
+    train(model, AdamSLS(model.parameters()))
+    assert [p.data_ptr() for p in model.parameters()] == places
+
+
+@pytest.mark.parametrize("where", ["torch.add", "the slopes"])
+def test_an_error_while_the_trial_point_is_made_leaves_the_weights(where, monkeypatch):
+    model = network()
+    optimizer = AdamSLS(model.parameters())
+    train(model, optimizer, 2)
+    before = [p.detach().clone() for p in model.parameters()]
+    held = [p.detach() for p in model.parameters()]  # so that the trial point is written into the weights themselves
+
+    def broken(*args):
+        raise MemoryError
+
+    if where == "torch.add":
+        count = iter(range(3))
+        add = torch.add
+        monkeypatch.setattr(torch, "add", lambda *a, **k: add(*a, **k) if next(count, None) is not None else broken())
+    else:
+        monkeypatch.setattr(optimizer.ranks, "means", lambda values: values if values.ndim == 0 else broken())
+    with pytest.raises(MemoryError):
+        train(model, optimizer, 1)
+    monkeypatch.undo()
+    assert all(
+        torch.equal(p, b) and torch.equal(h, b) for p, b, h in zip(model.parameters(), before, held, strict=True)
+    )

@@ -1,0 +1,403 @@
+"""python -m train.bench: what a step costs, the line searches beside their peers and beside what arithmetic allows.
+
+Every candidate trains a copy of one model on the same batches, all in one process, a step each in turn: whatever else
+the machine does falls on all alike. Times are medians over the rounds after the first searches, ratios are
+to the step of torch's fused Adam.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.profiler import record_function
+from torch.profiler import ProfilerActivity, profile
+from transformers import BertConfig, BertModel
+
+from optim import PLASLS, AdamSLS, split
+
+from . import peers
+from .errors import InputError
+from .model import Classifier, drop_pooler, load_classifier
+from .peers import Closure, Step
+
+FIRST_STEPS = 6
+Batch = dict[str, Tensor]
+
+
+# -- the candidates ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Attributes:
+    components: the split of the model's parameters.
+    build: param groups -> a training step.
+    suffix: whether a trial evaluates the network from the searched component on only.
+    """
+
+    components: int | str
+    build: Callable[[list[dict[str, Any]]], Step]
+    suffix: bool = False
+
+
+def line_search(optimizer: type[AdamSLS], **settings: Any) -> Callable[[list[dict[str, Any]]], Step]:
+    return lambda groups: optimizer(groups, fused=True, **settings).step
+
+
+eq6 = partial(line_search, PLASLS, first_steps=FIRST_STEPS, joint="never")
+
+CANDIDATES = {
+    "Adam": Candidate(1, peers.adam),
+    "AdamW": Candidate(1, peers.adamw),
+    "AdamSLS": Candidate(1, line_search(AdamSLS)),
+    "PLASLS-10": Candidate(10, line_search(PLASLS, first_steps=FIRST_STEPS)),
+    "PLASLS-10, Eq. 6": Candidate(10, eq6(), suffix=True),
+    "PLASLS-qkv, Eq. 6": Candidate("qkv", eq6(), suffix=True),
+    "PLASLS-10 as published": Candidate(10, peers.published),
+    "SaLSA": Candidate(1, peers.salsa),
+    "Prodigy": Candidate(1, peers.prodigy),
+    "ScheduleFree AdamW": Candidate(1, peers.schedule_free),
+}
+
+
+# -- where the time goes -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    """Seconds of one step's first evaluation, of its backward passes and of its further evaluations, the trials."""
+
+    now: Callable[[], float]
+    forward: float = 0.0
+    backward: float = 0.0
+    trial: float = 0.0
+    trials: int = 0
+    total: float = 0.0
+
+    @property
+    def arithmetic(self) -> float:
+        return self.total - self.forward - self.backward - self.trial
+
+    def step(self, step: Step, closure: Closure) -> None:
+        evaluations = 0
+
+        def timed() -> Tensor:
+            nonlocal evaluations
+            evaluations += 1
+            start = self.now()
+            with record_function("evaluation"):
+                loss = closure()
+            elapsed = self.now() - start
+            if evaluations == 1:
+                self.forward += elapsed
+            else:
+                self.trial, self.trials = self.trial + elapsed, self.trials + 1
+            return loss
+
+        with self._timing_backward():
+            start = self.now()
+            step(timed)
+            self.total = self.now() - start
+
+    @contextmanager
+    def _timing_backward(self) -> Iterator[None]:
+        backward = Tensor.backward
+
+        def timed(*args: Any, **kwargs: Any) -> None:
+            start = self.now()
+            with record_function("backward"):
+                backward(*args, **kwargs)
+            self.backward += self.now() - start
+
+        Tensor.backward = timed  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            Tensor.backward = backward  # type: ignore[method-assign]
+
+
+def extra_memory(step: Step, closure: Closure, gradients: int) -> int:
+    """Peak bytes beside weights, gradients and what was there before the step, outside of forward and backward passes.
+
+    By the allocator's own events; the model's activations live within evaluations and the backward pass only.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        Clock(time.perf_counter).step(step, closure)
+    marks: list[tuple[int, int, Any]] = []
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            marks.append((event.start_ns(), 0, event.nbytes()))
+        elif event.name() in ("evaluation", "backward"):
+            marks.append((event.start_ns(), 1, event.name()))
+            marks.append((event.start_ns() + event.duration_ns(), 2, event.name()))
+    live, peak, inside, backwards = 0, 0, 0, 0
+    for _, kind, value in sorted(marks, key=lambda mark: mark[:2]):
+        if kind == 0:
+            live += value
+        else:
+            inside += 1 if kind == 1 else -1
+            backwards += kind == 2 and value == "backward"
+        if backwards and not inside:
+            peak = max(peak, live - gradients)
+    return peak
+
+
+# -- the runs ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Contestant:
+    name: str
+    model: Classifier
+    step: Step
+    clocks: list[Clock] = field(default_factory=list)
+    memory: int = 0
+    first: int = 0  # trials of the first step
+    share: float = 1.0  # of the network, that a trial evaluates
+
+    def turn(self, batch: Batch, now: Callable[[], float]) -> Clock:
+        clock = Clock(now)
+        clock.step(self.step, partial(self.model.loss, batch))
+        return clock
+
+
+def contestants(names: Sequence[str], model: Classifier) -> list[Contestant]:
+    """A copy of the model for each candidate; a line on stderr for those that cannot run here."""
+    found = []
+    for name in names:
+        candidate, own = CANDIDATES[name], copy.deepcopy(model)
+        try:
+            groups = split(own, candidate.components)
+            share = suffix_share(own, groups) if candidate.suffix else 1.0
+            found.append(Contestant(name, own, candidate.build(groups), share=share))
+        except (peers.Missing, ValueError) as reason:
+            print(f"{name}: left out: {reason}", file=sys.stderr)
+    return found
+
+
+def suffix_share(model: Classifier, groups: list[dict[str, Any]]) -> float:
+    """phi: the share of the encoder's layers from a component's first one on, averaged over the components."""
+    layers = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+    place = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters()}
+    head = {id(p) for p in model.head.parameters()}
+    first = [min(len(layers) if id(p) in head else place.get(id(p), 0) for p in group["params"]) for group in groups]
+    return 1 - sum(first) / (len(first) * len(layers))
+
+
+def measure(
+    running: list[Contestant],
+    batches: Callable[[int], Batch],
+    warmup: int,
+    rounds: int,
+    now: Callable[[], float],
+    progress: bool,
+) -> list[float]:
+    """Seconds of plain forward passes without a graph, one a round; the contestants' clocks are filled."""
+    forwards: list[float] = []
+    for k in range(warmup + rounds):
+        batch = batches(k)
+        order = running[k % len(running) :] + running[: k % len(running)]
+        clocks = {contestant.name: contestant.turn(batch, now) for contestant in order}
+        if k == 0:
+            for contestant in running:
+                contestant.first = clocks[contestant.name].trials
+        if k >= warmup:
+            for contestant in running:
+                contestant.clocks.append(clocks[contestant.name])
+            with torch.no_grad():
+                start = now()
+                running[0].model.loss(batch)
+                forwards.append(now() - start)
+        if progress:
+            print(f"\rround {k + 1} of {warmup + rounds}", end="", file=sys.stderr, flush=True)
+    if progress:
+        print(file=sys.stderr)
+    for contestant in running:
+        parameters = list(contestant.model.parameters())
+        gradients = sum(p.numel() * p.element_size() for p in parameters if p.grad is not None)
+        for p in parameters:
+            p.grad = None
+        contestant.memory = extra_memory(contestant.step, partial(contestant.model.loss, batches(0)), gradients)
+    return forwards
+
+
+# -- the table ---------------------------------------------------------------------------------------------
+
+
+def summarise(running: list[Contestant], forwards: list[float]) -> dict[str, Any]:
+    """Floors in seconds, and a row for each candidate."""
+    adam = next(contestant.clocks for contestant in running if contestant.name == "Adam")
+    median = statistics.median
+    forward, arithmetic = median(forwards), median(clock.arithmetic for clock in adam)
+    both = median(clock.forward + clock.backward for clock in adam)
+    rows = []
+    for contestant in running:
+        clocks = contestant.clocks
+        ratios = sorted(clock.total / of_adam.total for clock, of_adam in zip(clocks, adam, strict=True))
+        trials = sum(clock.trials for clock in clocks) / len(clocks)
+        weights = sum(p.numel() * p.element_size() for p in contestant.model.parameters())
+        rows.append(
+            {
+                "candidate": contestant.name,
+                "ratio": median(clock.total for clock in clocks) / median(clock.total for clock in adam),
+                "quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
+                "floor": 1 + trials * contestant.share * forward / (both + arithmetic),
+                "trials": trials,
+                "first_trials": contestant.first,
+                "forward": median(clock.forward for clock in clocks),
+                "backward": median(clock.backward for clock in clocks),
+                "trial": sum(clock.trial for clock in clocks) / max(1, sum(clock.trials for clock in clocks)),
+                "arithmetic": median(clock.arithmetic for clock in clocks),
+                "arithmetic_ratio": median(clock.arithmetic for clock in clocks) / arithmetic,
+                "extra_memory": contestant.memory / weights,
+            }
+        )
+    return {"forward": forward, "forward + backward": both, "Adam": arithmetic, "rows": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown; times in milliseconds, memory in sizes of the weights."""
+    lines = [
+        f"Floors: forward {1e3 * result['forward']:.0f} ms, forward + backward "
+        f"{1e3 * result['forward + backward']:.0f} ms, "
+        f"fused Adam {1e3 * result['Adam']:.1f} ms. Times in ms, a trial's is the mean of one.",
+        "",
+        "| candidate | ratio (quartiles) | floor | ratio / floor | trials a step | of the first | forward | backward "
+        "| a trial | arithmetic | / Adam's | extra memory / weights |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in result["rows"]:
+        low, high = row["quartiles"]
+        lines.append(
+            f"| {row['candidate']} | {row['ratio']:.3f} ({low:.3f} to {high:.3f}) | {row['floor']:.3f} "
+            f"| {row['ratio'] / row['floor']:.3f} | {row['trials']:.2f} | {row['first_trials']} "
+            f"| {1e3 * row['forward']:.0f} | {1e3 * row['backward']:.0f} "
+            f"| {1e3 * row['trial']:.0f} | {1e3 * row['arithmetic']:.1f} "
+            f"| {row['arithmetic_ratio']:.2f} | {row['extra_memory']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+# -- the command -------------------------------------------------------------------------------------------
+
+
+def main(args: Sequence[str]) -> int:
+    flags = _flags(args)
+    torch.set_num_threads(flags.threads)
+    torch.manual_seed(0)
+    try:
+        names = _chosen(flags.only)
+        model = _model(flags)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    ids = model.encoder.config.vocab_size
+
+    def batches(k: int) -> Batch:
+        drawn = torch.randint(ids, (flags.batch, flags.tokens), generator=torch.Generator().manual_seed(k))
+        return {"input_ids": drawn, "attention_mask": torch.ones_like(drawn), "labels": drawn[:, 0] % 2}
+
+    running = contestants(names, model)
+    now = time.process_time if flags.cpu_time else time.perf_counter
+    forwards = measure(running, batches, flags.warmup, flags.rounds, now, sys.stderr.isatty())
+    result = vars(flags) | {"machine": _machine(), **summarise(running, forwards)}
+    print(f"{result['machine']}; {_size(model)}, batch {flags.batch}, {flags.tokens} tokens, {flags.rounds} rounds")
+    print(table(result))
+    if flags.out:
+        Path(flags.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(flags.out).write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def _flags(args: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m train.bench", description=__doc__)
+
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+        return int(text)
+
+    for name, default, what in (
+        ("layers", 4, "of the random BERT"),
+        ("width", 256, "of the random BERT, a multiple of 64"),
+        ("vocabulary", 8192, "of the random BERT"),
+        ("batch", 16, "rows a step"),
+        ("tokens", 64, "a row"),
+        ("rounds", 20, "steps of each candidate that count"),
+        ("warmup", 20, "steps of each candidate before them"),
+        ("threads", torch.get_num_threads(), "of torch"),
+    ):
+        parser.add_argument(f"--{name}", type=count, default=default, help=f"{what} (default {default})")
+    parser.add_argument("--model", help="a hub id, a folder or a packaged model instead of the random BERT")
+    parser.add_argument(
+        "--only", help=f"candidates, separated by semicolons; Adam runs always ({'; '.join(CANDIDATES)})"
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="the processor's time instead of the wall's, for a machine that others share; with --threads=1",
+    )
+    parser.add_argument("--out", default="runs/bench.json", help="where the result is kept; '' for nowhere")
+    return parser.parse_args(args)
+
+
+def _chosen(only: str | None) -> list[str]:
+    if only is None:
+        return list(CANDIDATES)
+    asked = ["Adam", *(name.strip() for name in only.split(";"))]
+    for name in asked:
+        if name not in CANDIDATES:
+            raise InputError(f"--only={only}: no candidate {name!r}; allowed: {'; '.join(CANDIDATES)}")
+    return list(dict.fromkeys(asked))
+
+
+def _model(flags: argparse.Namespace) -> Classifier:
+    if flags.model:
+        return load_classifier(flags.model, labels=2, dropout=None, seed=0)
+    if flags.width % 64:
+        raise InputError(f"--width={flags.width}; allowed: a multiple of 64")
+    encoder = BertModel(
+        BertConfig(
+            vocab_size=flags.vocabulary,
+            hidden_size=flags.width,
+            num_hidden_layers=flags.layers,
+            num_attention_heads=flags.width // 64,
+            intermediate_size=4 * flags.width,
+            max_position_embeddings=max(512, flags.tokens),
+        )
+    )
+    drop_pooler(encoder)
+    return Classifier(encoder, labels=2, seed=0)
+
+
+def _size(model: Classifier) -> str:
+    config = model.encoder.config
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    return f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {millions:.1f} M parameters"
+
+
+def _machine() -> str:
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    name = names[0] if names else platform.processor()
+    return f"{name}, {len(names)} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _cpuinfo() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.is_file() else []
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
