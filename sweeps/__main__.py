@@ -68,6 +68,8 @@ def main(args: list[str], run: str = "train.run:run") -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A W&B service of the caller's would keep the run of a killed worker, and refuse it to the next one.
+    os.environ.pop("WANDB_SERVICE", None)
     try:
         return _sweep(*arguments(args), run)
     except (InputError, OSError) as error:
