@@ -117,10 +117,12 @@ class Queue:
             for run_id, config in self.cells.items():
                 if is_running(config):
                     continue
+                states = []
                 for trial in trials[run_id]:
-                    if trial.state == TrialState.RUNNING and self._is_here(trial):  # without a lock: it has died
+                    died = trial.state == TrialState.RUNNING and self._is_here(trial)  # without a lock
+                    if died:
                         self.study.tell(trial.number, state=TrialState.FAIL)
-                states = [trial.state for trial in self._trials()[run_id]]
+                    states.append(TrialState.FAIL if died else trial.state)
                 if is_finished(config):
                     if TrialState.COMPLETE not in states and TrialState.WAITING not in states:
                         self._add(config, TrialState.COMPLETE, value=self.value(config))
