@@ -488,15 +488,17 @@ class LineSearch(torch.optim.Optimizer):
     # -- several processes --------------------------------------------------------------------------------
 
     def _start_together(self) -> None:
-        of_groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
-        state = (self.settings, self.cycle, self.progress, of_groups)
+        def state() -> object:
+            of_groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
+            return self.settings, self.cycle, self.progress, of_groups
+
         self.ranks.start(self._parameters(), state)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def _devices(self) -> set[torch.device]:
-        return {parameter.device for group in self.param_groups for parameter in group["params"]}
+        return {parameter.device for parameter in self._parameters()}
 
     # -- what the host says -------------------------------------------------------------------------------
 

@@ -79,15 +79,15 @@ class Ranks:
             return values
         return self._gathered(values.flatten().tolist, values.numel()).mean(0).reshape(values.shape)
 
-    def start(self, parameters: Sequence[Tensor], state: object) -> None:
-        """At the first step: all ranks must hold the same parameters and be in the same state.
+    def start(self, parameters: Sequence[Tensor], state: Callable[[], object]) -> None:
+        """At the first step: all ranks must hold the same parameters and be in the same state; asked only then.
 
         Raises:
             RuntimeError: they do not; says which rank differs from rank 0, and what to do.
         """
         if self._compared or self.count == 1:
             return
-        described = repr((state, [(tuple(p.shape), p.dtype) for p in parameters]))
+        described = repr((state(), [(tuple(p.shape), p.dtype) for p in parameters]))
         differs = self._gathered(lambda: [zlib.crc32(described.encode())], 1)
         if len(rank := (differs != differs[0]).nonzero()):
             raise RuntimeError(

@@ -54,8 +54,8 @@ class Trials:
         settings = optimizer.settings
         self.optimizer, self.groups, self.loss, self.suffix = optimizer, groups, loss, suffix
         tolerance = settings.rounding * loss.rounding_error(settings.magnitude) if settings.rounding else 0.0
-        known = optimizer.progress.accepted_once
-        self.condition = Armijo(settings.c if known else settings.first_c, tolerance)
+        self._known = optimizer.progress.accepted_once
+        self.condition = Armijo(settings.c if self._known else settings.first_c, tolerance)
         self._sizes = list(sizes)
         self._points: list[list[_Point]] = []
 
@@ -72,15 +72,15 @@ class Trials:
 
     def search(self, path: Path, start: float, max_trials: int | None = None) -> Backtracking:
         """Backtrack along the path from `start`; max_trials: None takes the optimizer's setting."""
-        settings, known = self.optimizer.settings, self.optimizer.progress.accepted_once
+        settings = self.optimizer.settings
         return backtrack(
             lambda t: self._value(path(t)),
             lambda t: sum(size * slope for size, slope in zip(path(t), self.slopes, strict=True)),
             base=self.loss.base,
             start=start,
             condition=self.condition,
-            factor=settings.backtracking if known else settings.first_backtracking,
-            max_trials=max_trials or settings.max_trials * (1 if known else FIRST_SEARCH),
+            factor=settings.backtracking if self._known else settings.first_backtracking,
+            max_trials=max_trials or settings.max_trials * (1 if self._known else FIRST_SEARCH),
         )
 
     def _value(self, sizes: list[float]) -> float:
