@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from optim import PAPER, PLASLS, SGDSLS, AdamSLS, split
 from tests.reference import Reference, logistic, valley
+from tests.small import batches, by_layer, weights
 
 NEVER_GROW = math.inf
 
@@ -117,26 +118,11 @@ def network(seed=0, dropout=0.0):
     )
 
 
-def batches(count, seed=0, rows=24):
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        x = torch.randn(rows, 8, generator=generator)
-        yield x, x[:, :3].argmax(1)
-
-
-def by_layer(name):
-    return name.split(".")[0]
-
-
 def train(model, optimizer, data):
     losses = []
     for x, y in data:
         losses.append(float(optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))))
     return losses
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
 
 
 def points_of_a_step(model, optimizer, x, y):

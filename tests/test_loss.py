@@ -7,26 +7,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
+from tests.small import batches, by_layer, weights
 
 
 def network(seed=0):
     torch.manual_seed(seed)
     return torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 3))
-
-
-def batches(count, seed=0, rows=24):
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        x = torch.randn(rows, 8, generator=generator)
-        yield x, x[:, :3].argmax(1)
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
-
-
-def by_layer(name):
-    return name.split(".")[0]
 
 
 OPTIMIZERS = {
