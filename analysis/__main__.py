@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train.errors import InputError
+from train.errors import InputError, writing
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,14 +37,12 @@ def sweep_tables(
     path = loaded.folder / "figures" / f"{loaded.name}-{loaded.label}"
     shown = tables.tables(loaded)
     text = tables.markdown(shown)
-    try:
+    with writing(path.parent):
         files = figures.save(figures.convergence(loaded), path)
         files += figures.save(figures.search(loaded), path.with_name(f"{path.name}-step-sizes"))
         for ending, content in (("md", text), ("tex", tables.latex(shown)), ("csv", loaded.table.to_csv(index=False))):
             files.append(path.with_name(f"{path.name}.{ending}"))
             files[-1].write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path.parent} cannot be written ({error.strerror}); --out takes a writable folder") from None
     return text, files
 
 
@@ -94,11 +92,9 @@ def write_report(options: argparse.Namespace) -> Path:
     text = page(options.out, options.allow_missing, options.profile)
     remote = options.out.startswith(("wandb:", "offline:"))
     path = Path("runs" if remote else options.out) / "report.html"
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); --out takes a writable folder") from None
     return path
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.errors import InputError
+from train.errors import InputError, writing
 
 TASKS = ("sst2", "mrpc", "qnli", "mnli")
 
@@ -128,11 +128,9 @@ def main(args: list[str]) -> str:
             ) from None
     path = Path(options.out) / "dashboard.json"
     content = {view.name: as_dict(workspace) for view, workspace in zip(VIEWS, built, strict=True)}
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); --out takes a writable folder") from None
     return str(path)
 
 

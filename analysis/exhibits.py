@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from train.errors import InputError
+from train.errors import InputError, writing
 
 from . import figures, tables
 from .runs import Runs
@@ -111,7 +111,7 @@ def make(name: str, runs: Runs) -> Figure | list[tables.Table]:
 def save(name: str, shown: Figure | list[tables.Table], runs: Runs) -> list[Path]:
     """Write a figure as PNG and PDF, tables as Markdown and LaTeX, to the sweep's folder `figures`."""
     path = runs.folder / "figures" / f"{name}-{runs.label}"
-    try:
+    with writing(path.parent):
         if isinstance(shown, Figure):
             return figures.save(shown, path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +120,6 @@ def save(name: str, shown: Figure | list[tables.Table], runs: Runs) -> list[Path
             files.append(path.with_name(f"{path.name}.{ending}"))
             files[-1].write_text(text, encoding="utf-8")
         return files
-    except OSError as error:
-        raise InputError(f"{path.parent} cannot be written ({error.strerror}); --out takes a writable folder") from None
 
 
 def _listed(runs: Runs) -> str:

@@ -32,9 +32,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from train.config import Config
-from train.errors import InputError
+from train.errors import InputError, writing
 from train.packaged import first_line
-from train.tracking import writing
 
 from .space import Space
 
@@ -275,7 +274,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         InputError: the sweep's folder cannot be written.
     """
-    with writing(f"sweep folder {folder}"):
+    with writing(f"the sweep folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "queue.lock").open("a")
     with file:

@@ -1,8 +1,24 @@
 """The one kind of error that is the caller's to mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(Exception):
     """What was asked for cannot be done; the message is one line: what is wrong, what is allowed.
 
     Command lines print it without a traceback and exit with status 2.
     """
+
+
+@contextmanager
+def writing(what: object) -> Iterator[None]:
+    """An OSError inside becomes one line that names what was being written.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what} cannot be written ({error.strerror}); --out takes a writable folder") from None

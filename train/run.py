@@ -21,9 +21,9 @@ from transformers import set_seed
 from . import data, parallel
 from .candidates import candidate
 from .config import Config
-from .errors import InputError
+from .errors import InputError, writing
 from .model import Classifier, check_length, load_classifier, load_tokenizer
-from .tracking import Tracker, history, write_atomically, writing
+from .tracking import Tracker, history, write_atomically
 
 Progress = Callable[[int, int], None]
 
@@ -51,7 +51,7 @@ def run(config: Config, progress: Progress | None = None) -> Result:
     finished = config.folder / "summary.json"
     if finished.exists():
         return Result(config.folder, json.loads(finished.read_text(encoding="utf-8")))
-    with writing(f"run folder {config.folder}"):
+    with writing(f"the run folder {config.folder}"):
         config.folder.mkdir(parents=True, exist_ok=True)
         (config.folder / "error.txt").unlink(missing_ok=True)
     ranks = parallel.join()
@@ -257,7 +257,7 @@ class _Training:
     def keep_model(self) -> Path:
         """Write the trained model as a folder: encoder and tokenizer as `--model` takes them, and head.pt."""
         folder = self.config.folder / "model"
-        with writing(f"run folder {self.config.folder}"):
+        with writing(f"the run folder {self.config.folder}"):
             self.model.encoder.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             torch.save(self.model.head.state_dict(), folder / "head.pt")
@@ -279,7 +279,7 @@ class _Training:
         if self.ranks.first:
             partial = path.with_suffix(".partial")
             try:
-                with writing(f"run folder {self.config.folder}"):
+                with writing(f"the run folder {self.config.folder}"):
                     save(state, partial)
                     os.replace(partial, path)
             finally:

@@ -3,13 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .config import Config
-from .errors import InputError
+from .errors import InputError, writing
 
 Row = Mapping[str, Any]
 
@@ -28,19 +28,6 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(folder: str) -> Iterator[None]:
-    """An OSError inside becomes one line that names the folder.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"the {folder} cannot be written ({error.strerror}); --out takes a writable folder") from None
 
 
 def history(folder: Path, steps: float = math.inf) -> list[str]:
@@ -71,7 +58,7 @@ class Tracker:
 
     def __init__(self, config: Config, steps_kept: int) -> None:
         self.folder = config.folder
-        with writing(f"run folder {self.folder}"):
+        with writing(f"the run folder {self.folder}"):
             write_atomically(
                 self.folder / "config.json", json.dumps(config.as_dict() | {"run_id": config.run_id}, indent=2)
             )
@@ -80,7 +67,7 @@ class Tracker:
         self._wandb = _tracked(config) if config.track else None
 
     def log(self, row: Row) -> None:
-        with writing(f"run folder {self.folder}"):
+        with writing(f"the run folder {self.folder}"):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         if self._wandb is not None:
@@ -97,7 +84,7 @@ class Tracker:
             _log_media(self._wandb, self.folder, summary, model)
             self._wandb.summary.update(dict(summary))
         self.close(0)
-        with writing(f"run folder {self.folder}"):
+        with writing(f"the run folder {self.folder}"):
             write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2))
 
     def close(self, exit_code: int, preempted: bool = False) -> None:
