@@ -1,14 +1,16 @@
 """Learning-rate-free optimizers by stochastic Armijo line searches, after Kenneweg et al., IJCNN 2023."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .adam import FUSED, fused_direction, plain_directions
 from .components import split
 from .line_search import Cycle, LineSearch, Search
 from .merging import Group
+from .trials import Scratch, State
 
 __all__ = ["PAPER", "PLASLS", "SGDSLS", "AdamSLS", "LineSearch", "Search", "split"]
 
@@ -24,7 +26,6 @@ PAPER: dict[str, Any] = {
 """The paper's text as PLASLS's settings, where it differs from our defaults."""
 
 Direction = Literal["gradient", "momentum"]
-State = Mapping[str, Any]
 
 
 class SGDSLS(LineSearch, torch.optim.SGD):
@@ -39,7 +40,12 @@ class SGDSLS(LineSearch, torch.optim.SGD):
     """
 
     def _directions(
-        self, group: Group, parameters: list[Tensor], gradients: list[Tensor], states: list[State]
+        self,
+        group: Group,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[State],
+        scratch: Scratch,
     ) -> Sequence[Tensor]:
         decay = group["weight_decay"]
         if decay:
@@ -74,32 +80,23 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         return super().__getstate__() | {"direction": self.direction}
 
     def _directions(
-        self, group: Group, parameters: list[Tensor], gradients: list[Tensor], states: list[State]
+        self,
+        group: Group,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[State],
+        scratch: Scratch,
     ) -> Sequence[Tensor]:
         """d of Eq. 3: v is updated first, in a copy; the move updates it again, for good."""
-        (beta1, beta2), decay = group["betas"], group["weight_decay"]
-        decoupled = group.get("decoupled_weight_decay", False)
+        beta1 = group["betas"][0] if self.direction == "momentum" else 0.0
+        decay, decoupled = group["weight_decay"], group.get("decoupled_weight_decay", False)
         if decay and not decoupled:
             gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
-        if states[0]:
-            v = torch._foreach_mul([state["exp_avg_sq"] for state in states], beta2)
-            torch._foreach_addcmul_(v, gradients, gradients, value=1 - beta2)
-            # Stays on its device, where it is one: reading it would wait for the accelerator.
-            steps = torch.stack([state["step"] for state in states]).double() + 1
-        else:  # the first step
-            v = torch._foreach_mul(torch._foreach_mul(gradients, gradients), 1 - beta2)
-            steps = torch.ones(len(gradients), dtype=torch.float64, device=gradients[0].device)
-        if group["amsgrad"] and states[0]:
-            torch._foreach_maximum_(v, [state["max_exp_avg_sq"] for state in states])
-        torch._foreach_sqrt_(v)
-        torch._foreach_div_(v, (1 - beta2**steps).sqrt().neg().unbind())
-        torch._foreach_sub_(v, group["eps"])
-        numerators: list[Tensor] | tuple[Tensor, ...] = gradients
-        if self.direction == "momentum":
-            moments = [state["exp_avg"] for state in states] if states[0] else torch._foreach_mul(gradients, 0)
-            numerators = torch._foreach_lerp(moments, gradients, 1 - beta1)
-            torch._foreach_div_(numerators, (1 - beta1**steps).unbind())
-        directions = torch._foreach_div(numerators, v)
+        g = gradients[0]
+        if len(gradients) == 1 and g.is_cpu and g.ndim == 1 and g.dtype in FUSED and not (beta1 or group["amsgrad"]):
+            directions = [fused_direction(group, g.contiguous(), states[0], scratch)]
+        else:
+            directions = plain_directions(group, beta1, gradients, states)
         if decay and decoupled:
             torch._foreach_sub_(directions, parameters, alpha=decay)
         return directions

@@ -15,7 +15,7 @@ from .merging import Group, merge_smallest
 from .ranks import Ranks
 from .replay import Modules, Replay
 from .suffix import Suffix, Trust
-from .trials import Path, Trials
+from .trials import Path, Scratch, State, Trials, last_gradients
 
 # Whole-network searches in a row that take their first trial: then the step size has settled.
 SETTLED_AFTER = 3
@@ -293,6 +293,7 @@ class LineSearch(torch.optim.Optimizer):
             raise RuntimeError("torch.inference_mode() allows no gradients: step(closure) must be called outside of it")
         closures = list(closure) if isinstance(closure, Sequence) else [closure]
         self._start_together()
+        memory = last_gradients(p for group in self._searched_now() for p in group["params"])
         self.zero_grad()
         suffix = self._suffix(closures)
         closures = list(suffix.closures) if suffix else closures
@@ -301,8 +302,9 @@ class LineSearch(torch.optim.Optimizer):
             loss.first()
             self._modules = replay.modules
             self._finish_gradients()
-            if self._is_finite(loss.base):
-                frozen = self._search(loss, suffix)
+            if not math.isfinite(loss.base):
+                self._count_nonfinite(loss.base)
+            elif (frozen := self._search(loss, suffix, memory)) is not None:
                 self._move(frozen)
                 self._merge()
         return loss.value
@@ -310,6 +312,8 @@ class LineSearch(torch.optim.Optimizer):
     def _finish_gradients(self) -> None:
         """Average over ranks, unscale, clip: from here on this is the gradient."""
         parameters, settings = self._parameters(), self.settings
+        if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters):
+            raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
         self.ranks.average_gradients(parameters)
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self)
@@ -332,6 +336,11 @@ class LineSearch(torch.optim.Optimizer):
             return True, 0, False
         return False, progress.position % len(self.param_groups), cycle.tests_jointly(progress.searches)
 
+    def _searched_now(self) -> Sequence[Group]:
+        """The groups that move in this step's trials."""
+        whole, turn, joint = self._next()
+        return self.param_groups if whole or joint else [self.param_groups[turn]]
+
     def _suffix(self, closures: Sequence[Closure]) -> Suffix | None:
         """Where one component moves alone in the trials; of modules that a step before has run, uncompiled."""
         whole, turn, joint = self._next()
@@ -344,8 +353,10 @@ class LineSearch(torch.optim.Optimizer):
         changed = [parameter for parameter in group["params"] if parameter.requires_grad]
         return Suffix(self._trust, closures, group["name"], changed, self._modules.ran, self._devices())
 
-    def _search(self, loss: MiniBatchLoss, suffix: Suffix | None) -> Sequence[Group]:
-        """Set the step sizes of this step; returns the groups that must not move."""
+    def _search(
+        self, loss: MiniBatchLoss, suffix: Suffix | None, memory: Mapping[Tensor, Tensor]
+    ) -> Sequence[Group] | None:
+        """Set this step's step sizes; returns the groups that must not move, None where a gradient is not finite."""
         groups, progress, cycle = self.param_groups, self.progress, self.cycle
         whole, turn, joint = self._next()
         before = groups[turn]["lr"]
@@ -355,7 +366,11 @@ class LineSearch(torch.optim.Optimizer):
         chosen = range(len(groups)) if whole or joint else [turn]
 
         first = starts if joint else [starts[turn]] * len(chosen)
-        with Trials(self, [groups[j] for j in chosen], loss, suffix, first) as trials:
+        with Trials(self, [groups[j] for j in chosen], loss, suffix, first, memory) as trials:
+            if not self._is_finite(trials.slopes, chosen):
+                self._count_nonfinite(loss.base)
+                return None
+            self.progress.nonfinite = 0
             if not any(trials.slopes):  # nothing moves, so there is nothing to test
                 starts = [group["lr"] for group in groups]
                 path: Path = lambda t: [starts[j] for j in chosen]  # noqa: E731
@@ -455,21 +470,16 @@ class LineSearch(torch.optim.Optimizer):
 
     # -- faults -------------------------------------------------------------------------------------------
 
-    def _is_finite(self, base: float) -> bool:
-        grads = [p.grad for group in self.param_groups for p in group["params"]]
-        gradients = [gradient for gradient in grads if gradient is not None and gradient.numel()]
-        if any(gradient.is_sparse for gradient in gradients):
-            raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
-        finite = math.isfinite(base)
-        if gradients:
-            norms = self._sum_of_norms(gradients, 2)
-            if not math.isfinite(norms):
-                # The largest entry of each: a norm over many finite ones may be infinite, in float16 above all.
-                norms = self._sum_of_norms(gradients, math.inf)
-            finite = math.isfinite(norms) and finite
-        if finite:
-            self.progress.nonfinite = 0
-            return True
+    def _is_finite(self, slopes: Sequence[float], searched: Sequence[int]) -> bool:
+        """Whether all gradients are: those that have been searched show it in their slopes, which cost nothing more."""
+        groups = enumerate(self.param_groups)
+        known = set(searched) if all(map(math.isfinite, slopes)) else set()
+        rest = [p.grad for j, group in groups if j not in known for p in group["params"] if p.grad is not None]
+        gradients = [gradient for gradient in rest if gradient.numel()]
+        # The largest entry where the norm is not finite: over many finite ones it may be, in float16 above all.
+        return not gradients or any(math.isfinite(self._sum_of_norms(gradients, order)) for order in (2, math.inf))
+
+    def _count_nonfinite(self, base: float) -> None:
         self.progress.nonfinite += 1
         self.counts["nonfinite"] += 1
         if self.progress.nonfinite >= self.settings.max_nonfinite:
@@ -477,7 +487,6 @@ class LineSearch(torch.optim.Optimizer):
                 f"{self.progress.nonfinite} steps in a row without a finite loss and gradient (loss now {base}); "
                 "the weights are as they were before them"
             )
-        return False
 
     def _sum_of_norms(self, gradients: list[Tensor], order: float) -> float:
         norms = torch._foreach_norm(gradients, order)
@@ -503,16 +512,23 @@ class LineSearch(torch.optim.Optimizer):
     # -- what the host says -------------------------------------------------------------------------------
 
     def _directions(
-        self, group: Group, parameters: list[Tensor], gradients: list[Tensor], states: list[Mapping[str, Any]]
+        self,
+        group: Group,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[State],
+        scratch: Scratch,
     ) -> Sequence[Tensor]:
         """The tested direction d for slices of the group's parameters; the host's moments stay as they are.
 
         Args:
             group: the param group.
-            parameters: slices of some of its parameters, of one device and data type.
+            parameters: slices of some of its parameters, of one device and data type: several of any shape, or one
+                vector, in which several parameters may lie behind one another.
             gradients: their gradients.
             states: the host's state of each one, where tensors of the parameter's shape are the same slice; all are
                 empty where the host has not seen the parameters yet.
+            scratch: memory for vectors that are not needed after the next call.
         """
         raise NotImplementedError
 

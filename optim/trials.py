@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
 
 # One number -> a step size for each involved group: the line of a search.
 Path = Callable[[float], list[float]]
+State = Mapping[str, Any]
 
 # Nothing is known before the first accepted step size, so its search may go further.
 FIRST_SEARCH = 10
 
 # Entries of the weights that are worked on at a time: what one operation writes, the next one finds in the cache.
 # An accelerator gains by few large operations instead.
-CHUNK, ON_ACCELERATOR = 2**17, 2**24
+CHUNK, ON_ACCELERATOR = 2**18, 2**24
+# What is copied into one piece with others, so that operations are fewer.
+SMALL = 2**14
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class Trials:
@@ -49,19 +55,25 @@ class Trials:
         loss: MiniBatchLoss,
         suffix: Suffix | None,
         sizes: Sequence[float],
+        memory: Mapping[Tensor, Tensor],
     ) -> None:
-        """`sizes`: step sizes of the first trial point, made in the same pass over d as the slopes."""
+        """`sizes`: step sizes of the first trial point, made in the same pass over d as the slopes; `memory`: what
+        the trial point of a parameter may be written into.
+        """
         settings = optimizer.settings
-        self.optimizer, self.groups, self.loss, self.suffix = optimizer, groups, loss, suffix
+        self.optimizer, self.groups, self.loss, self.suffix, self._memory = optimizer, groups, loss, suffix, memory
         tolerance = settings.rounding * loss.rounding_error(settings.magnitude) if settings.rounding else 0.0
         self._known = optimizer.progress.accepted_once
         self.condition = Armijo(settings.c if self._known else settings.first_c, tolerance)
         self._sizes = list(sizes)
         self._points: list[list[_Point]] = []
+        self._scratch = Scratch()
 
     def __enter__(self) -> Trials:
         try:
-            self._points = [[_Point(p) for p in group["params"] if p.grad is not None] for group in self.groups]
+            self._points = [
+                [_Point(p, self._memory.get(p)) for p in group["params"] if p.grad is not None] for group in self.groups
+            ]
             self.slopes = self.optimizer.ranks.means(torch.stack(self._place(self._sizes))).tolist()
             for point in chain.from_iterable(self._points):
                 point.show()
@@ -92,23 +104,39 @@ class Trials:
 
     def _place(self, sizes: Sequence[float]) -> list[Tensor]:
         """The trial point w + eta d; returns <g, d> for each group."""
-        nothing = torch.zeros((), dtype=torch.float64, device=self.loss.value.device)
         return [
-            sum((self._place_chunk(group, chunk, size) for chunk in _chunks(points, self.optimizer.state)), nothing)
+            self._place_group(group, points, size)
             for group, points, size in zip(self.groups, self._points, sizes, strict=True)
         ]
 
-    def _place_chunk(self, group: Group, chunk: _Chunk, size: float) -> Tensor:
-        directions = self.optimizer._directions(group, chunk.unmoved, chunk.gradients, chunk.states)
-        for unmoved, direction, trial in zip(chunk.unmoved, directions, chunk.trial, strict=True):
-            torch.add(unmoved, direction, alpha=size, out=trial)
-        dots = torch.stack([_dot(g, d) for g, d in zip(chunk.gradients, directions, strict=True)])
-        return dots.double().sum().to(self.loss.value.device)
+    def _place_group(self, group: Group, points: Sequence[_Point], size: float) -> Tensor:
+        device, dots = self.loss.value.device, []
+        for chunk in _chunks(points, self.optimizer.state):
+            directions = self.optimizer._directions(group, chunk.unmoved, chunk.gradients, chunk.states, self._scratch)
+            chunk.place(directions, size)
+            dots += [_dot(g, d) for g, d in zip(chunk.gradients, directions, strict=True)]
+        if not dots:
+            return torch.zeros((), dtype=torch.float64, device=device)
+        return torch.stack([dot.to(device, torch.float64) for dot in dots]).sum()
 
     def __exit__(self, *exception: object) -> None:
         for point in chain.from_iterable(self._points):
             point.hide()
         torch.clear_autocast_cache()
+
+
+class Scratch:
+    """Vectors that each chunk's arithmetic overwrites: memory that is in the cache, as it was used a moment ago."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[torch.dtype, int], Tensor] = {}
+
+    def __call__(self, like: Tensor, count: int) -> list[Tensor]:
+        """So many vectors of the size and type of `like`, with anything in them."""
+        rows = self._rows.get((like.dtype, count))
+        if rows is None or rows.shape[1] < len(like):
+            rows = self._rows[like.dtype, count] = like.new_empty(count, max(len(like), CHUNK))
+        return list(rows[:, : len(like)].unbind())
 
 
 class _Point:
@@ -119,11 +147,12 @@ class _Point:
     point is written into it, and the unmoved values are the copy.
     """
 
-    def __init__(self, parameter: Tensor) -> None:
+    def __init__(self, parameter: Tensor, memory: Tensor | None) -> None:
         self.parameter = parameter
         self.shared = _is_shared(parameter)
         held = parameter.detach()
-        self.unmoved, self.trial = (held.clone(), held) if self.shared else (held, torch.empty_like(held))
+        other = torch.empty_like(held) if memory is None else memory
+        self.unmoved, self.trial = (other.copy_(held), held) if self.shared else (held, other)
 
     @property
     def gradient(self) -> Tensor:
@@ -142,59 +171,143 @@ class _Point:
 
 
 @dataclass
+class _Slice:
+    """A part of one parameter.
+
+    Attributes:
+        moments: the host's state of it where that has the parameter's shape, the same part.
+        state: the rest of the host's state.
+        flat: whether these are vectors in main memory.
+    """
+
+    unmoved: Tensor
+    trial: Tensor
+    gradient: Tensor
+    moments: dict[str, Tensor]
+    state: dict[str, Any]
+    flat: bool
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What the slices of one chunk have in common."""
+        types = (self.unmoved.device, self.unmoved.dtype, self.gradient.dtype)
+        return *types, self.flat, *self.moments, *((name, self._known(value)) for name, value in self.state.items())
+
+    def _known(self, value: Any) -> Any:
+        """Numbers that one operation on several slices needs to be equal: only where reading them waits for nothing."""
+        return value.item() if self.flat and isinstance(value, Tensor) and value.numel() == 1 else None
+
+
 class _Chunk:
-    """Slices of several parameters, of one device and data type, alike in whether the host has a state of them."""
+    """Slices of several parameters that are worked on together.
 
-    unmoved: list[Tensor] = field(default_factory=list)
-    trial: list[Tensor] = field(default_factory=list)
-    gradients: list[Tensor] = field(default_factory=list)
-    states: list[Mapping[str, Any]] = field(default_factory=list)
+    In main memory small ones are laid out one behind the other, as copies, so that an operation is one call; for an
+    accelerator torch's operations on lists do that.
+    """
+
+    def __init__(self, slices: list[_Slice]) -> None:
+        self._slices = slices
+        self._joined = len(slices) > 1 and slices[0].flat
+        self.unmoved = self._join([piece.unmoved for piece in slices])
+        self.gradients = self._join([piece.gradient for piece in slices])
+        self.states: list[State] = [piece.state | piece.moments for piece in slices]
+        if self._joined:
+            names = slices[0].moments
+            self.states = [slices[0].state | {k: torch.cat([piece.moments[k] for piece in slices]) for k in names}]
+
+    def _join(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.cat(tensors)] if self._joined else tensors
+
+    def place(self, directions: Sequence[Tensor], size: float) -> None:
+        """Write the trial point w + eta d."""
+        if self._joined:
+            point = torch.add(self.unmoved[0], directions[0], alpha=size)
+            parts = point.split([piece.unmoved.numel() for piece in self._slices])
+            torch._foreach_copy_([piece.trial for piece in self._slices], parts)
+        else:
+            for piece, direction in zip(self._slices, directions, strict=True):
+                torch.add(piece.unmoved, direction, alpha=size, out=piece.trial)
 
 
-def _chunks(points: Iterable[_Point], states: Mapping[Tensor, Mapping[str, Any]]) -> Iterator[_Chunk]:
-    chunk, room, kind = _Chunk(), 0, None
+def _chunks(points: Iterable[_Point], states: Mapping[Tensor, State]) -> Iterator[_Chunk]:
+    slices: list[_Slice] = []
+    room, kind = 0, None
     for point in points:
-        state = states.get(point.parameter) or {}
-        of_point = (point.unmoved.device, point.unmoved.dtype, point.gradient.dtype, bool(state))
-        limit = CHUNK if point.unmoved.device.type == "cpu" else ON_ACCELERATOR
-        for unmoved, trial, gradient, of_slice in _slices(point, state, limit):
-            if chunk.unmoved and (unmoved.numel() > room or of_point != kind):
-                yield chunk
-                chunk = _Chunk()
-            if not chunk.unmoved:
+        limit = CHUNK if point.unmoved.is_cpu else ON_ACCELERATOR
+        pieces = _slices(point, states.get(point.parameter) or {}, limit)
+        of_point = pieces[0].kind
+        for piece in pieces:
+            size = piece.unmoved.numel()
+            if piece.flat and size > SMALL:
+                yield _Chunk([piece])
+                continue
+            if slices and (size > room or of_point != kind):
+                yield _Chunk(slices)
+                slices = []
+            if not slices:
                 room, kind = limit, of_point
-            room -= unmoved.numel()
-            chunk.unmoved.append(unmoved)
-            chunk.trial.append(trial)
-            chunk.gradients.append(gradient)
-            chunk.states.append(of_slice)
-    if chunk.unmoved:
-        yield chunk
+            room -= size
+            slices.append(piece)
+    if slices:
+        yield _Chunk(slices)
 
 
-def _slices(
-    point: _Point, state: Mapping[str, Any], limit: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Mapping[str, Any]]]:
+def _slices(point: _Point, state: State, limit: int) -> list[_Slice]:
     """Of at most so many entries; a parameter that does not lie in one piece is taken whole."""
-    like = {name: value for name, value in state.items() if getattr(value, "shape", None) == point.unmoved.shape}
-    whole = (point.unmoved, point.trial, point.gradient, *like.values())
-    if point.unmoved.numel() <= limit or not all(tensor.is_contiguous() for tensor in whole):
-        yield point.unmoved, point.trial, point.gradient, state
-        return
-    for parts in zip(*(tensor.view(-1).split(limit) for tensor in whole), strict=True):
-        unmoved, trial, gradient, *of_state = parts
-        yield unmoved, trial, gradient, {**state, **dict(zip(like, of_state, strict=True))}
+    own = (point.unmoved, point.trial, point.gradient)
+    moments = {name: value for name, value in state.items() if getattr(value, "shape", None) == point.unmoved.shape}
+    if point.unmoved.ndim == 0 or not all(tensor.is_contiguous() for tensor in (*own, *moments.values())):
+        return [_Slice(*own, {}, dict(state), flat=False)]
+    rest = {name: value for name, value in state.items() if name not in moments}
+    vectors = [tensor.view(-1) for tensor in (*own, *moments.values())]
+    parts = [vectors] if len(vectors[0]) <= limit else zip(*(vector.split(limit) for vector in vectors), strict=True)
+    return [
+        _Slice(unmoved, trial, gradient, dict(zip(moments, of_state, strict=True)), rest, point.unmoved.is_cpu)
+        for unmoved, trial, gradient, *of_state in parts
+    ]
 
 
-def _is_shared(parameter: Tensor) -> bool:
-    """Whether anything but the parameter holds its storage, or it is a part of a larger one."""
-    storage = parameter.untyped_storage()
-    ours = 2  # the parameter and the variable above
+def last_gradients(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    """Of the step before, where nobody else holds them: memory that trial points may be written into.
+
+    In main memory a fresh page costs more than the arithmetic that fills it. On an accelerator torch keeps
+    memory at hand itself.
+    """
+    return {p: p.grad for p in parameters if p.grad is not None and p.is_cpu and _may_be_overwritten(p)}
+
+
+def _may_be_overwritten(parameter: Tensor) -> bool:
+    gradient = parameter.grad
+    assert gradient is not None
+    return (
+        sys.getrefcount(gradient) <= _UNHELD
+        and not gradient.requires_grad
+        and gradient.dtype == parameter.dtype
+        and gradient.stride() == parameter.stride()
+        and not _is_shared(gradient)
+    )
+
+
+def _references() -> int:
+    """sys.getrefcount of a gradient that only its parameter holds, asked for as above."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    gradient = parameter.grad
+    return sys.getrefcount(gradient)
+
+
+_UNHELD = _references()
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    """Whether anything but the tensor holds its storage, or it is a part of a larger one."""
+    storage = tensor.untyped_storage()
+    ours = 2  # the tensor and the variable above
     holders = torch._C._storage_Use_Count(storage._cdata)
-    return holders > ours or storage.nbytes() != parameter.numel() * parameter.element_size()
+    return holders > ours or storage.nbytes() != tensor.numel() * tensor.element_size()
 
 
 def _dot(gradient: Tensor, direction: Tensor) -> Tensor:
-    if torch.finfo(gradient.dtype).bits < 32:  # a sum of many terms needs more digits
+    if gradient.dtype in _HALF:  # a sum of many terms needs more digits
         gradient, direction = gradient.float(), direction.float()
     return torch.dot(gradient.flatten(), direction.flatten())

@@ -1,10 +1,12 @@
 """optim/trials.py: the trial point takes the parameters' place and leaves nothing behind."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import PLASLS, SGDSLS, AdamSLS, split, trials
+from optim import PLASLS, SGDSLS, AdamSLS, adam, split, trials
 
 
 def network():
@@ -22,18 +24,88 @@ def train(model, optimizer, steps=12):
 
 
 @pytest.mark.parametrize("make", [SGDSLS, AdamSLS, PLASLS])
+@pytest.mark.parametrize("small", [0, 5, 64])
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_chunks_of_any_size_find_the_same(make, chunk, monkeypatch):
+def test_chunks_of_any_size_find_the_same(make, chunk, small, monkeypatch):
     def run():
         model = network().double()
         return train(model, make(split(model, lambda name: name), weight_decay=0.01))
 
     whole = run()
     monkeypatch.setattr(trials, "CHUNK", chunk)
+    monkeypatch.setattr(trials, "SMALL", small)
     chunked = run()
     assert [tried for tried, *_ in chunked] == [tried for tried, *_ in whole]
     for column in (1, 2):
         assert [found[column] for found in chunked] == pytest.approx([found[column] for found in whole])
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_fused_direction_is_the_plain_one(steps):
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam([torch.zeros(500, dtype=torch.float64)], betas=(0.8, 0.98), eps=1e-3)
+    (w,) = optimizer.param_groups[0]["params"]
+    for _ in range(steps - 1):
+        w.grad = torch.randn(500, generator=generator, dtype=torch.float64)
+        optimizer.step()
+    g, state = torch.randn(500, generator=generator, dtype=torch.float64), optimizer.state[w]
+    before = copy.deepcopy(state)
+    (plain,) = adam.plain_directions(optimizer.param_groups[0], 0.0, [g], [state])
+    fused = adam.fused_direction(optimizer.param_groups[0], g, state, trials.Scratch())
+    assert torch.allclose(fused, plain, rtol=1e-13, atol=0)
+    assert all(torch.equal(state[name], before[name]) for name in before)
+
+
+def test_small_parameters_of_different_ages_keep_their_own_bias_corrections():
+    """One that had no gradient in the first steps lies beside others that had."""
+
+    def run():
+        model = network().double()
+        model[0].bias.requires_grad = False
+        optimizer = AdamSLS(model.parameters())
+        train(model, optimizer, 3)
+        model[0].bias.requires_grad = True
+        return train(model, optimizer, 3)
+
+    together = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials, "SMALL", 0)
+        apart = run()
+    assert together == [pytest.approx(found) for found in apart]
+
+
+# -- memory ------------------------------------------------------------------------------------------------
+
+
+def test_the_trial_point_takes_the_memory_of_the_last_steps_gradients(monkeypatch):
+    model = network()
+    optimizer = AdamSLS(model.parameters())
+    train(model, optimizer, 1)
+    gradients = {p.grad.data_ptr() for p in model.parameters()}
+    seen = []
+    show = trials._Point.show
+    monkeypatch.setattr(trials._Point, "show", lambda point: (seen.append(point.trial.data_ptr()), show(point)))
+    train(model, optimizer, 1)
+    assert set(seen) == gradients
+
+
+HOLD = {
+    "the tensor": lambda gradient: gradient,
+    "a view": lambda gradient: gradient.view(-1),
+    "a detached one": lambda gradient: gradient.detach(),
+    "an array": lambda gradient: gradient.numpy(),
+}
+
+
+@pytest.mark.parametrize("hold", HOLD.values(), ids=HOLD.keys())
+def test_gradients_that_the_caller_holds_are_left_alone(hold):
+    model = network()
+    optimizer = AdamSLS(model.parameters())
+    train(model, optimizer, 1)
+    held = [hold(p.grad) for p in model.parameters()]
+    before = [torch.as_tensor(gradient).clone() for gradient in held]
+    train(model, optimizer, 2)
+    assert all(torch.equal(torch.as_tensor(gradient), b) for gradient, b in zip(held, before, strict=True))
 
 
 def test_views_that_the_caller_holds_move_with_the_weights():
@@ -82,6 +154,7 @@ def test_an_error_while_the_trial_point_is_made_leaves_the_weights(where, monkey
         raise MemoryError
 
     if where == "torch.add":
+        monkeypatch.setattr(trials, "SMALL", 0)  # each of the four parameters by itself
         count = iter(range(3))
         add = torch.add
         monkeypatch.setattr(torch, "add", lambda *a, **k: add(*a, **k) if next(count, None) is not None else broken())

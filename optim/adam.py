@@ -1,0 +1,82 @@
+"""Adam's direction for gradients that its moments have not seen yet (paper Eq. 3), without touching the moments."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .merging import Group
+from .trials import Scratch, State
+
+FUSED = (torch.float32, torch.float64)
+"""Data types that `fused_direction` is used for."""
+
+
+def plain_directions(group: Group, beta1: float, gradients: list[Tensor], states: Sequence[State]) -> list[Tensor]:
+    r"""The move of Adam per unit of step size,
+
+    .. math:: d = -\hat m / (\sqrt{\hat v} + \epsilon), \qquad m = \beta_1 m_{k-1} + (1 - \beta_1) g, \quad
+        v = \beta_2 v_{k-1} + (1 - \beta_2) g^2
+
+    Args:
+        group: its betas, eps and amsgrad.
+        beta1: 0 for the direction without momentum, -g / (sqrt(v_hat) + eps).
+        gradients: g, of any shapes.
+        states: torch's state of each one, before this step; all are empty at the first step.
+    """
+    beta2, seen = group["betas"][1], bool(states[0])
+    if seen:
+        v = torch._foreach_mul([state["exp_avg_sq"] for state in states], beta2)
+        torch._foreach_addcmul_(v, gradients, gradients, value=1 - beta2)
+        # Stays on its device, where it is one: reading it would wait for the accelerator.
+        steps = torch.stack([state["step"] for state in states]).double() + 1
+    else:
+        v = torch._foreach_mul(torch._foreach_mul(gradients, gradients), 1 - beta2)
+        steps = torch.ones(len(gradients), dtype=torch.float64, device=gradients[0].device)
+    if group["amsgrad"] and seen:
+        torch._foreach_maximum_(v, [state["max_exp_avg_sq"] for state in states])
+    torch._foreach_sqrt_(v)
+    torch._foreach_div_(v, (1 - beta2**steps).sqrt().neg().unbind())
+    torch._foreach_sub_(v, group["eps"])
+    numerators: list[Tensor] | tuple[Tensor, ...] = gradients
+    if beta1:
+        moments = [state["exp_avg"] for state in states] if seen else torch._foreach_mul(gradients, 0)
+        numerators = torch._foreach_lerp(moments, gradients, 1 - beta1)
+        torch._foreach_div_(numerators, (1 - beta1**steps).unbind())
+    return list(torch._foreach_div(numerators, v))
+
+
+def fused_direction(group: Group, gradient: Tensor, state: State, scratch: Scratch) -> Tensor:
+    r"""The same for one vector in main memory, without momentum and amsgrad, in one pass of torch's Adagrad kernel.
+
+    .. math:: d = -\frac1q \frac{g}{\sqrt{S + g^2} + \epsilon / q}, \qquad
+        S = \frac{\beta_2}{1 - \beta_2} v_{k-1}, \quad q^2 = \frac{1 - \beta_2}{1 - \beta_2^k}
+
+    is Adagrad's move from 0 at step size 1/q, when S is the sum of squares that it has seen so far; q sqrt(S + g^2) is
+    sqrt(v_hat).
+
+    Args:
+        state: torch's state of the vector before this step k; empty at the first one.
+        scratch: the result is in its memory.
+    """
+    beta2 = group["betas"][1]
+    direction, squares = scratch(gradient, 2)
+    if state:
+        torch.mul(state["exp_avg_sq"], beta2 / (1 - beta2), out=squares)
+    else:
+        squares.zero_()
+    step = float(state["step"]) + 1 if state else 1.0
+    q = math.sqrt((1 - beta2) / (1 - beta2**step))
+    torch._fused_adagrad_(
+        [direction.zero_()],
+        [gradient],
+        [squares],
+        [torch.ones(())],
+        lr=1 / q,
+        lr_decay=0.0,
+        weight_decay=0.0,
+        eps=group["eps"] / q,
+        maximize=False,
+    )
+    return direction
