@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .armijo import Backtracking
 from .loss import Closure, MiniBatchLoss
+from .masks import Masks, MaskTrust
 from .merging import Group, merge_smallest
 from .ranks import Ranks
-from .replay import Modules, Replay
+from .replay import Modules, Randomness, Replay
 from .suffix import Suffix, Trust
 from .trials import Path, Scratch, State, Trials, last_gradients
 
@@ -34,11 +35,13 @@ class Settings:
     first_backtracking: float
     growth_steps: float
     max_trials: int
+    max_interval: int
     rounding: float
     magnitude: float
     max_nonfinite: int
     clip_norm: float | None
     clip_value: float | None
+    keep_masks: bool
 
     def __post_init__(self) -> None:
         for name in ("c", "first_c", "backtracking", "first_backtracking"):
@@ -46,12 +49,14 @@ class Settings:
         _require("initial_step_size", self.initial_step_size, 0 < self.initial_step_size < math.inf, "above 0")
         _require("growth_steps", self.growth_steps, self.growth_steps > 0, "above 0 (inf: no growth)")
         _require("max_trials", self.max_trials, _is_count(self.max_trials), "a whole number from 1")
+        _require("max_interval", self.max_interval, _is_count(self.max_interval), "a whole number of steps from 1")
         _require("rounding", self.rounding, 0 <= self.rounding < math.inf, "0 or above")
         _require("magnitude", self.magnitude, 0 <= self.magnitude < math.inf, "0 or above")
         _require("max_nonfinite", self.max_nonfinite, _is_count(self.max_nonfinite), "a whole number from 1")
         for name in ("clip_norm", "clip_value"):
             bound = getattr(self, name)
             _require(name, bound, bound is None or 0 < bound < math.inf, "above 0, or None")
+        _require("keep_masks", self.keep_masks, isinstance(self.keep_masks, bool), "True or False")
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Search:
     """The record of one step's search.
 
     Attributes:
-        component: the component searched, "all" for the whole network.
+        component: the component searched, "all" for the whole network, "none" in a step without a search.
         before: its step size before the step.
         after: its step size after the step; equal to `before` where the search failed.
         trials: evaluations of the loss beside the one at w_k.
@@ -118,6 +123,8 @@ class _Progress:
     position: int = 0  # the component whose turn it is
     accepted_once: bool = False
     nonfinite: int = 0  # steps in a row with a loss or gradient that is not finite
+    interval: int = 1  # steps from one search to the next
+    since: int = 0  # steps since the last search
 
 
 class LineSearch(torch.optim.Optimizer):
@@ -155,6 +162,9 @@ class LineSearch(torch.optim.Optimizer):
         growth_steps: n, the steps in which an accepted step size may double: a search starts from
             eta 2^(1/n) (Eq. 2, where n is m/b).
         max_trials: trials of a search at most; the first search may take ten times as many.
+        max_interval: steps from one search to the next at most. A search that takes its first trial doubles them, any
+            other sets them to 1, so that a step size is tested where it is unsettled; steps in between take it
+            untested, at the cost of the host's own step. 1: a search at every step, as in the paper.
         rounding: tolerance of the test in units of the loss's rounding error; 0: the paper's strict test.
         magnitude: that error is taken to be machine precision times max(|loss|, magnitude), see
             `MiniBatchLoss.rounding_error`; smaller than 1 for losses that are small by nature, as a squared error of
@@ -163,6 +173,9 @@ class LineSearch(torch.optim.Optimizer):
         clip_norm: the gradient is scaled to at most this norm before the search, as by torch.nn.utils.clip_grad_norm_;
             g is the clipped gradient in all that follows. None: not clipped.
         clip_value: its entries are cut to [-clip_value, clip_value], as by torch.nn.utils.clip_grad_value_.
+        keep_masks: whether trials take the dropout masks of the step's first evaluation from memory, one byte an entry,
+            instead of drawing them again, which a CPU does serially (see `Masks`). The bits are the same. It has no
+            effect on masks that an accelerator draws, and with torch.compile.
         grad_scaler: a torch.amp.GradScaler for float16: the backward pass is on the scaled loss, gradients are
             unscaled before the search, the scale is updated after each step; closures are forward only, and
             `grad_scaler.step` is not called. Saving its state is up to the caller, as with torch's optimizers.
@@ -177,6 +190,7 @@ class LineSearch(torch.optim.Optimizer):
     """How the param groups take turns as components; None: they share one step size."""
     _modules: Modules | None = None  # that the closures run; found anew by a copy
     _trust: Trust | None = None  # in trials of a suffix; likewise
+    _mask_trust: MaskTrust | None = None  # in kept masks; likewise
 
     def __init__(
         self,
@@ -189,11 +203,13 @@ class LineSearch(torch.optim.Optimizer):
         first_backtracking: float = 0.5,
         growth_steps: float = 500.0,
         max_trials: int = 100,
+        max_interval: int = 1,
         rounding: float = 4.0,
         magnitude: float = 1.0,
         max_nonfinite: int = 10,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        keep_masks: bool = False,
         grad_scaler: Any = None,
         **host: Any,
     ) -> None:
@@ -206,11 +222,13 @@ class LineSearch(torch.optim.Optimizer):
             first_backtracking=first_backtracking,
             growth_steps=growth_steps,
             max_trials=max_trials,
+            max_interval=max_interval,
             rounding=rounding,
             magnitude=magnitude,
             max_nonfinite=max_nonfinite,
             clip_norm=clip_norm,
             clip_value=clip_value,
+            keep_masks=keep_masks,
         )
         self.grad_scaler = grad_scaler
         self.progress = _Progress()
@@ -293,10 +311,13 @@ class LineSearch(torch.optim.Optimizer):
             raise RuntimeError("torch.inference_mode() allows no gradients: step(closure) must be called outside of it")
         closures = list(closure) if isinstance(closure, Sequence) else [closure]
         self._start_together()
-        memory = last_gradients(p for group in self._searched_now() for p in group["params"])
+        searches = self.progress.since + 1 >= self.progress.interval
+        memory = last_gradients(p for group in self._searched_now() for p in group["params"]) if searches else {}
         self.zero_grad()
-        suffix = self._suffix(closures)
+        masks = self._masks() if searches else None
+        suffix = self._suffix(closures, masks) if searches else None
         closures = list(suffix.closures) if suffix else closures
+        closures = masks.around(closures) if masks else closures
         with Replay(self._devices(), self._modules) as replay:
             loss = MiniBatchLoss(closures, self._parameters(), replay, self.ranks, self.counts, self.grad_scaler)
             loss.first()
@@ -304,7 +325,9 @@ class LineSearch(torch.optim.Optimizer):
             self._finish_gradients()
             if not math.isfinite(loss.base):
                 self._count_nonfinite(loss.base)
-            elif (frozen := self._search(loss, suffix, memory)) is not None:
+            elif not searches:
+                self._go_on(loss)
+            elif (frozen := self._search(loss, suffix, memory, masks)) is not None:
                 self._move(frozen)
                 self._merge()
         return loss.value
@@ -341,7 +364,14 @@ class LineSearch(torch.optim.Optimizer):
         whole, turn, joint = self._next()
         return self.param_groups if whole or joint else [self.param_groups[turn]]
 
-    def _suffix(self, closures: Sequence[Closure]) -> Suffix | None:
+    def _masks(self) -> Masks | None:
+        """Of models that a step before has run uncompiled, as torch.compile's code has no operators to see."""
+        self._mask_trust = self._mask_trust or MaskTrust(off=not self.settings.keep_masks)
+        if self._mask_trust.off or self._modules is None or self._modules.compiled:
+            return None
+        return Masks(self._mask_trust, self._devices())
+
+    def _suffix(self, closures: Sequence[Closure], masks: Masks | None) -> Suffix | None:
         """Where one component moves alone in the trials; of modules that a step before has run, uncompiled."""
         whole, turn, joint = self._next()
         if whole or joint or self._modules is None or self._modules.compiled:
@@ -351,22 +381,24 @@ class LineSearch(torch.optim.Optimizer):
             return None
         group = self.param_groups[turn]
         changed = [parameter for parameter in group["params"] if parameter.requires_grad]
-        return Suffix(self._trust, closures, group["name"], changed, self._modules.ran, self._devices())
+        randomness = masks or Randomness(self._devices())
+        return Suffix(self._trust, closures, group["name"], changed, self._modules.ran, randomness)
 
     def _search(
-        self, loss: MiniBatchLoss, suffix: Suffix | None, memory: Mapping[Tensor, Tensor]
+        self, loss: MiniBatchLoss, suffix: Suffix | None, memory: Mapping[Tensor, Tensor], masks: Masks | None
     ) -> Sequence[Group] | None:
         """Set this step's step sizes; returns the groups that must not move, None where a gradient is not finite."""
         groups, progress, cycle = self.param_groups, self.progress, self.cycle
         whole, turn, joint = self._next()
         before = groups[turn]["lr"]
-        growth = 2 ** (1 / self.settings.growth_steps) if progress.accepted_once else 1.0
+        steps = progress.since + 1
+        growth = 2 ** (steps / self.settings.growth_steps) if progress.accepted_once else 1.0
         all_grow = whole or (cycle is not None and cycle.growth == "all")
         starts = [g["lr"] * (growth if all_grow or g is groups[turn] else 1.0) for g in groups]
         chosen = range(len(groups)) if whole or joint else [turn]
 
         first = starts if joint else [starts[turn]] * len(chosen)
-        with Trials(self, [groups[j] for j in chosen], loss, suffix, first, memory) as trials:
+        with Trials(self, [groups[j] for j in chosen], loss, suffix, first, memory, masks) as trials:
             if not self._is_finite(trials.slopes, chosen):
                 self._count_nonfinite(loss.base)
                 return None
@@ -399,6 +431,18 @@ class LineSearch(torch.optim.Optimizer):
         )
         return () if found.accepted else [groups[j] for j in chosen]
 
+    def _go_on(self, loss: MiniBatchLoss) -> None:
+        """A step between searches: the last step sizes, untested."""
+        if not self._is_finite((), ()):
+            self._count_nonfinite(loss.base)
+            return
+        progress, size = self.progress, self.param_groups[0]["lr"]
+        progress.nonfinite = 0
+        progress.since += 1
+        self.counts["unsearched"] += 1
+        self.search = Search("none", size, size, 0, loss.base, math.nan, math.nan, math.nan, accepted=True)
+        self._move(frozen=())
+
     def _joint_search(self, trials: Trials, starts: Sequence[float], turn: int) -> tuple[Backtracking, Path]:
         """The trial point is the next iterate: every component moves with its own step size."""
 
@@ -427,6 +471,11 @@ class LineSearch(torch.optim.Optimizer):
         """Counters, the next component's turn, and the end of the whole-network phase."""
         progress, cycle = self.progress, self.cycle
         progress.accepted_once |= found.accepted
+        progress.since = 0
+        if found.accepted and found.trials <= 1 and not (whole and cycle is not None and len(self.param_groups) > 1):
+            progress.interval = min(2 * progress.interval, self.settings.max_interval)
+        else:
+            progress.interval = 1
         self.counts["searches"] += 1
         self.counts["trials"] += found.trials
         self.counts["failures"] += not found.accepted

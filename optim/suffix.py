@@ -14,6 +14,7 @@ from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .loss import Closure
+from .masks import Masks
 from .replay import Randomness
 
 # What a module may return beside tensors and be recorded: nobody can change it.
@@ -63,7 +64,7 @@ class Suffix:
         component: its name.
         parameters: that the trials change.
         modules: that the closures run.
-        devices: whose random states the closures may use.
+        randomness: what they draw from.
     """
 
     def __init__(
@@ -73,10 +74,10 @@ class Suffix:
         component: str,
         parameters: Iterable[Tensor],
         modules: Iterable[Module],
-        devices: Iterable[torch.device],
+        randomness: Randomness | Masks,
     ) -> None:
         self._trust, self._component = trust, component
-        changes, randomness = _Changes(parameters), Randomness(devices)
+        changes = _Changes(parameters)
         known = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
         self.closures = [_Recorded(closure, changes, known, randomness, trust.keep_all) for closure in closures]
 
@@ -178,7 +179,7 @@ class _Recorded:
     """One closure: the first call records, later ones skip what is recorded while `skips` is set."""
 
     def __init__(
-        self, closure: Closure, changes: _Changes, modules: list[Module], randomness: Randomness, keep_all: bool
+        self, closure: Closure, changes: _Changes, modules: list[Module], randomness: Randomness | Masks, keep_all: bool
     ) -> None:
         self._closure, self._changes, self._modules = closure, changes, modules
         self._randomness, self._keep_all = randomness, keep_all

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .armijo import Armijo, Backtracking, backtrack
 from .loss import MiniBatchLoss
+from .masks import Masks
 from .merging import Group
 from .suffix import Suffix
 
@@ -56,12 +58,14 @@ class Trials:
         suffix: Suffix | None,
         sizes: Sequence[float],
         memory: Mapping[Tensor, Tensor],
+        masks: Masks | None,
     ) -> None:
         """`sizes`: step sizes of the first trial point, made in the same pass over d as the slopes; `memory`: what
         the trial point of a parameter may be written into.
         """
         settings = optimizer.settings
         self.optimizer, self.groups, self.loss, self.suffix, self._memory = optimizer, groups, loss, suffix, memory
+        self._again = partial(masks.evaluate, loss.again) if masks else loss.again
         tolerance = settings.rounding * loss.rounding_error(settings.magnitude) if settings.rounding else 0.0
         self._known = optimizer.progress.accepted_once
         self.condition = Armijo(settings.c if self._known else settings.first_c, tolerance)
@@ -100,7 +104,7 @@ class Trials:
             self._place(sizes)
             self._sizes = sizes
         torch.clear_autocast_cache()  # of an autocast around the step: it holds the weights of the point before
-        return self.suffix.evaluate(self.loss.again) if self.suffix else self.loss.again()
+        return self.suffix.evaluate(self._again) if self.suffix else self._again()
 
     def _place(self, sizes: Sequence[float]) -> list[Tensor]:
         """The trial point w + eta d; returns <g, d> for each group."""

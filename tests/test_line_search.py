@@ -279,6 +279,69 @@ def test_every_accepted_step_size_satisfies_the_condition():
         assert search.trial <= search.base + 0.1 * search.after * search.slope + 4 * 2.0**-52
 
 
+# -- searches that are steps apart -------------------------------------------------------------------------
+
+
+def always_accepts(model, **settings):
+    return AdamSLS(model.parameters(), initial_step_size=1e-6, rounding=1e6, max_interval=4, **settings)
+
+
+def test_searches_that_take_their_first_trial_double_the_steps_between_them_up_to_the_bound():
+    model = network()
+    optimizer = always_accepts(model, growth_steps=10)
+    searched, sizes = [], []
+    for k, (x, y) in enumerate(batches(16)):
+        optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))
+        if optimizer.search.component != "none":
+            searched.append(k)
+        sizes.append(optimizer.param_groups[0]["lr"])
+    assert searched == [0, 2, 6, 10, 14]
+    assert optimizer.counts["forwards"] == 16 + len(searched)
+    assert optimizer.counts["unsearched"] == 16 - len(searched)
+    assert sizes[14] == pytest.approx(1e-6 * 2 ** (14 / 10))  # grows as with a search at every step
+
+
+def test_a_rejected_trial_brings_a_search_at_the_next_step():
+    model = network()
+    optimizer = AdamSLS(model.parameters(), max_interval=8, growth_steps=5)
+    rejected = 0
+    for x, y in batches(100):
+        before = optimizer.search
+        optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))
+        if before is not None and before.trials > 1:
+            rejected += 1
+            assert optimizer.search.component != "none"
+    assert rejected > 3
+    assert optimizer.counts["unsearched"] > 10
+
+
+def test_a_step_without_a_search_is_the_hosts_own_with_the_last_step_size():
+    one, other = network(), network()
+    searched = always_accepts(one, growth_steps=NEVER_GROW)
+    adam = torch.optim.Adam(other.parameters(), lr=1e-6)
+    for x, y in batches(20):
+        searched.step(lambda x=x, y=y: cross_entropy(one(x), y))
+        adam.zero_grad()
+        cross_entropy(other(x), y).backward()
+        adam.step()
+        assert torch.equal(weights(one), weights(other))
+    assert searched.counts["unsearched"] > 10
+
+
+@pytest.mark.parametrize("fault", [math.nan, math.inf])
+def test_a_step_without_a_search_that_is_not_finite_changes_nothing(fault):
+    model = network()
+    optimizer = always_accepts(model)
+    train(model, optimizer, batches(4))
+    before = weights(model)
+    assert optimizer.progress.since + 1 < optimizer.progress.interval
+    optimizer.step(lambda: model[0].weight.sum() * fault)
+    w = model[0].weight
+    optimizer.step(lambda: (w - w.detach()).abs().sqrt().sum())
+    assert torch.equal(weights(model), before)
+    assert optimizer.counts["nonfinite"] == 2
+
+
 def test_the_whole_network_phase_lasts_until_the_step_size_has_settled():
     model = network()
     optimizer = PLASLS(split(model, by_layer))
@@ -652,7 +715,13 @@ def with_merges(model):
     return PLASLS(split(model, lambda name: name), merge_threshold=10.0, first_steps=2)
 
 
-@pytest.mark.parametrize("make", [*OPTIMIZERS.values(), with_merges], ids=[*OPTIMIZERS, "merges"])
+def seldom(model):
+    return PLASLS(split(model, by_layer), max_interval=4, first_steps=1)
+
+
+@pytest.mark.parametrize(
+    "make", [*OPTIMIZERS.values(), with_merges, seldom], ids=[*OPTIMIZERS, "merges", "searched seldom"]
+)
 @pytest.mark.parametrize("steps", [1, 4, 5])
 def test_a_resumed_run_is_bit_identical(make, steps):
     model = network(dropout=0.3)
@@ -734,6 +803,7 @@ BAD: dict[str, list[object]] = {
     "rounding": [-1, math.nan],
     "magnitude": [-1, math.inf],
     "max_nonfinite": [0],
+    "max_interval": [0, 1.5, math.inf],
     "first_steps": [0, "never", 2.5],
     "joint": ["sometimes", 0],
     "growth": ["none"],

@@ -153,7 +153,9 @@ def closure_of(model, kind, k, autocast):
 OWN = {"ResNet": ResNet, "Attention": Attention, "Skipping": Skipping, "Hidden": Hidden}
 
 
-def run(kind, suffix, *, rule=blocks, steps=STEPS, autocast=False, checkpoint=False, several=1, before_step=None):
+def run(
+    kind, suffix, *, rule=blocks, steps=STEPS, autocast=False, checkpoint=False, several=1, before_step=None, **settings
+):
     """(what each step found, the weights and the random state at the end, the optimizer, forwards of each module)."""
     torch.manual_seed(0)
     model = OWN[kind]() if kind in OWN else transformer(kind)
@@ -161,7 +163,7 @@ def run(kind, suffix, *, rule=blocks, steps=STEPS, autocast=False, checkpoint=Fa
     if checkpoint:
         model.activation_checkpointing_enable({"use_reentrant": checkpoint == "reentrant"})
         model.enable_input_require_grads()  # which the reentrant kind needs
-    optimizer = PLASLS(split(model, rule), first_steps=1, joint="never", suffix=suffix)
+    optimizer = PLASLS(split(model, rule), suffix=suffix, **{"first_steps": 1, "joint": "never", **settings})
     found, ran = [], []
     for module in model.modules():
         module.register_forward_pre_hook(lambda module, args: ran.append(module))
@@ -224,8 +226,8 @@ def test_only_the_boundary_is_kept():
     def look(model, optimizer, k):
         suffix = optimizer._suffix
 
-        def kept_by(closures):
-            made = suffix(closures)
+        def kept_by(*args):
+            made = suffix(*args)
             kept.append(made)
             return made
 
