@@ -21,6 +21,7 @@ from .trials import Path, Scratch, State, Trials, last_gradients
 SETTLED_AFTER = 3
 # Shrinks of one component that is to blame for a rejected joint trial, before all shrink: to a tenth at delta = 0.9.
 ALONE = 22
+COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "merges", "nonfinite")
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ class LineSearch(torch.optim.Optimizer):
         """
         self._read_step_sizes()
         if closure is None:
-            if not self.progress.accepted_once:
+            if not self.progress.accepted_once and any(group["lr"] for group in self.param_groups):
                 raise RuntimeError("step() without a closure needs step sizes: call step(closure) first")
             self._start_together()
             self.ranks.average_gradients(self._parameters())
@@ -539,30 +540,35 @@ class LineSearch(torch.optim.Optimizer):
         return super().__getstate__() | {name: self.__dict__[name] for name in own if name in self.__dict__}
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"progress": asdict(self.progress), "counts": dict(self.counts)}
-        return super().state_dict() | {"line_search": own}
+        state = super().state_dict()
+        # In a group: torch.distributed.checkpoint drops what is beside groups and state, and names that are new to it.
+        counts = {name: self.counts[name] for name in COUNTS}
+        state["param_groups"][0]["line_search"] = {"progress": asdict(self.progress), "counts": counts}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume bit for bit, in the middle of a cycle and after merges; merges since the state was saved are undone.
 
-        What an older version did not save starts as in a new optimizer.
+        What an older version did not save starts as in a new optimizer. torch.distributed.checkpoint's state dicts are
+        loaded as well, unless they are flattened, or of components that have been merged.
 
         Raises:
             ValueError: the state is of other components, of an optimizer without a line search, or of a newer version.
                 Nothing has changed then.
         """
-        state_dict = dict(state_dict)
-        if "line_search" not in state_dict:
-            raise ValueError("the state holds no line search: it was saved by another kind of optimizer")
-        own = state_dict.pop("line_search")
+        holders = (*state_dict["param_groups"], state_dict)  # beside the groups in older versions
+        own = next((holder["line_search"] for holder in holders if "line_search" in holder), None)
+        if own is None:
+            raise ValueError("the state holds no line search: another optimizer has saved it, or it was flattened")
+        groups = [{k: v for k, v in group.items() if k != "line_search"} for group in state_dict["param_groups"]]
         known = {field.name for field in fields(_Progress)}
         unknown = sorted({*own} - {"progress", "counts"} | {*own.get("progress", {})} - known)
         if unknown:
             raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: a newer version has saved it")
         before = self.param_groups
-        self.param_groups = self._regrouped([group.get("name", "?") for group in state_dict["param_groups"]])
+        self.param_groups = self._regrouped([group.get("name", "?") for group in groups])
         try:
-            super().load_state_dict(state_dict)
+            super().load_state_dict(state_dict | {"param_groups": groups})
         except BaseException:
             self.param_groups = before
             raise
