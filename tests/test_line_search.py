@@ -248,11 +248,11 @@ def test_the_order_of_components_does_not_change_a_components_search(joint):
     train(start, whole, batches(4))
     (x, y), moments = next(batches(1, seed=9)), copy.deepcopy(whole.state_dict()["state"])
     found = {}
-    for order in itertools.permutations(range(3)):
+    for order, turn in itertools.product(itertools.permutations(range(3)), range(3)):
         model = copy.deepcopy(start)
         groups = split(model, by_layer)
         optimizer = PLASLS([groups[place] for place in order], first_steps=1, joint=joint, growth_steps=0.5)
-        optimizer.progress.whole, optimizer.progress.accepted_once = False, True
+        optimizer.progress.whole, optimizer.progress.accepted_once, optimizer.progress.position = False, True, turn
         for group in optimizer.param_groups:
             group["lr"] = whole.param_groups[0]["lr"]
         of_model = dict(zip(model.parameters(), moments.values(), strict=True))
@@ -276,14 +276,40 @@ def test_batches_may_change_their_size(make):
     assert sum(losses[-40:]) < 0.8 * sum(losses[:40])
 
 
-def test_every_accepted_step_size_satisfies_the_condition():
-    model = network().double()
-    optimizer = AdamSLS(model.parameters(), growth_steps=3)
+SEARCHING = {
+    "SGDSLS": lambda model: SGDSLS(model.parameters(), growth_steps=2),
+    "AdamSLS": lambda model: AdamSLS(model.parameters(), growth_steps=2),
+    "PLASLS": lambda model: PLASLS(split(model, by_layer), growth_steps=1),
+    "PLASLS, Eq. 6": lambda model: PLASLS(
+        split(model, by_layer), growth_steps=0.5, joint="never", first_steps=1, suffix=False
+    ),
+}
+
+
+@pytest.mark.parametrize("make", SEARCHING.values(), ids=SEARCHING.keys())
+def test_the_points_accepted_satisfy_the_condition_in_float64_and_those_rejected_do_not(make):
+    model, exact = network(), network().double()
+    optimizer = make(model)
+
+    def in_float64(point, x, y):
+        torch.nn.utils.vector_to_parameters(point.double(), exact.parameters())
+        return cross_entropy(exact(x.double()), y)
+
+    rejected = 0
     for x, y in batches(60):
-        optimizer.step(lambda x=x, y=y: cross_entropy(model(x.double()), y))
-        search = optimizer.search
-        assert search.accepted
-        assert search.trial <= search.base + 0.1 * search.after * search.slope + 4 * 2.0**-52
+        c = 0.1 if optimizer.progress.accepted_once else 0.5
+        unmoved, *trials = points_of_a_step(model, optimizer, x, y)
+        base = in_float64(unmoved, x, y)
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(base, list(exact.parameters()))])
+        excess = [
+            float((in_float64(trial, x, y) - base - c * gradient @ (trial.double() - unmoved.double())).detach())
+            for trial in trials
+        ]
+        assert optimizer.search.accepted
+        assert excess.pop() <= 2 * optimizer.search.tolerance < 1e-4
+        assert all(value > 0 for value in excess)
+        rejected += len(excess)
+    assert rejected > 20
 
 
 def test_the_whole_network_phase_lasts_until_the_step_size_has_settled():
