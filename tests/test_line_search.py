@@ -17,6 +17,7 @@ from tests.reference import Reference, logistic, valley
 from tests.small import batches, by_layer, weights
 
 NEVER_GROW = math.inf
+MERGE = 0.8  # some at the first steps of the logistic problem, some after 50 of the valley's
 
 
 def torch_problem(name, sizes):
@@ -77,6 +78,26 @@ CASES = {
         {"first_steps": 2, "joint": "always", "growth_steps": 5.0},
         [3, 2, 4],
     ),
+    "PLASLS, the defaults": (
+        lambda groups: PLASLS(groups, growth_steps=3),
+        {"first_steps": "settled", "joint": "always", "growth_steps": 3.0, "merge_threshold": 1e-12},
+        [3, 2, 4],
+    ),
+    "PLASLS, joint every third, all grow": (
+        lambda groups: PLASLS(groups, first_steps=1, joint=3, growth="all", growth_steps=6),
+        {"joint": 3, "growth": "all", "growth_steps": 6.0},
+        [3, 2, 4],
+    ),
+    "PLASLS, merges": (
+        lambda groups: PLASLS(groups, first_steps=1, joint="never", growth_steps=2, merge_threshold=MERGE),
+        {"growth_steps": 2.0, "merge_threshold": MERGE},
+        [1, 2, 1, 3, 1, 2, 1],
+    ),
+    "PLASLS, joint, merges": (
+        lambda groups: PLASLS(groups, first_steps=2, growth_steps=2, merge_threshold=MERGE),
+        {"first_steps": 2, "joint": "always", "growth_steps": 2.0, "merge_threshold": MERGE},
+        [1, 2, 1, 3, 1, 2, 1],
+    ),
     "PLASLS, fast growth": (
         lambda groups: PLASLS(groups, first_steps=1, joint="never", growth_steps=2, c=0.4, backtracking=0.7),
         {"growth_steps": 2.0, "c": 0.4, "delta": 0.7},
@@ -98,10 +119,14 @@ def test_step_sizes_trials_and_weights_are_the_references(case, problem):
         reference.step()
         assert optimizer.search.trials == reference.trials
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(reference.eta, rel=1e-9)
+        names = ["+".join(f"block{j}" for j in blocks) for blocks in reference.components]
+        if optimizer.cycle:
+            assert [group["name"] for group in optimizer.param_groups] == names
         for parameter, block in zip(parameters, reference.w, strict=True):
             assert parameter.tolist() == pytest.approx(block, rel=1e-5, abs=1e-8)
         trials += reference.trials
     assert trials > 125  # the searches did backtrack
+    assert (len(reference.components) < len(sizes)) == (reference.merge_threshold == MERGE)
 
 
 # -- small networks ------------------------------------------------------------------------------------------
