@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .armijo import Backtracking
-from .loss import Closure, MiniBatchLoss
+from .loss import Closure, MiniBatchLoss, closures_of
 from .merging import Group, merge_smallest
 from .ranks import Ranks
 from .replay import Modules, Replay
@@ -275,8 +275,9 @@ class LineSearch(torch.optim.Optimizer):
         Raises:
             FloatingPointError: too many steps in a row without a finite loss and gradient. Weights, moments and step
                 sizes are as they were.
-            RuntimeError: the loss has no graph; no closure was given before the first search; or another rank has
-                raised an exception, or differs from this one (see `Ranks`).
+            TypeError: what was given is no closure and no list of them.
+            RuntimeError: the loss is none, or has no graph; no closure was given before the first search; or another
+                rank has raised an exception, or differs from this one (see `Ranks`).
         """
         self._read_step_sizes()
         if closure is None:
@@ -292,7 +293,7 @@ class LineSearch(torch.optim.Optimizer):
             )
         if torch.is_inference_mode_enabled():
             raise RuntimeError("torch.inference_mode() allows no gradients: step(closure) must be called outside of it")
-        closures = list(closure) if isinstance(closure, Sequence) else [closure]
+        closures = closures_of(closure)
         self._start_together()
         memory = last_gradients(p for group in self._searched_now() for p in group["params"])
         self.zero_grad()

@@ -284,10 +284,10 @@ def test_the_order_of_components_does_not_change_a_components_search(joint):
         optimizer.state.update({p: copy.deepcopy(state) for p, state in of_model.items()})
         optimizer.step(lambda model=model: cross_entropy(model(x), y))
         search = optimizer.search
-        found.setdefault(search.component, set()).add((search.trials, search.after))
+        found.setdefault(search.component, set()).add((search.trials, search.after, search.trial))
     assert sorted(found) == ["0", "1", "4"]
     assert all(len(results) == 1 for results in found.values())
-    assert any(trials > 1 for results in found.values() for trials, _ in results)
+    assert any(trials > 1 for results in found.values() for trials, *_ in results)
 
 
 @every_optimizer

@@ -175,6 +175,43 @@ def test_a_closure_that_returns_no_loss_is_refused(returned):
         AdamSLS(network().parameters()).step(lambda: returned)
 
 
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [
+        (lambda loss: None, "NoneType"),
+        (lambda loss: (loss, loss), "tuple"),
+        (lambda loss: [loss], "list"),
+        (lambda loss: {"loss": loss}, "dict"),
+        (lambda loss: "0.5", "str"),
+    ],
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_closure_that_returns_no_number_is_refused_by_what_it_returned(output, kind, backward):
+    model = network()
+    x, y = next(batches(1))
+    before = weights(model)
+
+    def closure():
+        loss = cross_entropy(model(x), y)
+        if backward:
+            loss.backward()
+        return output(loss)
+
+    with pytest.raises(RuntimeError, match=f"the closure returned {kind}; allowed: the loss alone"):
+        AdamSLS(model.parameters()).step(closure)
+    assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"), [([], "an empty list"), (torch.ones(()), "Tensor"), ([lambda: 0.0, 3], "function, int")]
+)
+def test_what_is_no_closure_is_refused_before_anything_runs(given, kind):
+    optimizer = AdamSLS(network().parameters())
+    with pytest.raises(TypeError, match=f"step was given {kind}; allowed: a closure that returns the loss"):
+        optimizer.step(given)
+    assert not optimizer.counts
+
+
 def test_a_closure_with_a_backward_of_its_own_returns_one_number():
     model = network()
     x, y = next(batches(1))
