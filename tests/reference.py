@@ -159,12 +159,13 @@ def logistic(rows: Sequence[Sequence[float]], signs: Sequence[float], batch: int
         return signs[row] * sum(a * b for a, b in zip(flat, rows[row], strict=True))
 
     def f(w: Blocks, k: int) -> float:
-        return sum(math.log1p(math.exp(-margin(w, row))) for row in chosen(k)) / batch
+        margins = [margin(w, row) for row in chosen(k)]
+        return sum(max(-m, 0.0) + math.log1p(math.exp(-abs(m))) for m in margins) / batch
 
     def gradient(w: Blocks, k: int) -> Blocks:
         flat = [0.0] * len(rows[0])
         for row in chosen(k):
-            weight = -signs[row] / (1 + math.exp(margin(w, row))) / batch
+            weight = -signs[row] * (1 - math.tanh(margin(w, row) / 2)) / 2 / batch
             for i, value in enumerate(rows[row]):
                 flat[i] += weight * value
         return _blocks(flat, w)
