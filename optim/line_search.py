@@ -155,7 +155,8 @@ class LineSearch(torch.optim.Optimizer):
             powers of ten below eta_0. The paper has `backtracking` there, too.
         growth_steps: n, the steps in which an accepted step size may double: a search starts from
             eta 2^(1/n) (Eq. 2, where n is m/b).
-        max_trials: trials of a search at most; the first search may take ten times as many.
+        max_trials: trials of a search at most; the first search may take ten times as many. In a joint search of
+            components it bounds those that shrink all, after at most 24 that shrink one alone.
         rounding: tolerance of the test in units of the loss's rounding error; 0: the paper's strict test.
         magnitude: that error is taken to be machine precision times max(|loss|, magnitude), see
             `MiniBatchLoss.rounding_error`; smaller than 1 for losses that are small by nature, as a squared error of

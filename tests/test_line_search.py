@@ -169,11 +169,13 @@ def points_of_a_step(model, optimizer, x, y):
 
 
 OPTIMIZERS = {
-    "SGDSLS": lambda model: SGDSLS(model.parameters()),
-    "AdamSLS": lambda model: AdamSLS(model.parameters()),
-    "PLASLS": lambda model: PLASLS(split(model, by_layer)),
-    "PLASLS, Eq. 6": lambda model: PLASLS(split(model, by_layer), joint="never", first_steps=1),
-    "PLASLS, joint every 3": lambda model: PLASLS(split(model, by_layer), joint=3, first_steps=2),
+    "SGDSLS": lambda model, **settings: SGDSLS(model.parameters(), **settings),
+    "AdamSLS": lambda model, **settings: AdamSLS(model.parameters(), **settings),
+    "PLASLS": lambda model, **settings: PLASLS(split(model, by_layer), **settings),
+    "PLASLS, Eq. 6": lambda model, **settings: PLASLS(split(model, by_layer), joint="never", first_steps=1, **settings),
+    "PLASLS, joint every 3": lambda model, **settings: PLASLS(
+        split(model, by_layer), joint=3, first_steps=2, **settings
+    ),
 }
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 
@@ -544,7 +546,7 @@ def test_a_step_without_a_closure_before_any_search_is_refused():
 
 
 @every_optimizer
-@pytest.mark.parametrize("fault", ["loss", "gradient"])
+@pytest.mark.parametrize("fault", ["loss", "loss alone", "infinite loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing_and_many_in_a_row_are_an_error(make, fault):
     model = network()
     optimizer = make(model)
@@ -553,7 +555,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_many_in_a_row_are_an_erro
 
     def bad():
         w = model[0].weight
-        return w.sum() * math.nan if fault == "loss" else (w - w.detach()).abs().sqrt().sum()
+        return {
+            "loss": w.sum() * math.nan,
+            "loss alone": w.sum() + math.nan,
+            "infinite loss": w.sum() - math.inf,
+            "gradient": (w - w.detach()).abs().sqrt().sum(),
+        }[fault]
 
     for _ in range(9):
         optimizer.step(bad)
@@ -568,22 +575,61 @@ def test_a_step_that_is_not_finite_changes_nothing_and_many_in_a_row_are_an_erro
 
 
 @every_optimizer
-def test_an_exception_in_a_trial_leaves_the_weights_bit_for_bit(make):
+@pytest.mark.parametrize("fault", [KeyError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("closures", "call"), [(1, 0), (1, 1), (2, 1), (2, 3)], ids=["base", "trial", "second base", "second of a trial"]
+)
+def test_an_exception_leaves_what_the_first_evaluation_would_have_left(make, fault, closures, call):
+    """Weights and moments as before the step; buffers and random state as after the forwards of the base point."""
+    model = network(dropout=0.2)
+    optimizer = make(model)
+    train(model, optimizer, batches(7))
+    other, twin = copy.deepcopy((model, optimizer))
+    data = list(batches(closures, seed=9))
+    calls = []
+
+    def closure(x, y):
+        calls.append(None)
+        if len(calls) == call + 1:
+            raise fault("made to fail")
+        return cross_entropy(model(x), y)
+
+    torch.manual_seed(3)
+    with pytest.raises(fault, match="made to fail"):
+        optimizer.step([lambda x=x, y=y: closure(x, y) for x, y in data])
+    randomness = torch.get_rng_state()
+    torch.manual_seed(3)
+    for x, _ in data[: min(call, closures)]:
+        other(x)
+    assert torch.equal(randomness, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), other.buffers(), strict=True))
+    assert torch.equal(weights(model), weights(other))
+    twin.counts = copy.copy(optimizer.counts)
+    assert repr(optimizer.state_dict()) == repr(twin.state_dict())
+    after = train(model, optimizer, batches(4, seed=5))
+    torch.set_rng_state(randomness)
+    assert after == train(other, twin, batches(4, seed=5))
+
+
+@every_optimizer
+def test_a_trial_that_is_not_finite_is_rejected_and_the_search_goes_on(make):
     model = network()
     optimizer = make(model)
     train(model, optimizer, batches(7))
     x, y = next(batches(1, seed=9))
-    before, calls = weights(model), []
+    origin = weights(model)
 
-    def closure():
-        calls.append(None)
-        if len(calls) > 1:
-            raise KeyError("in a trial")
-        return cross_entropy(model(x), y)
+    def closure():  # finite up to half of the first trial's step size
+        moved = float((weights(model) - origin).abs().max())
+        far.append(moved)
+        return cross_entropy(model(x), y) + (math.nan if moved > 0.55 * far[min(1, len(far) - 1)] > 0 else 0.0)
 
-    with pytest.raises(KeyError, match="in a trial"):
-        optimizer.step(closure)
-    assert torch.equal(weights(model), before)
+    far: list[float] = []
+    optimizer.step(closure)
+    assert optimizer.search.accepted
+    assert optimizer.search.trials > 5  # 0.9 ** 6 < 0.55
+    assert math.isfinite(optimizer.search.trial)
+    assert weights(model).isfinite().all()
 
 
 @every_optimizer
@@ -604,6 +650,30 @@ def test_a_failed_search_moves_nothing_that_was_searched_and_keeps_the_step_size
     assert [group["lr"] for group in optimizer.param_groups] == sizes
     if optimizer.search.component == "all" or (optimizer.cycle and optimizer.cycle.joint == "always"):
         assert torch.equal(weights(model), before)
+
+
+@every_optimizer
+def test_a_search_fails_after_max_trials_of_which_the_first_may_take_ten_times_as_many(make):
+    model = network()
+    optimizer = make(model, max_trials=5, rounding=0.0)
+    x, y = next(batches(1))
+    before, calls = weights(model), []
+
+    def closure():
+        calls.append(None)
+        return cross_entropy(model(x), y) + (len(calls) > 1)
+
+    optimizer.step(closure)
+    assert (optimizer.search.trials, optimizer.search.accepted) == (50, False)
+    assert torch.equal(weights(model), before)
+    train(model, optimizer, batches(3))
+    assert optimizer.progress.accepted_once
+    for _ in range(3):
+        calls.clear()
+        progress, cycle = optimizer.progress, optimizer.cycle
+        jointly = cycle is not None and not progress.whole and cycle.tests_jointly(progress.searches)
+        optimizer.step(closure)
+        assert optimizer.search.trials == (5 + 2 if jointly else 5)  # two ask who is to blame
 
 
 @pytest.mark.parametrize("joint", ["always", "never"])
