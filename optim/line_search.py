@@ -329,8 +329,13 @@ class LineSearch(torch.optim.Optimizer):
     def _read_step_sizes(self) -> None:
         """As floats, whatever a scheduler, a user or a checkpoint has put there."""
         for group in self.param_groups:
-            size = group["lr"] = float(group["lr"])
-            _require(f"the step size of {group['name']}", size, 0 <= size < math.inf, "a finite number, 0 or above")
+            try:
+                size = float(group["lr"])
+            except (TypeError, ValueError, RuntimeError):  # None, a text, a tensor of several numbers
+                size = math.nan
+            allowed = "a finite number, 0 or above"
+            _require(f"the step size of {group['name']}", group["lr"], 0 <= size < math.inf, allowed)
+            group["lr"] = size
 
     def _next(self) -> tuple[bool, int, bool]:
         """Whether this step searches the whole network, else which component, and whether all move in its trials."""

@@ -345,7 +345,7 @@ def test_a_step_size_of_zero_moves_nothing_and_is_no_error(make):
 
 
 @every_class
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, None, "fast", torch.ones(2)], ids=repr)
 def test_a_step_size_out_of_range_is_refused_before_anything_runs(make, value):
     model = network()
     optimizer = make(model.parameters())
