@@ -549,7 +549,7 @@ class LineSearch(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         # In a group: torch.distributed.checkpoint drops what is beside groups and state, and names that are new to it.
-        counts = {name: self.counts[name] for name in COUNTS}
+        counts = dict.fromkeys(COUNTS, 0) | self.counts
         state["param_groups"][0]["line_search"] = {"progress": asdict(self.progress), "counts": counts}
         return state
 
