@@ -122,18 +122,23 @@ def test_grad_scalers_own_step_is_refused_with_a_closure():
         scaler.step(optimizer, lambda: cross_entropy(model(x), y))
 
 
-def test_with_a_grad_scaler_a_closure_must_not_call_backward():
+@pytest.mark.parametrize(
+    ("given", "closures", "scaler"), [("a grad_scaler", 1, torch.amp.GradScaler("cpu")), ("several closures", 2, None)]
+)
+def test_where_the_gradient_is_scaled_or_summed_here_a_closure_must_not_call_backward(given, closures, scaler):
     model = network()
-    optimizer = AdamSLS(model.parameters(), grad_scaler=torch.amp.GradScaler("cpu"))
+    optimizer = AdamSLS(model.parameters(), grad_scaler=scaler)
     x, y = next(batches(1))
+    before = weights(model)
 
     def closure():
         loss = cross_entropy(model(x), y)
         loss.backward()
         return loss
 
-    with pytest.raises(RuntimeError, match="with a grad_scaler a closure must not call backward"):
-        optimizer.step(closure)
+    with pytest.raises(RuntimeError, match=f"with {given} a closure must not call backward; allowed: forward only"):
+        optimizer.step([closure] * closures)
+    assert torch.equal(weights(model), before)
 
 
 # -- losses of the examples -----------------------------------------------------------------------------------
