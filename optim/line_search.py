@@ -315,9 +315,9 @@ class LineSearch(torch.optim.Optimizer):
     def _finish_gradients(self) -> None:
         """Average over ranks, unscale, clip: from here on this is the gradient."""
         parameters, settings = self._parameters(), self.settings
+        self.ranks.average_gradients(parameters)  # which tells the others of a rank's sparse ones
         if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters):
             raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
-        self.ranks.average_gradients(parameters)
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self)
             self.grad_scaler.update()
