@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .armijo import Backtracking
-from .loss import Closure, MiniBatchLoss
+from .loss import Closure, MiniBatchLoss, closures_of
 from .masks import Masks, MaskTrust
 from .merging import Group, merge_smallest
 from .ranks import Ranks
@@ -22,6 +22,7 @@ from .trials import Path, Scratch, State, Trials, last_gradients
 SETTLED_AFTER = 3
 # Shrinks of one component that is to blame for a rejected joint trial, before all shrink: to a tenth at delta = 0.9.
 ALONE = 22
+COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "merges", "nonfinite")
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ class LineSearch(torch.optim.Optimizer):
             powers of ten below eta_0. The paper has `backtracking` there, too.
         growth_steps: n, the steps in which an accepted step size may double: a search starts from
             eta 2^(1/n) (Eq. 2, where n is m/b).
-        max_trials: trials of a search at most; the first search may take ten times as many.
+        max_trials: trials of a search at most; the first search may take ten times as many. In a joint search of
+            components it bounds those that shrink all, after at most 24 that shrink one alone.
         max_interval: steps from one search to the next at most. A search that takes its first trial doubles them, any
             other sets them to 1, so that a step size is tested where it is unsettled; steps in between take it
             untested, at the cost of the host's own step. 1: a search at every step, as in the paper.
@@ -292,12 +294,13 @@ class LineSearch(torch.optim.Optimizer):
         Raises:
             FloatingPointError: too many steps in a row without a finite loss and gradient. Weights, moments and step
                 sizes are as they were.
-            RuntimeError: the loss has no graph; no closure was given before the first search; or another rank has
-                raised an exception, or differs from this one (see `Ranks`).
+            TypeError: what was given is no closure and no list of them.
+            RuntimeError: the loss is none, or has no graph; no closure was given before the first search; or another
+                rank has raised an exception, or differs from this one (see `Ranks`).
         """
         self._read_step_sizes()
         if closure is None:
-            if not self.progress.accepted_once:
+            if not self.progress.accepted_once and any(group["lr"] for group in self.param_groups):
                 raise RuntimeError("step() without a closure needs step sizes: call step(closure) first")
             self._start_together()
             self.ranks.average_gradients(self._parameters())
@@ -309,7 +312,7 @@ class LineSearch(torch.optim.Optimizer):
             )
         if torch.is_inference_mode_enabled():
             raise RuntimeError("torch.inference_mode() allows no gradients: step(closure) must be called outside of it")
-        closures = list(closure) if isinstance(closure, Sequence) else [closure]
+        closures = closures_of(closure)
         self._start_together()
         searches = self.progress.since + 1 >= self.progress.interval
         memory = last_gradients(p for group in self._searched_now() for p in group["params"]) if searches else {}
@@ -335,9 +338,9 @@ class LineSearch(torch.optim.Optimizer):
     def _finish_gradients(self) -> None:
         """Average over ranks, unscale, clip: from here on this is the gradient."""
         parameters, settings = self._parameters(), self.settings
+        self.ranks.average_gradients(parameters)  # which tells the others of a rank's sparse ones
         if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters):
             raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
-        self.ranks.average_gradients(parameters)
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self)
             self.grad_scaler.update()
@@ -349,8 +352,13 @@ class LineSearch(torch.optim.Optimizer):
     def _read_step_sizes(self) -> None:
         """As floats, whatever a scheduler, a user or a checkpoint has put there."""
         for group in self.param_groups:
-            size = group["lr"] = float(group["lr"])
-            _require(f"the step size of {group['name']}", size, 0 <= size < math.inf, "a finite number, 0 or above")
+            try:
+                size = float(group["lr"])
+            except (TypeError, ValueError, RuntimeError):  # None, a text, a tensor of several numbers
+                size = math.nan
+            allowed = "a finite number, 0 or above"
+            _require(f"the step size of {group['name']}", group["lr"], 0 <= size < math.inf, allowed)
+            group["lr"] = size
 
     def _next(self) -> tuple[bool, int, bool]:
         """Whether this step searches the whole network, else which component, and whether all move in its trials."""
@@ -588,30 +596,35 @@ class LineSearch(torch.optim.Optimizer):
         return super().__getstate__() | {name: self.__dict__[name] for name in own if name in self.__dict__}
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"progress": asdict(self.progress), "counts": dict(self.counts)}
-        return super().state_dict() | {"line_search": own}
+        state = super().state_dict()
+        # In a group: torch.distributed.checkpoint drops what is beside groups and state, and names that are new to it.
+        counts = dict.fromkeys(COUNTS, 0) | self.counts
+        state["param_groups"][0]["line_search"] = {"progress": asdict(self.progress), "counts": counts}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume bit for bit, in the middle of a cycle and after merges; merges since the state was saved are undone.
 
-        What an older version did not save starts as in a new optimizer.
+        What an older version did not save starts as in a new optimizer. torch.distributed.checkpoint's state dicts are
+        loaded as well, unless they are flattened, or of components that have been merged.
 
         Raises:
             ValueError: the state is of other components, of an optimizer without a line search, or of a newer version.
                 Nothing has changed then.
         """
-        state_dict = dict(state_dict)
-        if "line_search" not in state_dict:
-            raise ValueError("the state holds no line search: it was saved by another kind of optimizer")
-        own = state_dict.pop("line_search")
+        holders = (*state_dict["param_groups"], state_dict)  # beside the groups in older versions
+        own = next((holder["line_search"] for holder in holders if "line_search" in holder), None)
+        if own is None:
+            raise ValueError("the state holds no line search: another optimizer has saved it, or it was flattened")
+        groups = [{k: v for k, v in group.items() if k != "line_search"} for group in state_dict["param_groups"]]
         known = {field.name for field in fields(_Progress)}
         unknown = sorted({*own} - {"progress", "counts"} | {*own.get("progress", {})} - known)
         if unknown:
             raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: a newer version has saved it")
         before = self.param_groups
-        self.param_groups = self._regrouped([group.get("name", "?") for group in state_dict["param_groups"]])
+        self.param_groups = self._regrouped([group.get("name", "?") for group in groups])
         try:
-            super().load_state_dict(state_dict)
+            super().load_state_dict(state_dict | {"param_groups": groups})
         except BaseException:
             self.param_groups = before
             raise

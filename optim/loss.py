@@ -14,6 +14,19 @@ from .replay import Replay
 Closure = Callable[[], Any]
 
 
+def closures_of(given: Closure | Sequence[Closure]) -> list[Closure]:
+    """What a step was given, as a list.
+
+    Raises:
+        TypeError: it is no closure and no list of them.
+    """
+    closures = list(given) if isinstance(given, Sequence) else [given]
+    if not closures or not all(map(callable, closures)):
+        kinds = ", ".join(type(one).__name__ for one in closures) or "an empty list"
+        raise TypeError(f"step was given {kinds}; allowed: a closure that returns the loss, or a list of them")
+    return closures
+
+
 class MiniBatchLoss:
     r"""f of one step, from the caller's closures.
 
@@ -143,7 +156,11 @@ class MiniBatchLoss:
 
 
 def _losses(closure: Closure) -> Tensor:
-    losses = torch.as_tensor(closure())
+    returned = closure()
+    if not hasattr(returned, "__float__"):  # None, a model's output, a tuple of the loss and more
+        kind = type(returned).__name__
+        raise RuntimeError(f"the closure returned {kind}; allowed: the loss alone, a tensor or a number")
+    losses = torch.as_tensor(returned)
     return losses if losses.is_floating_point() or losses.is_complex() else losses.to(torch.get_default_dtype())
 
 

@@ -134,11 +134,11 @@ class Ranks:
             mine = [0.0, *numbers()]
         except Exception as raised:  # an interrupt goes out at once, without waiting for the others
             error = raised
-        rows = [torch.empty(size + 1, dtype=torch.float64) for _ in range(self.count)]
+        rows = [torch.empty(size + 1, dtype=torch.float64, device="cpu") for _ in range(self.count)]
         report: list[Any] = [None] * self.count
         ours = _beside(dist.group.WORLD)
         try:
-            dist.all_gather(rows, torch.tensor(mine, dtype=torch.float64), group=ours)
+            dist.all_gather(rows, torch.tensor(mine, dtype=torch.float64, device="cpu"), group=ours)
             everyone = torch.stack(rows)
             if everyone[:, 0].any():
                 dist.all_gather_object(report, error and repr(error)[:500], group=ours)

@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
+from optim.ranks import Ranks
 
 CLAIMS: list[Any] = []
 # -- what the ranks, and the single process that they are held against, train on ------------------------------
@@ -267,6 +268,13 @@ def collectives(rank):
     finally:
         dist.all_gather = gather
     return {"collectives": seen}
+
+
+@claim
+def another_default_device(rank):
+    """What the ranks tell each other under torch.set_default_device, here to one that holds no numbers."""
+    with torch.device("meta"):
+        return {"mean": Ranks().mean(lambda: float(rank))}
 
 
 @claim

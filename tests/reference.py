@@ -5,7 +5,7 @@ Nothing here is shared with `optim`: gradients are analytic, vectors are lists, 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 Blocks = list[list[float]]
 EPSILON = 2.0**-52
@@ -25,18 +25,23 @@ class Reference:
     first_delta: float = 0.5
     eta_0: float = 0.1
     growth_steps: float = 500.0
+    growth: str = "searched"
     rounding: float = 4.0
-    first_steps: int = 1
-    joint: str = "never"
+    first_steps: int | str = 1
+    joint: str | int = "never"
+    merge_threshold: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     k: int = 0
+    whole: bool = True
+    first_trials: int = 0
     searches: int = 0
-    eta: list[float] = field(default_factory=list)
+    searched: int = -1
     trials: int = 0
 
     def __post_init__(self) -> None:
+        self.components = [[j] for j in range(len(self.w))]  # the blocks of each
         self.eta = [self.eta_0 for _ in self.w]
         self.m = [[0.0 for _ in block] for block in self.w]
         self.v = [[0.0 for _ in block] for block in self.w]
@@ -57,28 +62,52 @@ class Reference:
                 m_hat = self.m[j][i] / (1 - self.beta1**t) if self.adam else g_i
                 taken[j].append(-m_hat / denominator)
 
-        growth = 2 ** (1 / self.growth_steps) if self.k > 0 else 1.0
         self.trials = 0
-        everything = list(range(len(self.w)))
-        if self.k < self.first_steps or len(self.w) == 1:
-            eta = self.search(f_k, g, tested, lambda t: {j: t for j in everything}, self.eta[0] * growth)
-            self.eta = [eta for _ in self.eta]
+        growth = 2 ** (1 / self.growth_steps) if self.k > 0 else 1.0
+        if self.whole or len(self.components) == 1:
+            everything = range(len(self.components))
+            eta = self.search(f_k, g, tested, lambda t: {part: t for part in everything}, self.eta[0] * growth)
+            self.eta = [eta for _ in everything]
+            self.count_first_steps()
         else:
-            component = self.searches % len(self.w)
-            start = self.eta[component] * growth
-            if self.joint == "never":  # Eq. 6: only the searched component moves in the trial
-                self.eta[component] = self.search(f_k, g, tested, lambda t: {component: t}, start)
-            else:
-                self.joint_search(f_k, g, tested, component, start)
-            self.searches += 1
-        for j, block in enumerate(self.w):  # Eq. 7, from the unmoved point
-            for i in range(len(block)):
-                block[i] += self.eta[j] * taken[j][i]
+            self.search_component(f_k, g, tested, growth)
+        for part, blocks in enumerate(self.components):  # Eq. 7, from the unmoved point
+            for j in blocks:
+                for i in range(len(self.w[j])):
+                    self.w[j][i] += self.eta[part] * taken[j][i]
+        if not self.whole:
+            self.merge()
         self.k += 1
 
+    def count_first_steps(self) -> None:
+        self.first_trials = self.first_trials + 1 if self.trials == 1 else 0
+        over = self.first_trials == 3 if self.first_steps == "settled" else self.k + 1 >= int(self.first_steps)
+        self.whole = self.whole and not over
+
+    def search_component(self, f_k: float, g: Blocks, tested: Blocks, growth: float) -> None:
+        """In turn: the one whose first block comes next."""
+        following = [part for part, blocks in enumerate(self.components) if blocks[0] > self.searched]
+        component = following[0] if following else 0
+        self.searched = self.components[component][0]
+        self.searches += 1
+        for part in range(len(self.eta)):
+            if part == component or self.growth == "all":
+                self.eta[part] *= growth
+        if self.joint == "always" or (isinstance(self.joint, int) and self.searches % self.joint == 0):
+            self.joint_search(f_k, g, tested, component, self.eta[component])
+        else:  # Eq. 6: only the searched component moves in the trial
+            start = self.eta[component]
+            self.eta[component] = self.search(f_k, g, tested, lambda t: {component: t}, start)
+
     def accepted(self, f_k: float, g: Blocks, d: Blocks, sizes: dict[int, float]) -> bool:
-        trial = [[w + sizes.get(j, 0.0) * d[j][i] for i, w in enumerate(block)] for j, block in enumerate(self.w)]
-        promised = sum(size * sum(a * b for a, b in zip(g[j], d[j], strict=True)) for j, size in sizes.items())
+        """Sizes: step size of each component that moves in the trial."""
+        trial = [list(block) for block in self.w]
+        promised = 0.0
+        for part, size in sizes.items():
+            for j in self.components[part]:
+                for i, d_i in enumerate(d[j]):
+                    trial[j][i] += size * d_i
+                    promised += size * g[j][i] * d_i
         self.trials += 1
         tolerance = self.rounding * EPSILON * max(abs(f_k), 1.0)
         return self.f(trial, self.k) <= f_k + (self.c if self.k > 0 else self.first_c) * promised + tolerance
@@ -91,10 +120,10 @@ class Reference:
         return start
 
     def joint_search(self, f_k: float, g: Blocks, d: Blocks, component: int, start: float) -> None:
-        sizes = dict(enumerate(self.eta)) | {component: start}
+        sizes = dict(enumerate(self.eta))
         if self.accepted(f_k, g, d, sizes):
-            self.eta[component] = start
-        elif self.accepted(f_k, g, d, sizes | {component: 0.0}):  # the searched one is to blame
+            return
+        if self.accepted(f_k, g, d, sizes | {component: 0.0}):  # the searched one is to blame
             for shrunk in range(1, 23):  # to a tenth
                 size = start * self.delta**shrunk
                 if self.accepted(f_k, g, d, sizes | {component: size}):
@@ -105,8 +134,18 @@ class Reference:
             self.shrink_all(f_k, g, d, sizes)
 
     def shrink_all(self, f_k: float, g: Blocks, d: Blocks, sizes: dict[int, float]) -> None:
-        scale = self.search(f_k, g, d, lambda t: {j: t * size for j, size in sizes.items()}, self.delta)
-        self.eta = [scale * sizes[j] for j in range(len(self.eta))]
+        scale = self.search(f_k, g, d, lambda t: {part: t * size for part, size in sizes.items()}, self.delta)
+        self.eta = [scale * sizes[part] for part in range(len(self.eta))]
+
+    def merge(self) -> None:
+        """Algorithm 1."""
+        in_order = sorted(range(len(self.eta)), key=lambda part: self.eta[part])
+        if len(in_order) == 1 or self.eta[in_order[0]] > self.merge_threshold:
+            return
+        kept, absorbed = sorted(in_order[:2])
+        self.components[kept] += self.components.pop(absorbed)
+        self.eta[kept] = (self.eta[kept] + self.eta[absorbed]) / 2
+        del self.eta[absorbed]
 
 
 def logistic(rows: Sequence[Sequence[float]], signs: Sequence[float], batch: int):
@@ -120,12 +159,13 @@ def logistic(rows: Sequence[Sequence[float]], signs: Sequence[float], batch: int
         return signs[row] * sum(a * b for a, b in zip(flat, rows[row], strict=True))
 
     def f(w: Blocks, k: int) -> float:
-        return sum(math.log1p(math.exp(-margin(w, row))) for row in chosen(k)) / batch
+        margins = [margin(w, row) for row in chosen(k)]
+        return sum(max(-m, 0.0) + math.log1p(math.exp(-abs(m))) for m in margins) / batch
 
     def gradient(w: Blocks, k: int) -> Blocks:
         flat = [0.0] * len(rows[0])
         for row in chosen(k):
-            weight = -signs[row] / (1 + math.exp(margin(w, row))) / batch
+            weight = -signs[row] * (1 - math.tanh(margin(w, row) / 2)) / 2 / batch
             for i, value in enumerate(rows[row]):
                 flat[i] += weight * value
         return _blocks(flat, w)

@@ -14,6 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import SWALR
@@ -339,7 +345,7 @@ def test_a_step_size_of_zero_moves_nothing_and_is_no_error(make):
 
 
 @every_class
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, None, "fast", torch.ones(2)], ids=repr)
 def test_a_step_size_out_of_range_is_refused_before_anything_runs(make, value):
     model = network()
     optimizer = make(model.parameters())
@@ -665,7 +671,8 @@ def test_an_older_state_takes_defaults_for_what_it_lacks(make):
     for moments in state["state"].values():
         if "step" in moments:
             moments["step"] = moments["step"].item()
-    state["line_search"] = {}
+    del state["param_groups"][0]["line_search"]
+    state["line_search"] = {}  # where the first version had it
     loaded.load_state_dict(state)
     assert loaded.progress == make(split(other, by_parameter)).progress
     assert not loaded.counts
@@ -679,24 +686,61 @@ def test_a_state_that_is_not_understood_is_refused_and_changes_nothing(make):
     optimizer = make(split(model, by_parameter))
     train(model, optimizer, batches(4))
     before = optimizer.state_dict()
-    own = before["line_search"]
     groups = before["param_groups"]
+    own = groups[0]["line_search"]
+
+    def with_own(changed):
+        return {"param_groups": [groups[0] | {"line_search": own | changed}, *groups[1:]]}
+
     short = [groups[0] | {"params": groups[0]["params"][1:]}, *groups[1:]]
     merged_short = [groups[0] | {"params": [0], "name": "+".join(group["name"] for group in groups)}]
     for changed, message in [
-        ({"line_search": own | {"radius": 1}}, "radius, unknown here: a newer version"),
-        ({"line_search": own | {"progress": own["progress"] | {"phase": 1}}}, "phase, unknown here"),
+        (with_own({"radius": 1}), "radius, unknown here: a newer version"),
+        (with_own({"progress": own["progress"] | {"phase": 1}}), "phase, unknown here"),
         ({"param_groups": [g | {"name": "elsewhere"} for g in groups]}, "the state is of the components elsewhere"),
-        ({"param_groups": groups[:-1]}, "the state is of the components"),
+        ({"param_groups": groups[:-1]}, "the state (is of the components|holds no line search)"),
         ({"param_groups": short}, "doesn't match the size"),
         ({"param_groups": merged_short}, "doesn't match the size"),
     ]:
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(before | changed)
         assert repr(optimizer.state_dict()) == repr(before)
-    plain = {key: value for key, value in before.items() if key != "line_search"}
+    plain = [{key: value for key, value in group.items() if key != "line_search"} for group in groups]
     with pytest.raises(ValueError, match="no line search"):
-        optimizer.load_state_dict(plain)
+        optimizer.load_state_dict(before | {"param_groups": plain})
+
+
+@every_class
+@pytest.mark.parametrize("by_file", [False, True])
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+def test_a_distributed_checkpoint_resumes_bit_for_bit(make, by_file, tmp_path):
+    """torch.distributed.checkpoint keeps state and groups only, and of a file only names that a new optimizer has."""
+    one, other = network(), network(1)
+    optimizer, loaded = make(split(one, by_layer)), make(split(other, by_layer))
+    train(one, optimizer, batches(8))
+    other.load_state_dict(one.state_dict())
+    state = copy.deepcopy(get_optimizer_state_dict(one, optimizer))
+    if by_file:
+        dcp.save(state, checkpoint_id=tmp_path)
+        state = get_optimizer_state_dict(other, loaded)
+        dcp.load(state, checkpoint_id=tmp_path)
+    set_optimizer_state_dict(other, loaded, state)
+    assert loaded.progress == optimizer.progress
+    assert loaded.counts == optimizer.counts
+    assert train(other, loaded, batches(6, seed=2)) == train(one, optimizer, batches(6, seed=2))
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_a_distributed_checkpoint_that_cannot_be_resumed_is_refused():
+    one, other = network(), network()
+    merged, loaded = merging(split(one, by_layer)), eq6(split(other, by_layer))
+    train(one, merged, batches(2))
+    with pytest.raises(ValueError, match="the state is of the components"):
+        set_optimizer_state_dict(other, loaded, get_optimizer_state_dict(one, merged))
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    train(other, loaded, batches(2))
+    with pytest.raises(ValueError, match=r"no line search: .* or it was flattened"):
+        set_optimizer_state_dict(other, loaded, get_optimizer_state_dict(other, loaded, options=flat), options=flat)
 
 
 @every_state

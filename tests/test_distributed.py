@@ -122,6 +122,10 @@ def test_a_trial_needs_one_collective(ranks):
     assert len({trials for _, trials in seen}) > 3
 
 
+def test_ranks_talk_on_the_cpu_whatever_the_default_device(ranks):
+    assert ranks("another_default_device") == [{"mean": 0.5}, {"mean": 0.5}]
+
+
 @pytest.mark.parametrize("kind", ["copied", "loaded"])
 def test_a_copy_continues_on_all_ranks(ranks, kind):
     for rank in ranks("copies"):

@@ -17,6 +17,7 @@ from tests.reference import Reference, logistic, valley
 from tests.small import batches, by_layer, weights
 
 NEVER_GROW = math.inf
+MERGE = 0.6  # which the valley's step sizes reach one by one, at steps 69 to 104
 
 
 def torch_problem(name, sizes):
@@ -77,6 +78,28 @@ CASES = {
         {"first_steps": 2, "joint": "always", "growth_steps": 5.0},
         [3, 2, 4],
     ),
+    "PLASLS, the defaults": (
+        lambda groups: PLASLS(groups, growth_steps=3),
+        {"first_steps": "settled", "joint": "always", "growth_steps": 3.0, "merge_threshold": 1e-12},
+        [3, 2, 4],
+    ),
+    "PLASLS, joint every third, all grow": (
+        lambda groups: PLASLS(groups, first_steps=1, joint=3, growth="all", growth_steps=6),
+        {"joint": 3, "growth": "all", "growth_steps": 6.0},
+        [3, 2, 4],
+    ),
+    "PLASLS, merges": (
+        lambda groups: PLASLS(
+            groups, first_steps=1, joint="never", growth_steps=3, merge_threshold=MERGE, initial_step_size=1.0
+        ),
+        {"growth_steps": 3.0, "merge_threshold": MERGE, "eta_0": 1.0},
+        [1, 2, 1, 3, 1, 2, 1],
+    ),
+    "PLASLS, joint, merges": (
+        lambda groups: PLASLS(groups, first_steps=2, growth_steps=2, merge_threshold=MERGE),
+        {"first_steps": 2, "joint": "always", "growth_steps": 2.0, "merge_threshold": MERGE},
+        [1, 2, 1, 3, 1, 2, 1],
+    ),
     "PLASLS, fast growth": (
         lambda groups: PLASLS(groups, first_steps=1, joint="never", growth_steps=2, c=0.4, backtracking=0.7),
         {"growth_steps": 2.0, "c": 0.4, "delta": 0.7},
@@ -85,8 +108,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("problem", ["logistic", "valley"])
-@pytest.mark.parametrize("case", CASES)
+PAIRS = set(itertools.product(CASES, ["logistic", "valley"]))
+PAIRS.remove(("PLASLS, merges", "logistic"))  # separable rows: untested together, the weights run away
+
+
+@pytest.mark.parametrize(("case", "problem"), sorted(PAIRS))
 def test_step_sizes_trials_and_weights_are_the_references(case, problem):
     make, settings, sizes = CASES[case]
     f, gradient, w, parameters, loss = torch_problem(problem, sizes)
@@ -98,10 +124,15 @@ def test_step_sizes_trials_and_weights_are_the_references(case, problem):
         reference.step()
         assert optimizer.search.trials == reference.trials
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(reference.eta, rel=1e-9)
+        names = ["+".join(f"block{j}" for j in blocks) for blocks in reference.components]
+        if optimizer.cycle:
+            assert [group["name"] for group in optimizer.param_groups] == names
         for parameter, block in zip(parameters, reference.w, strict=True):
             assert parameter.tolist() == pytest.approx(block, rel=1e-5, abs=1e-8)
         trials += reference.trials
     assert trials > 125  # the searches did backtrack
+    if reference.merge_threshold == MERGE and problem == "valley":
+        assert len(reference.components) < len(sizes)
 
 
 # -- small networks ------------------------------------------------------------------------------------------
@@ -138,11 +169,13 @@ def points_of_a_step(model, optimizer, x, y):
 
 
 OPTIMIZERS = {
-    "SGDSLS": lambda model: SGDSLS(model.parameters()),
-    "AdamSLS": lambda model: AdamSLS(model.parameters()),
-    "PLASLS": lambda model: PLASLS(split(model, by_layer)),
-    "PLASLS, Eq. 6": lambda model: PLASLS(split(model, by_layer), joint="never", first_steps=1),
-    "PLASLS, joint every 3": lambda model: PLASLS(split(model, by_layer), joint=3, first_steps=2),
+    "SGDSLS": lambda model, **settings: SGDSLS(model.parameters(), **settings),
+    "AdamSLS": lambda model, **settings: AdamSLS(model.parameters(), **settings),
+    "PLASLS": lambda model, **settings: PLASLS(split(model, by_layer), **settings),
+    "PLASLS, Eq. 6": lambda model, **settings: PLASLS(split(model, by_layer), joint="never", first_steps=1, **settings),
+    "PLASLS, joint every 3": lambda model, **settings: PLASLS(
+        split(model, by_layer), joint=3, first_steps=2, **settings
+    ),
 }
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 
@@ -154,13 +187,20 @@ def test_the_loss_falls_without_a_learning_rate(make):
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
 
-def test_plasls_with_one_component_is_adamsls():
+@pytest.mark.parametrize("joint", ["always", "never", 3])
+def test_plasls_with_one_component_is_adamsls(joint):
     one, other = network(dropout=0.2), network(dropout=0.2)
-    torch.manual_seed(5)
-    first = train(one, PLASLS(split(one, 1)), batches(60))
-    torch.manual_seed(5)
-    second = train(other, AdamSLS(other.parameters()), batches(60))
-    assert first == second
+    optimizers = PLASLS(split(one, 1), growth_steps=2, joint=joint), AdamSLS(other.parameters(), growth_steps=2)
+    searches = []
+    for model, optimizer in zip((one, other), optimizers, strict=True):
+        torch.manual_seed(5)
+        found = []
+        for x, y in batches(60):
+            train(model, optimizer, [(x, y)])
+            found.append(optimizer.search)
+        searches.append(found)
+    assert searches[0] == searches[1]
+    assert sum(search.trials for search in searches[0]) > 90  # both do search
     assert torch.equal(weights(one), weights(other))
 
 
@@ -241,21 +281,21 @@ def test_the_order_of_components_does_not_change_a_components_search(joint):
     train(start, whole, batches(4))
     (x, y), moments = next(batches(1, seed=9)), copy.deepcopy(whole.state_dict()["state"])
     found = {}
-    for order in itertools.permutations(range(3)):
+    for order, turn in itertools.product(itertools.permutations(range(3)), range(3)):
         model = copy.deepcopy(start)
         groups = split(model, by_layer)
         optimizer = PLASLS([groups[place] for place in order], first_steps=1, joint=joint, growth_steps=0.5)
-        optimizer.progress.whole, optimizer.progress.accepted_once = False, True
+        optimizer.progress.whole, optimizer.progress.accepted_once, optimizer.progress.position = False, True, turn
         for group in optimizer.param_groups:
             group["lr"] = whole.param_groups[0]["lr"]
         of_model = dict(zip(model.parameters(), moments.values(), strict=True))
         optimizer.state.update({p: copy.deepcopy(state) for p, state in of_model.items()})
         optimizer.step(lambda model=model: cross_entropy(model(x), y))
         search = optimizer.search
-        found.setdefault(search.component, set()).add((search.trials, search.after))
+        found.setdefault(search.component, set()).add((search.trials, search.after, search.trial))
     assert sorted(found) == ["0", "1", "4"]
     assert all(len(results) == 1 for results in found.values())
-    assert any(trials > 1 for results in found.values() for trials, _ in results)
+    assert any(trials > 1 for results in found.values() for trials, *_ in results)
 
 
 @every_optimizer
@@ -269,14 +309,40 @@ def test_batches_may_change_their_size(make):
     assert sum(losses[-40:]) < 0.8 * sum(losses[:40])
 
 
-def test_every_accepted_step_size_satisfies_the_condition():
-    model = network().double()
-    optimizer = AdamSLS(model.parameters(), growth_steps=3)
+SEARCHING = {
+    "SGDSLS": lambda model: SGDSLS(model.parameters(), growth_steps=2),
+    "AdamSLS": lambda model: AdamSLS(model.parameters(), growth_steps=2),
+    "PLASLS": lambda model: PLASLS(split(model, by_layer), growth_steps=1),
+    "PLASLS, Eq. 6": lambda model: PLASLS(
+        split(model, by_layer), growth_steps=0.5, joint="never", first_steps=1, suffix=False
+    ),
+}
+
+
+@pytest.mark.parametrize("make", SEARCHING.values(), ids=SEARCHING.keys())
+def test_the_points_accepted_satisfy_the_condition_in_float64_and_those_rejected_do_not(make):
+    model, exact = network(), network().double()
+    optimizer = make(model)
+
+    def in_float64(point, x, y):
+        torch.nn.utils.vector_to_parameters(point.double(), exact.parameters())
+        return cross_entropy(exact(x.double()), y)
+
+    rejected = 0
     for x, y in batches(60):
-        optimizer.step(lambda x=x, y=y: cross_entropy(model(x.double()), y))
-        search = optimizer.search
-        assert search.accepted
-        assert search.trial <= search.base + 0.1 * search.after * search.slope + 4 * 2.0**-52
+        c = 0.1 if optimizer.progress.accepted_once else 0.5
+        unmoved, *trials = points_of_a_step(model, optimizer, x, y)
+        base = in_float64(unmoved, x, y)
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(base, list(exact.parameters()))])
+        excess = [
+            float((in_float64(trial, x, y) - base - c * gradient @ (trial.double() - unmoved.double())).detach())
+            for trial in trials
+        ]
+        assert optimizer.search.accepted
+        assert excess.pop() <= 2 * optimizer.search.tolerance < 1e-4
+        assert all(value > 0 for value in excess)
+        rejected += len(excess)
+    assert rejected > 20
 
 
 # -- searches that are steps apart -------------------------------------------------------------------------
@@ -487,12 +553,14 @@ def test_a_list_of_closures_is_one_step_over_their_mean():
         return torch.nn.Sequential(torch.nn.Linear(8, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3)).double()
 
     one, other = double(), double()
-    whole, parts = AdamSLS(one.parameters()), AdamSLS(other.parameters())
-    for x, y in batches(15):
+    whole, parts = AdamSLS(one.parameters(), growth_steps=2), AdamSLS(other.parameters(), growth_steps=2)
+    for x, y in batches(30):
         x = x.double()
         whole.step(lambda x=x, y=y: cross_entropy(one(x), y))
         parts.step([lambda x=x, y=y, i=i: cross_entropy(other(x[i : i + 8]), y[i : i + 8]) for i in range(0, 24, 8)])
         assert whole.search.trials == parts.search.trials
+        assert (whole.search.base, whole.search.trial) == pytest.approx((parts.search.base, parts.search.trial))
+    assert whole.counts["trials"] > 40
     assert torch.allclose(weights(one), weights(other), rtol=1e-9)
 
 
@@ -524,7 +592,7 @@ def test_a_step_without_a_closure_moves_with_the_last_step_sizes():
     for model, optimizer in ((one, searched), (other, moved)):
         optimizer.step(lambda x=x, y=y, model=model: cross_entropy(model(x), y))
     adam = torch.optim.Adam(one.parameters(), lr=searched.search.after)
-    adam.load_state_dict({key: value for key, value in searched.state_dict().items() if key != "line_search"})
+    adam.load_state_dict(searched.state_dict())
     for model, optimizer in ((one, adam), (other, moved)):
         optimizer.zero_grad()
         cross_entropy(model(u), v).backward()
@@ -541,7 +609,7 @@ def test_a_step_without_a_closure_before_any_search_is_refused():
 
 
 @every_optimizer
-@pytest.mark.parametrize("fault", ["loss", "gradient"])
+@pytest.mark.parametrize("fault", ["loss", "loss alone", "infinite loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing_and_many_in_a_row_are_an_error(make, fault):
     model = network()
     optimizer = make(model)
@@ -550,7 +618,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_many_in_a_row_are_an_erro
 
     def bad():
         w = model[0].weight
-        return w.sum() * math.nan if fault == "loss" else (w - w.detach()).abs().sqrt().sum()
+        return {
+            "loss": w.sum() * math.nan,
+            "loss alone": w.sum() + math.nan,
+            "infinite loss": w.sum() - math.inf,
+            "gradient": (w - w.detach()).abs().sqrt().sum(),
+        }[fault]
 
     for _ in range(9):
         optimizer.step(bad)
@@ -565,22 +638,61 @@ def test_a_step_that_is_not_finite_changes_nothing_and_many_in_a_row_are_an_erro
 
 
 @every_optimizer
-def test_an_exception_in_a_trial_leaves_the_weights_bit_for_bit(make):
+@pytest.mark.parametrize("fault", [KeyError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("closures", "call"), [(1, 0), (1, 1), (2, 1), (2, 3)], ids=["base", "trial", "second base", "second of a trial"]
+)
+def test_an_exception_leaves_what_the_first_evaluation_would_have_left(make, fault, closures, call):
+    """Weights and moments as before the step; buffers and random state as after the forwards of the base point."""
+    model = network(dropout=0.2)
+    optimizer = make(model)
+    train(model, optimizer, batches(7))
+    other, twin = copy.deepcopy((model, optimizer))
+    data = list(batches(closures, seed=9))
+    calls = []
+
+    def closure(x, y):
+        calls.append(None)
+        if len(calls) == call + 1:
+            raise fault("made to fail")
+        return cross_entropy(model(x), y)
+
+    torch.manual_seed(3)
+    with pytest.raises(fault, match="made to fail"):
+        optimizer.step([lambda x=x, y=y: closure(x, y) for x, y in data])
+    randomness = torch.get_rng_state()
+    torch.manual_seed(3)
+    for x, _ in data[: min(call, closures)]:
+        other(x)
+    assert torch.equal(randomness, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), other.buffers(), strict=True))
+    assert torch.equal(weights(model), weights(other))
+    twin.counts = copy.copy(optimizer.counts)
+    assert repr(optimizer.state_dict()) == repr(twin.state_dict())
+    after = train(model, optimizer, batches(4, seed=5))
+    torch.set_rng_state(randomness)
+    assert after == train(other, twin, batches(4, seed=5))
+
+
+@every_optimizer
+def test_a_trial_that_is_not_finite_is_rejected_and_the_search_goes_on(make):
     model = network()
     optimizer = make(model)
     train(model, optimizer, batches(7))
     x, y = next(batches(1, seed=9))
-    before, calls = weights(model), []
+    origin = weights(model)
 
-    def closure():
-        calls.append(None)
-        if len(calls) > 1:
-            raise KeyError("in a trial")
-        return cross_entropy(model(x), y)
+    def closure():  # finite up to half of the first trial's step size
+        moved = float((weights(model) - origin).abs().max())
+        far.append(moved)
+        return cross_entropy(model(x), y) + (math.nan if moved > 0.55 * far[min(1, len(far) - 1)] > 0 else 0.0)
 
-    with pytest.raises(KeyError, match="in a trial"):
-        optimizer.step(closure)
-    assert torch.equal(weights(model), before)
+    far: list[float] = []
+    optimizer.step(closure)
+    assert optimizer.search.accepted
+    assert optimizer.search.trials > 5  # 0.9 ** 6 < 0.55
+    assert math.isfinite(optimizer.search.trial)
+    assert weights(model).isfinite().all()
 
 
 @every_optimizer
@@ -601,6 +713,30 @@ def test_a_failed_search_moves_nothing_that_was_searched_and_keeps_the_step_size
     assert [group["lr"] for group in optimizer.param_groups] == sizes
     if optimizer.search.component == "all" or (optimizer.cycle and optimizer.cycle.joint == "always"):
         assert torch.equal(weights(model), before)
+
+
+@every_optimizer
+def test_a_search_fails_after_max_trials_of_which_the_first_may_take_ten_times_as_many(make):
+    model = network()
+    optimizer = make(model, max_trials=5, rounding=0.0)
+    x, y = next(batches(1))
+    before, calls = weights(model), []
+
+    def closure():
+        calls.append(None)
+        return cross_entropy(model(x), y) + (len(calls) > 1)
+
+    optimizer.step(closure)
+    assert (optimizer.search.trials, optimizer.search.accepted) == (50, False)
+    assert torch.equal(weights(model), before)
+    train(model, optimizer, batches(3))
+    assert optimizer.progress.accepted_once
+    for _ in range(3):
+        calls.clear()
+        progress, cycle = optimizer.progress, optimizer.cycle
+        jointly = cycle is not None and not progress.whole and cycle.tests_jointly(progress.searches)
+        optimizer.step(closure)
+        assert optimizer.search.trials == (5 + 2 if jointly else 5)  # two ask who is to blame
 
 
 @pytest.mark.parametrize("joint", ["always", "never"])

@@ -122,18 +122,23 @@ def test_grad_scalers_own_step_is_refused_with_a_closure():
         scaler.step(optimizer, lambda: cross_entropy(model(x), y))
 
 
-def test_with_a_grad_scaler_a_closure_must_not_call_backward():
+@pytest.mark.parametrize(
+    ("given", "closures", "scaler"), [("a grad_scaler", 1, torch.amp.GradScaler("cpu")), ("several closures", 2, None)]
+)
+def test_where_the_gradient_is_scaled_or_summed_here_a_closure_must_not_call_backward(given, closures, scaler):
     model = network()
-    optimizer = AdamSLS(model.parameters(), grad_scaler=torch.amp.GradScaler("cpu"))
+    optimizer = AdamSLS(model.parameters(), grad_scaler=scaler)
     x, y = next(batches(1))
+    before = weights(model)
 
     def closure():
         loss = cross_entropy(model(x), y)
         loss.backward()
         return loss
 
-    with pytest.raises(RuntimeError, match="with a grad_scaler a closure must not call backward"):
-        optimizer.step(closure)
+    with pytest.raises(RuntimeError, match=f"with {given} a closure must not call backward; allowed: forward only"):
+        optimizer.step([closure] * closures)
+    assert torch.equal(weights(model), before)
 
 
 # -- losses of the examples -----------------------------------------------------------------------------------
@@ -173,6 +178,43 @@ def test_losses_of_unequal_closures_weigh_each_closure_the_same():
 def test_a_closure_that_returns_no_loss_is_refused(returned):
     with pytest.raises(RuntimeError, match="allowed: one real number"):
         AdamSLS(network().parameters()).step(lambda: returned)
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [
+        (lambda loss: None, "NoneType"),
+        (lambda loss: (loss, loss), "tuple"),
+        (lambda loss: [loss], "list"),
+        (lambda loss: {"loss": loss}, "dict"),
+        (lambda loss: "0.5", "str"),
+    ],
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_closure_that_returns_no_number_is_refused_by_what_it_returned(output, kind, backward):
+    model = network()
+    x, y = next(batches(1))
+    before = weights(model)
+
+    def closure():
+        loss = cross_entropy(model(x), y)
+        if backward:
+            loss.backward()
+        return output(loss)
+
+    with pytest.raises(RuntimeError, match=f"the closure returned {kind}; allowed: the loss alone"):
+        AdamSLS(model.parameters()).step(closure)
+    assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"), [([], "an empty list"), (torch.ones(()), "Tensor"), ([lambda: 0.0, 3], "function, int")]
+)
+def test_what_is_no_closure_is_refused_before_anything_runs(given, kind):
+    optimizer = AdamSLS(network().parameters())
+    with pytest.raises(TypeError, match=f"step was given {kind}; allowed: a closure that returns the loss"):
+        optimizer.step(given)
+    assert not optimizer.counts
 
 
 def test_a_closure_with_a_backward_of_its_own_returns_one_number():

@@ -309,17 +309,20 @@ def test_outputs_that_are_written_to_are_as_they_were(before):
     assert sum(trials for trials, *_ in part) > 35
 
 
-def test_the_models_methods_are_its_own_again_after_an_error_in_a_trial():
+@pytest.mark.parametrize("step", [3, 7], ids=["evaluated both ways", "from the component on"])
+def test_an_error_in_a_trial_leaves_the_weights_and_the_models_methods(step):
     seen = []
 
     def fail_later(model, optimizer, k):
-        seen[:] = [model]
-        if k == 7:
+        if k == step:
+            seen[:] = [model, [p.detach().clone() for p in model.parameters()]]
             model.classifier.register_forward_pre_hook(lambda *_: None if torch.is_grad_enabled() else 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
-        run("BERT", True, steps=8, before_step=fail_later)
-    assert not any("forward" in vars(module) for module in seen[0].modules())
+        run("BERT", True, steps=step + 1, before_step=fail_later)
+    model, before = seen
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 @pytest.mark.parametrize("value", [0, "yes", None])
