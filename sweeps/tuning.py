@@ -336,7 +336,8 @@ def report(tuning: Tuning) -> str:
         *(f"  {tuning.describe(trial)}" for trial in best[:5]),
     ]
     if importances := _importances(tuning):
-        lines.append("Importance (PED-ANOVA): " + ", ".join(f"{key} {value:.2f}" for key, value in importances.items()))
+        shares = ", ".join(f"{key} {value:.2f}" for key, value in importances.items())
+        lines.append(f"Importance (PED-ANOVA over {len(complete)} trials, few tell little): {shares}")
     if reference := tuning.reference():
         lines.append(_answer(tuning, [float(summary(config)[tuning.space.metric]) for config in reference]))
     return "\n".join([*lines, *map(str, figures(tuning))])

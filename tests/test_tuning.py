@@ -91,7 +91,7 @@ def test_a_study_finds_the_better_choice_and_answers_its_question(tmp_path: Path
     runs = sum(len(trial.user_attrs["values"]) for trial in ended[:reached])
     assert "Untuned ADAMSLS has 0.8800 after 3 runs" in said
     assert f"reaches it with tuning trial {reached}, after {runs} runs" in said
-    importance = dict(part.split() for part in said.split("Importance (PED-ANOVA): ")[1].split("\n")[0].split(", "))
+    importance = dict(part.split() for part in said.split("few tell little): ")[1].split("\n")[0].split(", "))
     assert float(importance["learning_rate"]) > float(importance["warmup"])
     assert {path.suffix for path in (tmp_path / "study-adam/figures").iterdir()} == {".png"}
     assert study(tmp_path).take() is None  # a second call has nothing to do
