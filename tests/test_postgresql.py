@@ -77,6 +77,8 @@ def test_two_machines_share_a_sweep_and_one_finishes_what_the_other_died_of(tmp_
     last_line = (hosts[1] / "stdout").read_text().splitlines()[-1]
     here = len(finished_in(hosts[1]))
     assert f"6 cells: {here} run now, {6 - here} by another process meanwhile" in last_line
+    told = (hosts[1] / "stderr").read_text().splitlines()[-1]
+    assert told.startswith(f"{6 - here} of them in run folders of other machines; copy those to {hosts[1] / 'splits'} ")
 
     # The dead machine comes back: nothing is missing for it either.
     again = start(hosts[0], f"--storage={database}", f"--heartbeat={BEAT}", "--workers=1")
