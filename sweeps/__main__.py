@@ -89,7 +89,7 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
     from train.tracking import write_atomically
 
     from .space import STUDY, load
-    from .study import Storage, is_finished, locked
+    from .study import Storage, is_finished, locked, reachable
     from .workers import run_queue
 
     cores = len(os.sched_getaffinity(0))
@@ -117,7 +117,8 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
     folder = next(iter(cells.values())).folder.parent
     with locked(folder):
         write_atomically(folder / "sweep.json", json.dumps(space.manifest(), indent=2))
-    return run_queue(space, storage, workers, call.retry_failed, run)
+    with reachable(storage):
+        return run_queue(space, storage, workers, call.retry_failed, run)
 
 
 def _study(space: "Space", call: argparse.Namespace, workers: int, run: str) -> int:
