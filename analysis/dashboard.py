@@ -2,13 +2,14 @@
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from train.errors import InputError, writing
 
 TASKS = ("sst2", "mrpc", "qnli", "mnli")
+OPTIMIZERS = ("adam", "adamsls", "plasls")
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class View:
         sweep: whose runs are shown.
         setting: the Config field whose values are the lines.
         task: where the sweep has several, the one shown.
+        only: Config field -> the value that all runs shown have, where a mean over its values would mean nothing.
         step_sizes: whether the step sizes come first.
     """
 
@@ -27,22 +29,25 @@ class View:
     sweep: str
     setting: str
     task: str = "sst2"
+    only: dict[str, Any] = field(default_factory=dict)
     step_sizes: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.figure}: {self.setting} on {self.task} ({self.sweep})"
+        only = "".join(f", {key} {value}" for key, value in self.only.items())
+        return f"{self.figure}: {self.setting} on {self.task} ({self.sweep}{only})"
 
 
 VIEWS = (
     View("Fig. 1", "merging", "rounding", step_sizes=True),
-    View("Fig. 2", "merging", "merge_threshold"),
+    *(View("Fig. 2", "merging", "merge_threshold", only={"rounding": rounding}) for rounding in (0.0, 4.0)),
     *(View("Figs. 3 to 7, Table I", "small", "optimizer", task) for task in TASKS),
     *(View("Figs. 3 to 7, Table II", "full", "optimizer", task) for task in TASKS),
-    View("Fig. 8", "batch-sizes", "batch_size"),
+    *(View("Fig. 8", "batch-sizes", "batch_size", only={"optimizer": name}) for name in OPTIMIZERS),
     View("Fig. 9", "splits", "split"),
-    View("Ablation", "dropout", "dropout"),
-    View("Ablation", "criterion", "direction"),
+    *(View("Ablation", "dropout", "dropout", only={"optimizer": name}) for name in OPTIMIZERS),
+    *(View("Ablation", "criterion", setting) for setting in ("rounding", "direction", "growth")),
+    *(View("Ablation", "joint", "joint", task) for task in ("sst2", "mrpc", "qnli")),
 )
 
 
@@ -95,7 +100,12 @@ def _workspace(view: View, entity: str, project: str) -> Any:
         name=view.name,
         sections=sections[::-1] if view.step_sizes else sections,
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Config("sweep") == view.sweep, ws.Config("task") == view.task],
+            # By group and tags: a setting called sweep would be taken for the run's sweep on the server.
+            filters=[
+                ws.Metric("Group") == view.sweep,
+                ws.Tags().isin([view.task]),
+                *(ws.Config(f"{key}.value") == value for key, value in view.only.items()),
+            ],
             groupby=[ws.Config(view.setting)],
         ),
     )

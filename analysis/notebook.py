@@ -7,6 +7,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).parent
 SCRIPT, NOTEBOOK = HERE / "ablations.py", HERE / "ablations.ipynb"
@@ -39,7 +40,13 @@ def execute(source: str) -> nbformat.NotebookNode:
 def main(args: list[str]) -> int:
     source = args[0] if args else "runs"
     nbformat.write(build(), NOTEBOOK)
-    executed = execute(source)
+    try:
+        executed = execute(source)
+    except CellExecutionError as error:
+        if error.ename != "InputError":
+            raise
+        print(f"error: {error.evalue}", file=sys.stderr)  # what the command lines print, without the cell around it
+        return 2
     folder = Path("runs" if source.startswith(("wandb:", "offline:")) else source)
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(executed, folder / NOTEBOOK.name)

@@ -20,6 +20,8 @@ from train.config import Config
 from train.errors import InputError
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
     from .space import Space
 
 
@@ -45,6 +47,7 @@ def arguments(args: list[str]) -> tuple[argparse.Namespace, dict[str, list[str]]
     parser.add_argument("--storage", default=None, help="the queue: a file or a database's URL [OUT/NAME/journal.log]")
     parser.add_argument("--heartbeat", default="20", help="seconds between a cell's signs of life in a database [20]")
     parser.add_argument("--retry-failed", action="store_true", help="run failed cells again")
+    parser.add_argument("--trials", default=None, help="of a study: choices to try [its file's run_cap / seeds]")
     parser.add_argument("--dry-run", action="store_true", help="only list the cells and their command lines")
     group = parser.add_argument_group("any field of train.config.Config, with one value or several")
     fields = [field.name for field in dataclasses.fields(Config) if field.name != "profile"]
@@ -86,17 +89,22 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
     from train.tracking import write_atomically
 
     from .space import STUDY, load
-    from .study import Storage, is_finished, locked
+    from .study import Storage, is_finished, locked, reachable
     from .workers import run_queue
 
     cores = len(os.sched_getaffinity(0))
     workers = _positive("workers", call.workers) if call.workers else min(cores, 4)
     storage = Storage(call.storage, _positive("heartbeat", call.heartbeat))
+    trials = _positive("trials", call.trials) if call.trials else None
     changes.setdefault("threads", [str(max(1, cores // workers))])
+    if trials and not (call.name or "").startswith(STUDY):
+        raise InputError(f"--trials={trials}: the cells of a grid all run; allowed: with study-NAME")
     if call.name is None:
         return _list(call.profile, changes, workers)
     space = load(call.name, call.profile, changes)
     if call.name.startswith(STUDY):
+        if trials:
+            space = dataclasses.replace(space, run_cap=trials * len(space.parameters["seed"]))
         return _study(space, call, workers, run)
     cells = space.cells()
     if call.dry_run:
@@ -109,49 +117,64 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
     folder = next(iter(cells.values())).folder.parent
     with locked(folder):
         write_atomically(folder / "sweep.json", json.dumps(space.manifest(), indent=2))
-    return run_queue(space, storage, workers, call.retry_failed, run)
+    with reachable(storage):
+        return run_queue(space, storage, workers, call.retry_failed, run)
 
 
 def _study(space: "Space", call: argparse.Namespace, workers: int, run: str) -> int:
-    from .tuning import Tuning, tune
+    from .tuning import Plan, tune
 
     if call.storage:
         raise InputError(f"--storage={call.storage}: a study's queue is the journal in its folder; allowed: none")
     if call.dry_run:
-        tuning = Tuning(space, run)
-        print(f"{space.name}: {tuning.trials} trials of {len(tuning.seeds)} seeds: {tuning.missing()} missing")
-        for key, found in tuning.searched.items():
-            print(f"  {key}: {found}")
+        plan = Plan(space)
+        print(f"{space.name}: {plan.trials} trials of {len(plan.seeds)} seeds: {plan.missing()} missing")
+        for key, found in plan.searched.items():
+            print(f"  {key}: {_range(found)}")
         return 0
-    return tune(space, workers, run)
+    return tune(space, workers, call.retry_failed, run)
 
 
 def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
     from .estimate import estimate
     from .space import load, studies, sweeps
     from .study import is_finished
+    from .tuning import Plan
 
     print(f"{'sweep':<14} {'cells':>5} {'missing':>8} {'time':>10}  what it asks")
     sources = set()
+
+    def line(space: "Space", runs: int, missing: list[Config]) -> None:
+        found = estimate(missing)
+        time = "unknown" if found is None else _time(found.seconds / min(workers, max(1, len(missing))))
+        sources.update([found and found.from_runs_here] if missing else [])
+        print(f"{space.name:<14} {runs:>5} {len(missing):>8} {time:>10}  {space.about}")
+
     for name in sweeps():
         space = load(name, profile, changes)
         cells = list(space.cells().values())
-        missing = [config for config in cells if not is_finished(config)]
-        found = estimate(missing)
-        time = "unknown" if found is None else _time(found.seconds / min(workers, max(1, len(missing))))
-        sources |= {found and found.from_runs_here} if missing else set()
-        print(f"{name:<14} {len(cells):>5} {len(missing):>8} {time:>10}  {space.about}")
+        line(space, len(cells), [config for config in cells if not is_finished(config)])
     for name in studies():
         space = load(name, profile, changes)
-        seeds = len(space.parameters["seed"])
-        print(f"{name:<14} {space.run_cap // seeds * seeds:>5} {'at most':>8} {'':>10}  {space.about}")
-    print(f"Profile {profile}; time of what is missing, {workers} runs at a time.")
+        plan = Plan(space)
+        untuned = plan.reference()
+        missing = plan.one_trial * plan.missing() + [config for config in untuned if not is_finished(config)]
+        line(space, plan.trials * len(plan.seeds) + len(untuned), missing)
+    print(f"Profile {profile}; time of what is missing, {workers} runs at a time; of a study at most.")
     if False in sources:
         print("Times are from sweeps/estimate.py: measured on one core of a server's Xeon, without a GPU;")
         print("once runs of the same kind have finished here, from those.")
     if None in sources:
         print("Unknown: nothing like it has been measured, and no run of the kind has finished here.")
     return 0
+
+
+def _range(found: "BaseDistribution") -> str:
+    from optuna.distributions import CategoricalDistribution
+
+    if isinstance(found, CategoricalDistribution):
+        return ", ".join(map(str, found.choices))
+    return f"{found.low:g} to {found.high:g}{', on a logarithmic scale' if found.log else ''}"
 
 
 def _time(seconds: float) -> str:

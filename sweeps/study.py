@@ -53,6 +53,21 @@ class Storage(NamedTuple):
     """seconds between the signs of life of a cell in a database"""
 
 
+@contextmanager
+def reachable(storage: Storage) -> Iterator[None]:
+    """A database that is lost inside becomes one line; the run folders have all that was done.
+
+    Raises:
+        InputError: the database does not answer, or refuses.
+    """
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        shown = sqlalchemy.make_url(storage.where or "").render_as_string(hide_password=True)
+        why = first_line(error.__cause__ or error)
+        raise InputError(f"--storage={shown}: {why}; the same command runs what is missing") from None
+
+
 class Queue:
     """The cells of one sweep; any number of processes may hold one on the same folder or database.
 

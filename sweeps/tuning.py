@@ -37,21 +37,18 @@ from .workers import PATIENCE, TRIES, end_with_owner, send_output_to
 IMPORTANCE = optuna.importance.PedAnovaImportanceEvaluator()
 REFUSED = 2  # exit status of a worker that met what every choice would meet
 STARTUP = 8  # trials drawn at random before the sampler has something to learn from
+RETRIED = "retried"  # the study's list of failed trials whose choice is queued again
 
 
-class Tuning:
-    """A study's trials; any number of processes may hold one on the same folder.
-
-    Args:
-        space: the study.
-        run: as of `tune`.
+class Plan:
+    """What a study searches and repeats, and where it is kept; nothing is written.
 
     Raises:
-        InputError: the folder cannot be written, or there is nothing to search or to repeat.
+        InputError: there is nothing to search, or a value is out of range.
     """
 
-    def __init__(self, space: Space, run: str) -> None:
-        self.space, self.train = space, pkgutil.resolve_name(run)
+    def __init__(self, space: Space) -> None:
+        self.space = space
         lists = {
             key: [getattr(Config.from_dict({key: value}), key) for value in values]
             for key, values in space.parameters.items()
@@ -66,18 +63,11 @@ class Tuning:
         self.seeds = space.parameters.get("seed", [0])
         self.trials = max(1, space.run_cap // len(self.seeds))
         one_choice = {key: _any(found) for key, found in self.searched.items()}
-        configs = [self.config(one_choice, seed) for seed in self.seeds]
-        self.folder = configs[0].folder.parent
-        what = repr([[config.run_id for config in configs], sorted(self.searched.items())])
+        self.one_trial = [self.config(one_choice, seed) for seed in self.seeds]
+        self.folder = self.one_trial[0].folder.parent
+        self.journal = self.folder / "journal.log"
+        what = repr([[config.run_id for config in self.one_trial], sorted(self.searched.items())])
         self.name = f"{space.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
-        with locked(self.folder):
-            self.study = optuna.create_study(
-                study_name=self.name,
-                storage=open_journal(self.folder / "journal.log"),
-                direction=space.goal,
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP // 2),
-                load_if_exists=True,
-            )
 
     def config(self, choice: dict[str, Any], seed: Any) -> Config:
         return Config.from_dict(self.fixed | choice | {"seed": seed})
@@ -88,6 +78,48 @@ class Tuning:
             return []
         plain = {key: getattr(Config(), key) for key in self.searched}
         return [dataclasses.replace(self.config(plain, seed), optimizer="adamsls") for seed in self.seeds]
+
+    def missing(self) -> int:
+        """Trials that have not ended."""
+        if not self.journal.exists():
+            return self.trials
+        try:
+            study = optuna.load_study(study_name=self.name, storage=open_journal(self.journal))
+        except KeyError:  # the journal is of other settings
+            return self.trials
+        return max(0, self.trials - len(_ended(study)))
+
+
+class Tuning(Plan):
+    """A study's trials; any number of processes may hold one on the same folder.
+
+    Args:
+        space: the study.
+        run: as of `tune`.
+
+    Raises:
+        InputError: as of Plan, or the folder cannot be written.
+    """
+
+    def __init__(self, space: Space, run: str) -> None:
+        super().__init__(space)
+        self.train = pkgutil.resolve_name(run)
+        with locked(self.folder):
+            self.study = optuna.create_study(
+                study_name=self.name,
+                storage=open_journal(self.journal),
+                direction=space.goal,
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP // 2),
+                load_if_exists=True,
+            )
+
+    def retry_failed(self) -> None:
+        """Queue the choices of trials that raised an error again, in their place."""
+        with locked(self.folder):
+            failed = [trial for trial in self.ended() if "error" in trial.user_attrs]
+            self.study.set_user_attr(RETRIED, [*self.study.user_attrs.get(RETRIED, []), *(t.number for t in failed)])
+            for trial in failed:
+                self.study.enqueue_trial(trial.params)
 
     def take(self) -> "Trial | None":
         """The next trial, marked as this process's own; None where all are done or being done."""
@@ -114,17 +146,9 @@ class Tuning:
         return self.missing() - sum(not self._requeued(trial) for trial in running)
 
     def ended(self) -> list[FrozenTrial]:
-        """In the order of their ends: those with a value, the pruned ones, and those that raised an error."""
-        found = [
-            trial
-            for trial in self.study.get_trials(deepcopy=False)
-            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-            or (trial.state == TrialState.FAIL and "error" in trial.user_attrs)
-        ]
-        return sorted(found, key=lambda trial: trial.datetime_complete or trial.number)
+        return _ended(self.study)
 
     def missing(self) -> int:
-        """Trials that have not ended."""
         return max(0, self.trials - len(self.ended()))
 
     def runs(self) -> int:
@@ -184,6 +208,18 @@ class Tuning:
         return float(summary(config)[self.space.metric])
 
 
+def _ended(study: optuna.Study) -> list[FrozenTrial]:
+    """In the order of their ends: those with a value, the pruned ones, and those that raised an error."""
+    retried = study.user_attrs.get(RETRIED, [])
+    found = [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        or (trial.state == TrialState.FAIL and "error" in trial.user_attrs and trial.number not in retried)
+    ]
+    return sorted(found, key=lambda trial: trial.datetime_complete or trial.number)
+
+
 @contextmanager
 def _alone_on(config: Config) -> Iterator[None]:
     lock_file(config).parent.mkdir(parents=True, exist_ok=True)
@@ -220,12 +256,13 @@ def work(space: Space, run: str) -> None:
         sys.exit(REFUSED)
 
 
-def tune(space: Space, workers: int, run: str) -> int:
+def tune(space: Space, workers: int, retry_failed: bool, run: str) -> int:
     """Run what is missing of a study, print what it has found and draw its figures.
 
     Args:
         space: the study.
         workers: processes at a time.
+        retry_failed: run trials that raised an error again.
         run: the importable name of train.run.run, or of another function of its kind.
 
     Returns:
@@ -235,6 +272,8 @@ def tune(space: Space, workers: int, run: str) -> int:
         InputError: the study cannot run, for a reason that is the caller's to mend.
     """
     tuning = Tuning(space, run)
+    if retry_failed:
+        tuning.retry_failed()
     spawn = multiprocessing.get_context("spawn")
     deaths, told = 0, len(tuning.ended())
     team: list[SpawnProcess] = []
@@ -262,7 +301,12 @@ def tune(space: Space, workers: int, run: str) -> int:
             process.join()
     _tell_progress(tuning, told)
     print(report(tuning))
-    return int(any("error" in trial.user_attrs for trial in tuning.ended()))
+    failed = [trial for trial in tuning.ended() if "error" in trial.user_attrs]
+    for trial in failed:
+        print(f"failed: {tuning.describe(trial)} (see {tuning.folder / 'log.txt'})", file=sys.stderr)
+    if failed:
+        print("the same command with --retry-failed runs failed trials again", file=sys.stderr)
+    return int(bool(failed))
 
 
 def _tell_progress(tuning: Tuning, told: int) -> int:
@@ -292,7 +336,8 @@ def report(tuning: Tuning) -> str:
         *(f"  {tuning.describe(trial)}" for trial in best[:5]),
     ]
     if importances := _importances(tuning):
-        lines.append("Importance (PED-ANOVA): " + ", ".join(f"{key} {value:.2f}" for key, value in importances.items()))
+        shares = ", ".join(f"{key} {value:.2f}" for key, value in importances.items())
+        lines.append(f"Importance (PED-ANOVA over {len(complete)} trials, few tell little): {shares}")
     if reference := tuning.reference():
         lines.append(_answer(tuning, [float(summary(config)[tuning.space.metric]) for config in reference]))
     return "\n".join([*lines, *map(str, figures(tuning))])

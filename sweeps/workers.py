@@ -139,6 +139,11 @@ def run_queue(space: Space, storage: Storage, workers: int, retry_failed: bool, 
         f"{space.name}: {nothing}{len(queue.cells)} cells: {len(now)} run now, {others}{len(before)} finished before, "
         f"{len(failed)} failed"
     )
+    if away := sum(not is_finished(queue.cells[run_id]) for run_id in queue.finished()):
+        print(
+            f"{away} of them in run folders of other machines; copy those to {queue.folder} before the analysis",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 

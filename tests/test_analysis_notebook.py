@@ -34,6 +34,14 @@ def test_the_notebook_runs_on_real_runs_and_shows_tables_figures_and_tests(ablat
         assert words in text
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_notebook_without_its_sweeps_is_one_line(tmp_path, capsys):
+    assert notebook.main([str(tmp_path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [f"error: no sweep 'splits' in {tmp_path}; allowed: none yet, python -m sweeps NAME makes one"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_three_lines_give_one_tidy_table_of_real_runs(ablations):
     frame = runs.load(ablations, "merging").frame
     assert frame["run_id"].nunique() == 4

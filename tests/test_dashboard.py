@@ -30,9 +30,17 @@ def test_every_view_is_of_a_sweep_and_of_what_it_varies(written: dict[str, Any])
         space = load(view.sweep, "paper")
         assert view.setting in space.varied
         assert view.task in space.parameters["task"]
-        runs = json.dumps(written[view.name]["section"]["runSets"])
-        assert f'"{view.sweep}"' in runs
-        assert f'"{view.task}"' in runs
+        (runs,) = written[view.name]["section"]["runSets"]
+        shown = [(part["key"], part["op"], part["value"]) for part in runs["filters"]["filters"]]
+        # A run's group is its sweep, and its task is one of its tags (tests/test_wandb.py).
+        assert shown == [
+            ({"section": "run", "name": "group"}, "=", view.sweep),
+            ({"section": "run", "name": "tags"}, "IN", [view.task]),
+            *(({"section": "config", "name": f"{key}.value"}, "=", value) for key, value in view.only.items()),
+        ]
+        assert all(value in space.parameters[key] for key, value in view.only.items())
+        if "optimizer" in space.varied:  # a mean over candidates means nothing
+            assert "optimizer" in {view.setting, *view.only}
         assert f"{view.setting}.value" in json.dumps(written[view.name])
     small = {view.task for view in VIEWS if view.sweep == "small"}
     assert small == set(load("small", "paper").parameters["task"])

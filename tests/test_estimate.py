@@ -33,7 +33,9 @@ def test_the_list_has_every_sweep_with_its_cells_and_time(tmp_path: Path, capsys
         "criterion": 2 * 2 * 2 * 5,
     }
     assert papers_and_ours.items() <= cells.items()
-    assert all(lines[name].split()[4] in ("d", "h", "min") for name in sweeps())
+    # ADAM's study also has the runs of untuned ADAMSLS, one a seed.
+    assert [lines[name].split()[1:3] for name in studies()] == [["65", "65"], ["60", "60"]]
+    assert all(lines[name].split()[4] in ("d", "h", "min") for name in [*sweeps(), *studies()])
     assert not list(tmp_path.iterdir())  # it only looks
     # Narrowed down as a sweep is.
     assert listed(capsys, f"--out={tmp_path}", "--seed=0")["splits"].split()[1:3] == ["5", "5"]

@@ -19,7 +19,7 @@ from sweeps.space import load
 from sweeps.study import Queue, Storage
 
 from .postgresql import binaries, server
-from .test_sweeps import start, wait_for, workers_of
+from .test_sweeps import assert_each_finished_once, start, wait_for, workers_of
 
 pytestmark = pytest.mark.skipif(binaries() is None, reason="no PostgreSQL server here: apt-get install postgresql")
 BEAT = 1
@@ -77,6 +77,8 @@ def test_two_machines_share_a_sweep_and_one_finishes_what_the_other_died_of(tmp_
     last_line = (hosts[1] / "stdout").read_text().splitlines()[-1]
     here = len(finished_in(hosts[1]))
     assert f"6 cells: {here} run now, {6 - here} by another process meanwhile" in last_line
+    told = (hosts[1] / "stderr").read_text().splitlines()[-1]
+    assert told.startswith(f"{6 - here} of them in run folders of other machines; copy those to {hosts[1] / 'splits'} ")
 
     # The dead machine comes back: nothing is missing for it either.
     again = start(hosts[0], f"--storage={database}", f"--heartbeat={BEAT}", "--workers=1")
@@ -144,6 +146,24 @@ def test_the_study_can_be_read_by_optunas_own_tools(tmp_path: Path, database: st
     plain = optuna.storages.RDBStorage(database, engine_kwargs={"poolclass": sqlalchemy.NullPool})
     study = optuna.load_study(study_name=one.name, storage=plain)
     assert {trial.system_attrs["fixed_params"]["split"] for trial in study.trials} == {1, 4, "qkv"}
+
+
+def test_a_database_that_is_lost_in_the_middle_ends_the_sweep_with_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "one"
+    out.mkdir()
+    (out / "slow").write_text("0.15")
+    with server() as lost:
+        owner = start(out, f"--storage={lost}", "--workers=1")
+        wait_for(lambda: list(out.glob("splits/*/steps")), 60, [owner])
+    assert owner.wait(timeout=60) == 2
+    said = [line for line in (out / "stderr").read_text().splitlines() if "so far" not in line]
+    assert len(said) == 2  # the first says how many cells are to be run
+    assert said[1].startswith(f"error: --storage={lost}: ")
+    assert said[1].endswith("; the same command runs what is missing")
+
+    (out / "slow").unlink()
+    assert start(out).wait(timeout=60) == 0
+    assert_each_finished_once(out)
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # threads share what is ignored

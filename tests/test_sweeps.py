@@ -262,6 +262,7 @@ def test_the_command_line_wins_over_the_profile_and_that_over_the_file(own_files
             ["splits", "--storage=postgresql+psycopg://a:secret@127.0.0.1:1/x"],
             ["--storage=postgresql+psycopg://a:***@"],
         ),
+        (["splits", "--trials=9"], ["--trials=9: the cells of a grid all run; allowed: with study-NAME"]),
         (["splits", "--heartbeat=0"], ["--heartbeat=0: must be a whole number of at least 1"]),
         (["splits", "--seed=1,1"], ["two cells are the same run: split=", *4 * ["two cells are the same run: "]]),
         (["splits", "--split=3.5,0,4"], ["--split=3.5: ", "--split=0: "]),

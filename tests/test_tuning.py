@@ -17,6 +17,7 @@ import yaml
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from sweeps.__main__ import _sweep, arguments
 from sweeps.space import FIELDS, distribution, load, studies
 from sweeps.tuning import Tuning, report
 from train.config import Config
@@ -56,10 +57,10 @@ def finish(tuning: Tuning) -> None:
         tuning.run(trial)
 
 
-def start(out: Path) -> "subprocess.Popen[str]":
+def start(out: Path, *args: str) -> "subprocess.Popen[str]":
     out.mkdir(exist_ok=True)
     call = "import sys; from sweeps.__main__ import main; sys.exit(main(sys.argv[2:], sys.argv[1]))"
-    arguments = ["study-adam", f"--out={out}", "--seed=0,1,2", "--workers=2"]
+    arguments = ["study-adam", f"--out={out}", "--seed=0,1,2", "--workers=2", *args]
     with (out / "stdout").open("w") as stdout, (out / "stderr").open("w") as stderr:
         return subprocess.Popen(
             [sys.executable, "-c", call, RUN, *arguments],
@@ -90,7 +91,7 @@ def test_a_study_finds_the_better_choice_and_answers_its_question(tmp_path: Path
     runs = sum(len(trial.user_attrs["values"]) for trial in ended[:reached])
     assert "Untuned ADAMSLS has 0.8800 after 3 runs" in said
     assert f"reaches it with tuning trial {reached}, after {runs} runs" in said
-    importance = dict(part.split() for part in said.split("Importance (PED-ANOVA): ")[1].split("\n")[0].split(", "))
+    importance = dict(part.split() for part in said.split("few tell little): ")[1].split("\n")[0].split(", "))
     assert float(importance["learning_rate"]) > float(importance["warmup"])
     assert {path.suffix for path in (tmp_path / "study-adam/figures").iterdir()} == {".png"}
     assert study(tmp_path).take() is None  # a second call has nothing to do
@@ -125,14 +126,43 @@ def test_kills_lose_no_trial_and_run_none_twice(tmp_path: Path) -> None:
     assert "study-adam: 20 trials" in (tmp_path / "stdout").read_text()
 
 
-def test_a_choice_that_raises_is_told_and_not_tried_again(tmp_path: Path) -> None:
+def test_a_choice_that_raises_is_shown_each_time_and_tried_again_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
-    tuning = study(tmp_path)
-    finish(tuning)
-    failed = [trial for trial in tuning.ended() if trial.state == TrialState.FAIL]
+    assert start(tmp_path, "--trials=12").wait(timeout=100) == 1
+    before = study(tmp_path).ended()
+    failed = [trial for trial in before if trial.state == TrialState.FAIL]
+    assert len(before) == 12
     assert failed
-    assert {trial.user_attrs["error"] for trial in failed} == {"ValueError: loss is not finite"}
-    assert len(tuning.ended()) == 20
+    (tmp_path / "broken").unlink()
+
+    assert start(tmp_path, "--trials=12").wait(timeout=100) == 1
+    shown = (tmp_path / "stderr").read_text().splitlines()
+    assert sum("ValueError: loss is not finite (see" in line for line in shown) == len(failed)
+    assert "--retry-failed" in shown[-1]
+    assert [trial.number for trial in study(tmp_path).ended()] == [trial.number for trial in before]
+
+    assert start(tmp_path, "--trials=12", "--retry-failed").wait(timeout=100) == 0, (tmp_path / "stderr").read_text()
+    after = study(tmp_path).ended()
+    assert [trial.state for trial in after].count(TrialState.FAIL) == 0
+    assert sorted(str(trial.params) for trial in after) == sorted(str(trial.params) for trial in before)
+
+
+def test_a_dry_run_writes_nothing_and_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs"
+    call = arguments(["study-adam", "--dry-run", "--trials=5", f"--out={out}"])
+    assert _sweep(*call, RUN) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "study-adam: 5 trials of 3 seeds: 5 missing",
+        "  learning_rate: 1e-06 to 0.001, on a logarithmic scale",
+        "  warmup: 0 to 0.3",
+    ]
+    assert not out.exists()
+    tuning = study(out)
+    trial = tuning.take()
+    assert trial is not None
+    tuning.run(trial)
+    assert _sweep(*call, RUN) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("4 missing")
 
 
 @pytest.mark.parametrize("name", studies())

@@ -280,7 +280,7 @@ def hub_error(name: str, kind: Literal["model", "data"], error: Exception) -> In
     return InputError(f"--{kind}={name}: {problem}; allowed: a hub id, a folder, or packaged: {packaged}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
