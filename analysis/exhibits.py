@@ -65,10 +65,14 @@ EXHIBITS = {
     "cost": Exhibit("seconds and trials a step", (*SMALL, "splits"), (), figures.cost),
     "trials": Exhibit("trials over training", (*SMALL, "splits"), (), figures.trials),
     "rounding": Exhibit(
-        "smallest step size, by the tolerance of the test", ("criterion", "rounding"), (), figures.smallest_step_sizes
+        "smallest step size, by the tolerance of the test",
+        ("criterion", "merging"),
+        ("rounding",),
+        figures.smallest_step_sizes,
     ),
     "dropout-curves": Exhibit("with and without dropout", ("dropout",), ("dropout",), figures.convergence),
     "criterion-curves": Exhibit("criteria of acceptance", ("criterion",), (), figures.convergence),
+    "joint-curves": Exhibit("tests of the joint move", ("joint",), ("joint",), figures.convergence),
     "budget": Exhibit(
         "ADAM's tuning budget: accuracy by learning rates tried",
         ("learning-rates",),

@@ -116,7 +116,8 @@ def _wide(runs: Runs, measure: Measure) -> pd.DataFrame:
     """A row a condition and seed, a column an arm. NaN is a run that is not there: a loss that blew up is infinite."""
     values = runs.table.assign(**{measure.column: runs.table[measure.column].fillna(math.inf) * measure.scale})
     index = [*runs.conditions, "seed"]
-    return values.pivot_table(measure.column, index, runs.compared, sort=False, dropna=False, observed=True)
+    wide = values.pivot_table(measure.column, index, runs.compared, sort=False, dropna=False, observed=True)
+    return wide.dropna(axis="columns", how="all")  # an optimizer is not there at each value of what it does not read
 
 
 def _paired(of_task: pd.DataFrame, arm: Any) -> stats.PairedTest:
