@@ -13,12 +13,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from train.config import reads
 from train.errors import InputError
 
 from . import stats
 from .runs import Runs
-from .tables import NAMES, SECONDS, TITLES, TRIALS, decimals, level, number, seeds, setting, span, with_costs
+from .tables import (
+    NAMES,
+    SECONDS,
+    TITLES,
+    TRIALS,
+    arm_texts,
+    decimals,
+    joined,
+    level,
+    named,
+    number,
+    seeds,
+    setting,
+    span,
+    with_costs,
+)
 
 SIZE = (7.0, 2.6)
 """inches: the text width of a paper with two columns, and a row of panels; what is above and below comes on top"""
@@ -292,8 +306,8 @@ def one_component(runs: Runs) -> Figure:
         _log_scale(axes)
         axes.set_xlim(left=0)
         axes.set(xlabel="optimizer steps", ylabel="step size")
-        named = component.removeprefix("step_size/").replace("_", " ")
-        text = f"Step size of the component {named!r} after every step of one run ({_named(runs, run_id)}). "
+        name = component.removeprefix("step_size/").replace("_", " ")
+        text = f"Step size of the component {name!r} after every step of one run ({_named(runs, run_id)}). "
         _caption(figure, text + _of_sweep(runs))
         return figure
 
@@ -365,7 +379,7 @@ def _parts(runs: Runs, lines: Sequence[str]) -> Iterator[tuple[str, Runs]]:
         yield "", runs
         return
     for key, table in runs.table.groupby(by, sort=False, dropna=False):
-        title = ", ".join(NAMES.get(level(value)) or level(value) for value in key)
+        title = ", ".join(map(named, key))
         yield title, _only(runs, table, list(lines))
 
 
@@ -411,20 +425,19 @@ def _looks(runs: Runs, lines: Sequence[str]) -> Looks:
     the colour. A candidate, and a split, has the same colour in every figure.
     """
     by = list(lines) or ["optimizer"]
-    keys = list(dict.fromkeys(tuple(map(level, key)) for key in runs.table[by].itertuples(index=False)))
+    arms = {tuple(map(level, arm)): arm for arm in runs.table[by].itertuples(index=False, name=None)}
+    keys = list(arms)
     values = [list(dict.fromkeys(of_setting)) for of_setting in zip(*keys, strict=True)]
     few = [place for place, of_setting in enumerate(values) if len(by) > 1 and len(of_setting) <= len(DASHES)]
     dashed = min(few, key=lambda place: (by[place] == "optimizer", len(values[place]), -place), default=None)
     coloured = [place for place in range(len(by)) if place != dashed]
     colours = _colours([by[place] for place in coloured], [tuple(key[place] for place in coloured) for key in keys])
     looks = {}
-    for place, (key, colour) in enumerate(zip(keys, colours, strict=True)):
+    for place, ((key, arm), colour) in enumerate(zip(arms.items(), colours, strict=True)):
         style = {"color": colour, "marker": MARKERS[place % len(MARKERS)]}
         if dashed is not None:
             style["linestyle"] = DASHES[values[dashed].index(key[dashed])]
-        settings = dict(zip(by, key, strict=True))
-        said = [name for name in by if reads(settings.get("optimizer", runs.fixed.get("optimizer", "")), name)]
-        label = ", ".join(NAMES.get(settings[name], settings[name]) for name in said)
+        label = joined(arm_texts(runs, by, arm))
         looks[key] = Look(label if len(by) > 1 or by == ["optimizer"] else f"{_named_settings(by)} {label}", style)
     return looks
 
@@ -532,7 +545,7 @@ def _of_sweep(runs: Runs) -> str:
 
 def _named(runs: Runs, run_id: str) -> str:
     row = runs.table.set_index("run_id").loc[run_id]
-    return ", ".join(f"{TITLES.get(key, key)} {level(row[key])}" for key in [*runs.varied, "seed"])
+    return ", ".join(f"{TITLES.get(key, key)} {named(row[key])}" for key in [*runs.varied, "seed"])
 
 
 def _caption(figure: Figure, text: str) -> None:
