@@ -82,6 +82,10 @@ EXHIBITS = {
 }
 
 
+RESULTS = ("table1", "table2")
+"""those that have all tests of their sweep"""
+
+
 def source(name: str, out: str, sweep: str | None = None) -> str:
     """The sweep that an exhibit is made from: the one asked for, or the first of its own that is there.
 

@@ -434,7 +434,8 @@ def _looks(runs: Runs, lines: Sequence[str]) -> Looks:
     colours = _colours([by[place] for place in coloured], [tuple(key[place] for place in coloured) for key in keys])
     looks = {}
     for place, ((key, arm), colour) in enumerate(zip(arms.items(), colours, strict=True)):
-        style = {"color": colour, "marker": MARKERS[place % len(MARKERS)]}
+        # Later lines are thinner, so that one which lies on an earlier one does not hide it.
+        style = {"color": colour, "marker": MARKERS[place % len(MARKERS)], "linewidth": 1.9 - 0.9 * place / len(arms)}
         if dashed is not None:
             style["linestyle"] = DASHES[values[dashed].index(key[dashed])]
         label = joined(arm_texts(runs, by, arm))
@@ -474,15 +475,23 @@ def _draw(axes: Axes, curve: pd.DataFrame, label: str, style: dict[str, Any]) ->
 
 
 def _log_scale(axes: Axes) -> None:
-    """Limits from the lines (a band may reach below 0), and labels in between where there are few decades."""
+    """Limits from the lines, and from the bands as far as they are near (one may reach below 0); what is 0 is left out.
+
+    Labels in between where there are few decades.
+    """
     panels = axes.get_shared_y_axes().get_siblings(axes)
-    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for panel in panels for line in panel.lines])
-    positive = values[values > 0]
+    lines = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for panel in panels for line in panel.lines])
+    positive = lines[lines > 0]
     if positive.size == 0:
         return
     low, high = positive.min(), positive.max()
-    axes.set_yscale("log")
-    axes.set_ylim(low / 1.25, high * 1.25)
+    bands = [path.vertices[:, 1] for panel in panels for band in panel.collections for path in band.get_paths()]
+    near = np.concatenate([positive, *bands])
+    near = near[(near > low / 1.5) & (near < high * 1.5)]
+    low, high = near.min(), near.max()
+    room = max((high / low) ** 0.05, 1.02)
+    axes.set_yscale("log", nonpositive="mask")
+    axes.set_ylim(low / room, high * room)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(_power))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -533,9 +542,13 @@ def _bands(runs: Runs, lines: Sequence[str], drawn: str = "bands") -> str:
 def _about(runs: Runs) -> str:
     diverged = int(runs.table["diverged"].sum())
     return (
-        f". {_of_sweep(runs)[:-1]}; n = {seeds(runs)}."
+        f". {_of_sweep(runs)[:-1]}; n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{seeds(runs)}."
         + (f" {diverged} of {len(runs.table)} runs diverged." if diverged else "")
-        + (f" PARTIAL: {len(runs.missing)} cells have not finished." if runs.missing else "")
+        + (
+            f" PARTIAL: {len(runs.missing)} of {len(runs.missing) + len(runs.table)} cells are missing."
+            if runs.missing
+            else ""
+        )
     )
 
 

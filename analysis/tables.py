@@ -85,10 +85,10 @@ def grid(runs: Runs, measure: Measure) -> Table:
             f"the sweep {runs.name!r} compares nothing: it varies {', '.join(runs.varied) or 'no setting'}"
         )
     wide = _wide(runs, measure)
-    tasks = [((), wide)]
+    tasks = [((runs.fixed.get("task", ""),), wide)]
     if runs.conditions:
         tasks = [(key, of_task) for key, of_task in wide.groupby(runs.conditions, sort=False, dropna=False)]
-    columns = {", ".join(map(level, key)) or "all": of_task for key, of_task in tasks}
+    columns = {", ".join(map(level, key)): of_task for key, of_task in tasks}
     p = [[_paired(of_task, arm).p for of_task in columns.values()] for arm in wide.columns[1:]]
     adjusted = stats.holm(np.ravel(p)).reshape(np.shape(p)) if p else np.empty((0, len(columns)))
     estimates = {name: [stats.estimate(of_task[arm].dropna()) for arm in wide] for name, of_task in columns.items()}
@@ -104,7 +104,7 @@ def grid(runs: Runs, measure: Measure) -> Table:
         digits = decimals([each.mean for each in of_arms], measure.digits)
         cells[name] = [mean_error(each, digits) + mark for each, mark in zip(of_arms, marks[name], strict=True)]
     first = joined(arms[0])
-    text = f"{measure.name[0].upper()}{measure.name[1:]}. {heading(runs)} Difference from {first}: "
+    text = f"{measure.name[0].upper()}{measure.name[1:]}. {heading(runs, timed=False)} Difference from {first}: "
     text += ", ".join(f"{mark} p < {bound:g}" for bound, mark in MARKS.items())
     text += "; paired t-test, Holm over tasks and arms"
     text += "; mean: sign-flip test over tasks and seeds, Holm over arms." if len(columns) > 1 else "."
@@ -281,14 +281,15 @@ def named(value: Any) -> str:
     return NAMES.get(level(value), level(value))
 
 
-def heading(runs: Runs) -> str:
-    """What was run, so that a reader knows what was left out against the paper."""
+def heading(runs: Runs, timed: bool = True) -> str:
+    """What was run, so that a reader knows what was left out against the paper; and on what, where that was timed."""
     text = f"Sweep {runs.name}, profile {runs.profile}: {setting(runs)}, {seeds(runs)}."
     machines = runs.table[["device", "threads"]].drop_duplicates().itertuples(index=False)
     where = (
         f"{threads} CPU thread{'s' * (threads > 1)}" if device == "cpu" else device for device, threads in machines
     )
-    text += f" Mean ± standard error over seeds; seconds on {' or '.join(dict.fromkeys(where))}."
+    text += " Mean ± standard error over seeds"
+    text += f"; seconds on {' or '.join(dict.fromkeys(where))}." if timed else "."
     if runs.missing:
         cells = len(runs.missing) + len(runs.table)
         text += f" PARTIAL, {len(runs.missing)} of {cells} cells have not finished: {', '.join(runs.missing)}."
