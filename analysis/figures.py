@@ -22,6 +22,7 @@ from .tables import (
     SECONDS,
     TITLES,
     TRIALS,
+    UNREAD,
     arm_texts,
     decimals,
     joined,
@@ -256,7 +257,7 @@ def budget(runs: Runs) -> Figure:
 
     rates = ", ".join(level(rate) for rate in sorted(runs.table["learning_rate"].dropna().unique()))
     what = "Expected validation accuracy of the best of k of ADAM's learning rates (k from left to right, each a whole "
-    what += f"run; chosen from {rates} on the very rows, which favours ADAM) beside one run of a line search"
+    what += f"run; chosen from {rates} on the rows shown, which favours ADAM) beside one run of a line search"
     return panels(runs, draw, what, [key for key in runs.varied if key in ("optimizer", "learning_rate")])
 
 
@@ -438,7 +439,10 @@ def _looks(runs: Runs, lines: Sequence[str]) -> Looks:
         style = {"color": colour, "marker": MARKERS[place % len(MARKERS)], "linewidth": 1.9 - 0.9 * place / len(arms)}
         if dashed is not None:
             style["linestyle"] = DASHES[values[dashed].index(key[dashed])]
-        label = joined(arm_texts(runs, by, arm))
+        texts = arm_texts(runs, by, arm)
+        label = joined(texts)
+        if len(by) > 1 and texts.keys() - {"optimizer"} == {name for name in by if texts[name] == UNREAD}:
+            style |= {"color": CANDIDATE_COLOURS[dict(zip(by, key, strict=True))["optimizer"]], "linestyle": "-"}
         looks[key] = Look(label if len(by) > 1 or by == ["optimizer"] else f"{_named_settings(by)} {label}", style)
     return looks
 

@@ -448,7 +448,7 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """A `table` environment each, for the booktabs package; the heading is the caption."""
+    """A `table*` environment each, over both columns of a paper, with booktabs' rules; the heading is the caption."""
     parts = []
     for table in tables:
         cells = table.cells.map(_tex).rename(columns=_tex)
@@ -458,10 +458,11 @@ def latex(tables: Sequence[Table]) -> str:
                 caption=_tex(table.heading),
                 position="t",
                 position_float="centering",
+                environment="table*",
                 column_format="".join("r" if is_number(table.cells[column]) else "l" for column in table.cells),
             )
         )
-    return "\n".join(parts)
+    return "\n".join(parts).replace(r"\centering", r"\centering\footnotesize\setlength{\tabcolsep}{4pt}")
 
 
 def _pipes(cells: pd.DataFrame) -> str:

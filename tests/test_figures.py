@@ -264,3 +264,52 @@ def test_long_names_of_arms_are_not_cut_off(tmp_path, make):
 
 def caption(figure):
     return " ".join(figure.get_supxlabel().split())
+
+
+def test_two_settings_are_told_by_colour_and_dashes_and_named_once(tmp_path):
+    write_sweep(tmp_path, "dropout", {"optimizer": ["adam", "plasls"], "dropout": [0.0, 0.1]}, seeds=1, epochs=1)
+    figure = figures.convergence(runs.load(tmp_path, "dropout"))
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "optimizer, dropout"
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert list(lines) == ["ADAM, 0", "ADAM, 0.1", "PLASLS, 0", "PLASLS, 0.1"]
+    assert [line.get_color() for line in lines.values()] == [
+        figures.CANDIDATE_COLOURS[candidate] for candidate in ("adam", "adam", "plasls", "plasls")
+    ]
+    dashed = [line.is_dashed() for line in lines.values()]
+    assert dashed == [False, True, False, True]
+
+
+def test_arms_of_every_sweep_of_ours_are_told_apart(tmp_path):
+    for name, varied in {
+        "joint": {"joint": ["always", 10, "never"], "split": [4, 10, "qkv"]},
+        "criterion": {"rounding": [0.0, 4.0], "direction": ["gradient", "momentum"], "growth": ["searched", "all"]},
+        "merging": {"merge_threshold": [0.0, 1e-12, 1e-9, 1e-6], "rounding": [0.0, 4.0]},
+        "learning-rates": {"optimizer": ["adam", "adamsls"], "learning_rate": [1e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4]},
+    }.items():
+        write_sweep(tmp_path, name, varied, seeds=1, epochs=1)
+        axes = figures.convergence(runs.load(tmp_path, name)).axes[0]
+        looks = {(colors.to_hex(line.get_color()), str(line._dash_pattern)) for line in axes.lines}
+        assert len(looks) == len(axes.lines)
+
+
+def test_an_arm_looks_the_same_in_a_panel_that_lacks_another(tmp_path):
+    varied = {"task": ["sst2", "mrpc"], "joint": ["always", "never"], "growth": ["searched", "all"]}
+    folders = write_sweep(tmp_path, "criterion", varied, seeds=1, epochs=1)
+    (folders[4] / "summary.json").unlink()  # mrpc's first arm
+    left, right = figures.losses(runs.load(tmp_path, "criterion", allow_missing=True)).axes
+    whole, partial = ({line.get_label(): line.get_color() for line in axes.lines} for axes in (left, right))
+    assert len(partial) == 3
+    assert partial.items() <= whole.items()
+
+
+def test_a_step_size_of_0_is_left_out_of_a_log_axis(tmp_path):
+    folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=1, epochs=1)
+    lines = [json.loads(line) for line in (folders[0] / "history.jsonl").read_text().splitlines()]
+    lines[0]["step_size/all"] = 0.0  # ADAM's warm-up begins there
+    (folders[0] / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (axes,) = figures.average_step_sizes(runs.load(tmp_path, "small")).axes
+    drawn = axes.transData.transform(axes.lines[0].get_xydata())
+    assert not np.isfinite(drawn[0, 1])
+    assert np.isfinite(drawn[1:]).all()
+    assert axes.get_ylim()[0] > 0.5 * min(y for line in axes.lines for y in line.get_ydata() if y > 0)
