@@ -1,3 +1,6 @@
+import re
+import shutil
+
 import pandas as pd
 import pytest
 
@@ -32,6 +35,17 @@ def test_the_notebook_runs_on_real_runs_and_shows_tables_figures_and_tests(ablat
     text = "\n".join(str(output["data"].get("text/markdown", "")) for output in outputs if "data" in output)
     for words in ("Sweep splits", "Sweep merging", "Sweep batch-sizes", "Friedman's test", "beyond chance"):
         assert words in text
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_sweep_that_is_not_there_stops_the_notebook_with_one_line(ablations, tmp_path, capsys):
+    shutil.copytree(ablations / "splits", tmp_path / "splits")
+    assert notebook.main([str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert re.fullmatch(r"error: the notebook stops: no sweep 'merging' in .*; allowed: splits\n", printed.err)
+    assert printed.out == ""
+    assert not (tmp_path / "ablations.ipynb").exists()
+    assert notebook.main(["--help"]) == 2
 
 
 def test_three_lines_give_one_tidy_table_of_real_runs(ablations):
