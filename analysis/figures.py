@@ -32,6 +32,7 @@ from .tables import (
     seeds,
     setting,
     span,
+    span_in_words,
     with_costs,
 )
 
@@ -94,7 +95,7 @@ def convergence(runs: Runs) -> Figure:
 
     A line an arm; where the sweep varies the task, subset or data, a row of panels for each.
     """
-    what = f"Training loss (exponential moving average, span {span(runs):.0f} steps) and validation accuracy"
+    what = f"Training loss (exponential moving average, span {span_in_words(runs)}) and validation accuracy"
     return _in_pairs(runs, training_loss, accuracy, what)
 
 
@@ -146,7 +147,7 @@ def panels(runs: Runs, draw: Draw, what: str, lines: Sequence[str] | None = None
 
 def losses(runs: Runs, lines: Sequence[str] | None = None) -> Figure:
     """The paper's Figs. 3, 5 and 8: training loss, smoothed, against samples processed."""
-    what = f"Training loss (exponential moving average, span {span(runs):.0f} steps)"
+    what = f"Training loss (exponential moving average, span {span_in_words(runs)})"
     return panels(runs, training_loss, what, lines)
 
 
@@ -165,7 +166,7 @@ def merging(runs: Runs) -> Figure:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
-    what = f"Training loss (exponential moving average, span {span(runs):.0f} steps) and components left"
+    what = f"Training loss (exponential moving average, span {span_in_words(runs)}) and components left"
     return _in_pairs(runs, training_loss, components, what)
 
 
@@ -191,10 +192,16 @@ def trials(runs: Runs) -> Figure:
     """Trials of a line search over training: 1 where the first step size that was tried is taken."""
 
     def draw(axes: Axes, part: Runs, looks: Looks) -> None:
-        smoothed = span(runs)
-        _steps(axes, part, looks, lambda run: stats.smooth(run["search/trials"], smoothed), "trials a step")
+        spans = span(runs)
+        _steps(
+            axes,
+            part,
+            looks,
+            lambda run: stats.smooth(run["search/trials"], spans[run["run_id"].iloc[0]]),
+            "trials a step",
+        )
 
-    what = f"Trials a step (exponential moving average, span {span(runs):.0f} steps)"
+    what = f"Trials a step (exponential moving average, span {span_in_words(runs)})"
     return panels(searching(runs), draw, what)
 
 
@@ -264,10 +271,11 @@ def budget(runs: Runs) -> Figure:
 def training_loss(axes: Axes, runs: Runs, looks: Looks) -> None:
     """Moving average of the mini-batch loss (log scale) against samples processed: a line an arm, mean over seeds."""
     lines = runs.history.dropna(subset="time/step")  # a loss may be NaN, the time of a training step is not
+    spans = span(runs)
     for look, arm in _arms(runs, lines, looks):
         curves = [
-            stats.smooth(run.set_index("samples")["train/loss"], span(runs))
-            for _, run in arm.groupby("run_id", observed=True, sort=False)
+            stats.smooth(run.set_index("samples")["train/loss"], spans[run_id])
+            for run_id, run in arm.groupby("run_id", observed=True, sort=False)
         ]
         _draw(axes, stats.mean_curve(curves), look.label, look.style | {"marker": ""})
     _log_scale(axes)

@@ -201,13 +201,14 @@ def speed(runs: Runs) -> Table:
     steps = runs.history.dropna(subset="time/step")
     rows = []
     for _, run in steps.groupby("run_id", sort=False, observed=True):
-        of_run = runs.table.set_index("run_id").loc[run["run_id"].iloc[0]]
-        smoothed = stats.smooth(run["train/loss"].reset_index(drop=True), span(runs))
+        of_run = runs.table[runs.table["run_id"] == run["run_id"].iloc[0]].iloc[0]
+        half_an_epoch = span(runs)[of_run["run_id"]]
+        smoothed = stats.smooth(run["train/loss"].reset_index(drop=True), half_an_epoch)
         rows.append(
             {key: of_run[key] for key in [*by, "optimizer", "seed"]}
             | {
                 "merges": of_run["search/merges"],
-                "loss": smoothed.where(smoothed.index >= span(runs) - 1).to_numpy(),
+                "loss": smoothed.where(smoothed.index >= half_an_epoch - 1).to_numpy(),
                 "seconds": run["time/step"].cumsum().to_numpy(),
             }
         )
@@ -245,9 +246,15 @@ def speed(runs: Runs) -> Table:
     return Table(text, pd.DataFrame(cells))
 
 
-def span(runs: Runs) -> float:
-    """Steps over which the training loss is smoothed: half an epoch."""
-    return max(1.0, SMOOTHED_EPOCHS * float((runs.table["steps"] / runs.table["epochs"]).median()))
+def span(runs: Runs) -> pd.Series:
+    """Steps over which each run's training loss is smoothed, by run id: half an epoch, whatever its batches' size."""
+    steps = runs.table.set_index("run_id")["steps"] / runs.table.set_index("run_id")["epochs"]
+    return (SMOOTHED_EPOCHS * steps).clip(lower=1)
+
+
+def span_in_words(runs: Runs) -> str:
+    low, high = span(runs).min(), span(runs).max()
+    return f"{low:.0f} steps" if low == high else f"{low:.0f} to {high:.0f} steps, half an epoch"
 
 
 def _factor(logarithms: Sequence[float]) -> str:

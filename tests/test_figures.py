@@ -313,3 +313,14 @@ def test_a_step_size_of_0_is_left_out_of_a_log_axis(tmp_path):
     assert not np.isfinite(drawn[0, 1])
     assert np.isfinite(drawn[1:]).all()
     assert axes.get_ylim()[0] > 0.5 * min(y for line in axes.lines for y in line.get_ydata() if y > 0)
+
+
+def test_losses_are_smoothed_over_half_an_epoch_whatever_the_batch_size(tmp_path):
+    folders = write_sweep(tmp_path, "batch-sizes", {"batch_size": [8, 32]}, seeds=1, epochs=2)
+    edit(folders[0] / "summary.json", steps=128)  # four times the 16 steps an epoch
+    loaded = runs.load(tmp_path, "batch-sizes")
+    figure = figures.losses(loaded)
+    assert "span 8 to 32 steps, half an epoch" in caption(figure)
+    for (_, of_run), line, span in zip(loaded.history.groupby("batch_size"), figure.axes[0].lines, (32, 8), strict=True):
+        steps = of_run.dropna(subset="time/step")
+        assert line.get_ydata() == pytest.approx(stats.smooth(steps["train/loss"], span).to_numpy())
