@@ -38,7 +38,7 @@ def _by_batch(runs: Runs) -> Figure:
     return figures.losses(runs, ["batch_size"])
 
 
-SMALL, FULL = ("small", "candidates"), ("full",)
+SMALL, FULL = ("small",), ("full",)
 EXHIBITS = {
     "table1": Exhibit("results on the small tasks (Table I)", SMALL, ("optimizer",), _results),
     "table2": Exhibit("results on the full tasks (Table II)", FULL, ("optimizer",), _results),

@@ -248,14 +248,19 @@ def budget(runs: Runs) -> Figure:
             pd.Series(100 * stats.best_of(of_seed["eval/accuracy"]), np.arange(1, len(of_seed) + 1))
             for _, of_seed in adam.groupby("seed")
         ]
-        style = {"color": CANDIDATE_COLOURS["adam"], "marker": "o"}
-        _draw(axes, stats.mean_curve(curves), "ADAM, best of k rates", style)
+        tuned = {"color": CANDIDATE_COLOURS["adam"], "marker": "o"}
+        _draw(axes, stats.mean_curve(curves), "ADAM, best of k rates", tuned)
         seconds = float(adam["time/total"].mean())
         others = part.table[part.table["optimizer"] != "adam"]
         for optimizer, of_arm in others.groupby("optimizer", sort=False):
             each = stats.estimate(100 * of_arm["eval/accuracy"])
             at = float(of_arm["time/total"].mean()) / seconds
-            style = {"color": CANDIDATE_COLOURS[optimizer], "marker": "D", "capsize": 2, "linestyle": ""}
+            style: dict[str, Any] = {
+                "color": CANDIDATE_COLOURS[optimizer],
+                "marker": "D",
+                "capsize": 2,
+                "linestyle": "",
+            }
             axes.errorbar(at, each.mean, yerr=each.standard_error, label=f"{NAMES[optimizer]}, untuned", **style)
             axes.axhline(each.mean, color=style["color"], linewidth=0.8, linestyle=":")
         axes.set_xlim(left=0)

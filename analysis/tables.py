@@ -280,7 +280,7 @@ def mean_error(each: stats.Estimate, digits: int) -> str:
 def arm_texts(runs: Runs, by: Sequence[str], key: Sequence[Any]) -> dict[str, str]:
     """An arm's settings as texts; a dash is what its optimizer does not read."""
     settings = dict(zip(by, key, strict=True))
-    optimizer = settings.get("optimizer", runs.fixed.get("optimizer"))
+    optimizer = settings["optimizer"] if "optimizer" in settings else runs.table["optimizer"].iloc[0]
     return {name: named(value) if reads(optimizer, name) else UNREAD for name, value in settings.items()}
 
 

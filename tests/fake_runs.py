@@ -42,15 +42,15 @@ def write_sweep(
 def cells(out: Path, name: str, varied: Mapping[str, Iterable[Any]], seeds: int, **fixed: Any) -> list[Config]:
     """The grid of a sweep, seeds innermost; an optimizer is there once for all values of what it does not read."""
     common = {"out": str(out), "sweep": name, "profile": "embedded", **fixed}
-    varied = {key: list(values) for key, values in varied.items()}
+    levels = {key: list(values) for key, values in varied.items()}
     configs = (
-        Config.from_dict({**common, **dict(zip((*varied, "seed"), values, strict=True))})
-        for values in itertools.product(*varied.values(), range(seeds))
+        Config.from_dict({**common, **dict(zip((*levels, "seed"), values, strict=True))})
+        for values in itertools.product(*levels.values(), range(seeds))
     )
     return [
         config
         for config in configs
-        if all(reads(config.optimizer, key) or getattr(config, key) == values[0] for key, values in varied.items())
+        if all(reads(config.optimizer, key) or getattr(config, key) == values[0] for key, values in levels.items())
     ]
 
 

@@ -321,6 +321,7 @@ def test_losses_are_smoothed_over_half_an_epoch_whatever_the_batch_size(tmp_path
     loaded = runs.load(tmp_path, "batch-sizes")
     figure = figures.losses(loaded)
     assert "span 8 to 32 steps, half an epoch" in caption(figure)
-    for (_, of_run), line, span in zip(loaded.history.groupby("batch_size"), figure.axes[0].lines, (32, 8), strict=True):
+    of_runs = loaded.history.groupby("batch_size")
+    for (_, of_run), line, span in zip(of_runs, figure.axes[0].lines, (32, 8), strict=True):
         steps = of_run.dropna(subset="time/step")
         assert line.get_ydata() == pytest.approx(stats.smooth(steps["train/loss"], span).to_numpy())
