@@ -30,11 +30,11 @@ STUDIES := $(patsubst sweeps/studies/%.yaml,study-%,$(wildcard sweeps/studies/*.
 
 help:  ## list the targets
 	@for sweep in $(SWEEPS); do \
-		printf '  %-20s%s\n' $$sweep "run what is missing of sweeps/$${sweep#sweep-}.yaml, print its table, draw its figures"; done
+		printf '  %-22s%s\n' $$sweep "run what is missing of sweeps/$${sweep#sweep-}.yaml, print its table, draw its figures"; done
 	@for study in $(STUDIES); do \
-		printf '  %-20s%s\n' $$study "run what is missing of sweeps/studies/$${study#study-}.yaml, print what it has found"; done
+		printf '  %-22s%s\n' $$study "run what is missing of sweeps/studies/$${study#study-}.yaml, print what it has found"; done
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | while read -r target text; do \
-		printf '  %-20s%s\n' "$$target" "$$text"; done
+		printf '  %-22s%s\n' "$$target" "$$text"; done
 	@sed -n 's/^# *\(make .*\)/  \1/p' $(MAKEFILE_LIST)
 
 $(SWEEPS): sweep-%: $(INSTALLED)

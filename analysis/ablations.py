@@ -52,7 +52,10 @@ def verdict(runs, measure) -> None:
         f"differ from the first arm: {'; '.join(differ)}" if differ else "no arm differs from the first beyond chance"
     )
     text = f"**{measure.name}**: {said} (paired t-test, Holm at 5 %). With these seeds the first comparison could "
-    display(Markdown(text + f"probably see a difference of {least}."))
+    text += f"probably see a difference of {least}."
+    if set(table.cells["difference"].str.strip("+−0.")) == {""}:
+        text = f"**{measure.name}**: all arms have the same results as the first one, to the digits shown."
+    display(Markdown(text))
 
 
 # %% [markdown]

@@ -38,7 +38,7 @@ def _by_batch(runs: Runs) -> Figure:
     return figures.losses(runs, ["batch_size"])
 
 
-SMALL, FULL = ("small", "candidates"), ("full",)
+SMALL, FULL = ("small",), ("full",)
 EXHIBITS = {
     "table1": Exhibit("results on the small tasks (Table I)", SMALL, ("optimizer",), _results),
     "table2": Exhibit("results on the full tasks (Table II)", FULL, ("optimizer",), _results),
@@ -65,10 +65,14 @@ EXHIBITS = {
     "cost": Exhibit("seconds and trials a step", (*SMALL, "splits"), (), figures.cost),
     "trials": Exhibit("trials over training", (*SMALL, "splits"), (), figures.trials),
     "rounding": Exhibit(
-        "smallest step size, by the tolerance of the test", ("criterion", "rounding"), (), figures.smallest_step_sizes
+        "smallest step size, by the tolerance of the test",
+        ("criterion", "merging"),
+        ("rounding",),
+        figures.smallest_step_sizes,
     ),
     "dropout-curves": Exhibit("with and without dropout", ("dropout",), ("dropout",), figures.convergence),
     "criterion-curves": Exhibit("criteria of acceptance", ("criterion",), (), figures.convergence),
+    "joint-curves": Exhibit("tests of the joint move", ("joint",), ("joint",), figures.convergence),
     "budget": Exhibit(
         "ADAM's tuning budget: accuracy by learning rates tried",
         ("learning-rates",),
@@ -76,6 +80,10 @@ EXHIBITS = {
         figures.budget,
     ),
 }
+
+
+RESULTS = ("table1", "table2")
+"""those that have all tests of their sweep"""
 
 
 def source(name: str, out: str, sweep: str | None = None) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -17,12 +17,33 @@ from train.errors import InputError
 
 from . import stats
 from .runs import Runs
-from .tables import NAMES, SECONDS, TITLES, TRIALS, level, seeds, setting, span, with_costs
+from .tables import (
+    NAMES,
+    SECONDS,
+    TITLES,
+    TRIALS,
+    UNREAD,
+    arm_texts,
+    decimals,
+    joined,
+    level,
+    named,
+    number,
+    seeds,
+    setting,
+    span,
+    span_in_words,
+    with_costs,
+)
 
-SIZE = (7.0, 3.3)
-"""inches: the text width of a paper with two columns"""
-COLUMN = (3.5, 3.1)
-"""inches: the width of one of its columns"""
+SIZE = (7.0, 2.6)
+"""inches: the text width of a paper with two columns, and a row of panels; what is above and below comes on top"""
+COLUMN = (3.5, 2.3)
+"""inches: the width of one of its columns, and its panel"""
+ROW = 2.1
+"""inches: a further row of panels"""
+LINE = 0.16, 0.125
+"""inches: a line of the legend, and of the caption"""
 CHARACTERS_AN_INCH = 19.7
 """of the caption"""
 # After Okabe and Ito: apart for the common kinds of colour blindness too (held by a test).
@@ -31,6 +52,9 @@ SPLIT_COLOURS = {"1": BLACK, "4": INDIGO, "7": SKY, "10": VERMILION, "qkv": GREE
 CANDIDATE_COLOURS = {"adam": BLACK, "sgdsls": SKY, "adamsls": INDIGO, "plasls": VERMILION}
 COLOURS = (BLACK, INDIGO, SKY, VERMILION, GREEN, "#CC79A7", "#8C6D31", "#888888")
 MARKERS = "osD^vPX<"
+DASHES: Any = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
+ORDERED = ("batch_size", "learning_rate", "merge_threshold")
+"""settings whose values are numbers of one kind: a scale of colours from dark to light"""
 STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -54,31 +78,47 @@ STYLE: Any = {
 }
 
 
+class Look(NamedTuple):
+    """How an arm is named and drawn, in every panel of a figure."""
+
+    label: str
+    style: dict[str, Any]
+
+
+Looks = dict[tuple[str, ...], Look]
+Draw = Callable[[Axes, Runs, Looks], None]
+"""draws the runs of a panel"""
+
+
 def convergence(runs: Runs) -> Figure:
     """The paper's Fig. 9: training loss against samples processed, validation accuracy against epochs.
 
     A line an arm; where the sweep varies the task, subset or data, a row of panels for each.
     """
-    parts = list(_parts(runs, runs.compared))
+    what = f"Training loss (exponential moving average, span {span_in_words(runs)}) and validation accuracy"
+    return _in_pairs(runs, training_loss, accuracy, what)
+
+
+def _in_pairs(runs: Runs, left: Draw, right: Draw, what: str) -> Figure:
+    """Two measures of the alternatives side by side, a row of panels for each condition."""
+    parts, looks = list(_parts(runs, runs.compared)), _looks(runs, runs.compared)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(SIZE[0], SIZE[1] + 2.2 * (len(parts) - 1)))
-        panels = figure.subplots(len(parts), 2, squeeze=False)
-        for (condition, part), (left, right) in zip(parts, panels, strict=True):
-            training_loss(left, part)
-            accuracy(right, part)
-            left.set_title(condition, loc="left")
-        _legend(figure)
-        _caption(
-            figure,
-            f"Training loss (exponential moving average, span {span(runs):.0f} steps) and validation accuracy"
-            + _bands(runs, runs.compared)
-            + _about(runs),
-        )
+        figure = Figure(figsize=(SIZE[0], SIZE[1] + ROW * (len(parts) - 1)))
+        grid = figure.subplots(len(parts), 2, squeeze=False)
+        for (condition, part), row in zip(parts, grid, strict=True):
+            for axes, draw in zip(row, (left, right), strict=True):
+                draw(axes, part, looks)
+            row[0].set_title(condition, loc="left")
+        for axes in grid[:-1].flat:
+            axes.set_xlabel("")
+        _frame(figure, runs.compared, looks, what + _bands(runs, runs.compared) + _about(runs))
         return figure
 
 
-def panels(runs: Runs, draw: Callable[[Axes, Runs], None], what: str, lines: Sequence[str] | None = None) -> Figure:
+def panels(runs: Runs, draw: Draw, what: str, lines: Sequence[str] | None = None) -> Figure:
     """One measure, a panel for each value of what is not a line: each task, or each optimizer.
+
+    Alternatives have the same y-axis, so that they can be compared across panels; tasks have their own.
 
     Args:
         draw: draws the runs of a panel, a line an arm.
@@ -86,26 +126,28 @@ def panels(runs: Runs, draw: Callable[[Axes, Runs], None], what: str, lines: Seq
         lines: the varied settings whose values are the lines of a panel; None: the alternatives.
     """
     lines = runs.compared if lines is None else list(lines)
-    parts = list(_parts(runs, lines))
-    columns = min(len(parts), 2)
+    parts, looks = list(_parts(runs, lines)), _looks(runs, lines)
+    columns = 3 if len(parts) == 3 else min(len(parts), 2)
     rows = -(-len(parts) // columns)
-    size = COLUMN if columns == 1 else (SIZE[0], 0.9 + 2.2 * rows)
+    size = COLUMN if columns == 1 else (SIZE[0], SIZE[1] + ROW * (rows - 1))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size)
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (title, part) in zip(grid, parts, strict=False):
-            draw(axes, part)
+        shared = set(runs.compared) > set(lines)
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=shared).ravel()
+        for place, (axes, (title, part)) in enumerate(zip(grid, parts, strict=False)):
+            draw(axes, part, looks)
             axes.set_title(title, loc="left")
+            axes.set_xlabel(axes.get_xlabel() if place + columns >= len(parts) else "")
+            axes.set_ylabel("" if place % columns else axes.get_ylabel())
         for axes in grid[len(parts) :]:
             axes.set_visible(False)
-        _legend(figure)
-        _caption(figure, what + _bands(runs, lines) + _about(runs))
+        _frame(figure, lines, looks, what + _bands(runs, lines) + _about(runs))
         return figure
 
 
 def losses(runs: Runs, lines: Sequence[str] | None = None) -> Figure:
     """The paper's Figs. 3, 5 and 8: training loss, smoothed, against samples processed."""
-    what = f"Training loss (exponential moving average, span {span(runs):.0f} steps)"
+    what = f"Training loss (exponential moving average, span {span_in_words(runs)})"
     return panels(runs, training_loss, what, lines)
 
 
@@ -116,27 +158,23 @@ def accuracies(runs: Runs) -> Figure:
 
 def merging(runs: Runs) -> Figure:
     """The paper's Fig. 2: training loss, and the components that are left, for each merge threshold."""
-    with matplotlib.rc_context(STYLE):
-        parts = list(_parts(runs, runs.compared))
-        figure = Figure(figsize=(SIZE[0], SIZE[1] + 2.2 * (len(parts) - 1)))
-        grid = figure.subplots(len(parts), 2, squeeze=False)
-        for (condition, part), (left, right) in zip(parts, grid, strict=True):
-            training_loss(left, part)
-            _steps(right, part, stats_of=lambda run: _sizes(run).notna().sum(axis=1), ylabel="components left")
-            right.set_ylim(bottom=0)
-            right.yaxis.set_major_locator(MaxNLocator(integer=True))
-            left.set_title(condition, loc="left")
-        _legend(figure)
-        what = f"Training loss (exponential moving average, span {span(runs):.0f} steps) and components left"
-        _caption(figure, what + _bands(runs, runs.compared) + _about(runs))
-        return figure
+
+    def components(axes: Axes, part: Runs, looks: Looks) -> None:
+        _steps(axes, part, looks, lambda run: _sizes(run).notna().sum(axis=1), "components left")
+        for line, width in zip(axes.lines, np.linspace(3.2, 1.0, len(axes.lines)), strict=True):
+            line.set_linewidth(width)  # thresholds that merge alike are seen beneath one another
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+    what = f"Training loss (exponential moving average, span {span_in_words(runs)}) and components left"
+    return _in_pairs(runs, training_loss, components, what)
 
 
 def average_step_sizes(runs: Runs) -> Figure:
     """The paper's Fig. 7: the mean step size of all components, beside ADAM's schedule."""
 
-    def draw(axes: Axes, part: Runs) -> None:
-        _steps(axes, part, stats_of=lambda run: _sizes(run).mean(axis=1), ylabel="mean step size", log=True)
+    def draw(axes: Axes, part: Runs, looks: Looks) -> None:
+        _steps(axes, part, looks, lambda run: _sizes(run).mean(axis=1), "mean step size", log=True)
 
     return panels(runs, draw, "Step size, mean of all components")
 
@@ -144,8 +182,8 @@ def average_step_sizes(runs: Runs) -> Figure:
 def smallest_step_sizes(runs: Runs) -> Figure:
     """The smallest step size of all components: does a strict test let it collapse where a tolerant one does not?"""
 
-    def draw(axes: Axes, part: Runs) -> None:
-        _steps(axes, part, stats_of=lambda run: _sizes(run).min(axis=1), ylabel="smallest step size", log=True)
+    def draw(axes: Axes, part: Runs, looks: Looks) -> None:
+        _steps(axes, part, looks, lambda run: _sizes(run).min(axis=1), "smallest step size", log=True)
 
     return panels(runs, draw, "Smallest step size of all components")
 
@@ -153,38 +191,46 @@ def smallest_step_sizes(runs: Runs) -> Figure:
 def trials(runs: Runs) -> Figure:
     """Trials of a line search over training: 1 where the first step size that was tried is taken."""
 
-    def draw(axes: Axes, part: Runs) -> None:
-        smoothed = span(runs)
-        _steps(axes, part, lambda run: stats.smooth(run["search/trials"], smoothed), ylabel="trials a step")
+    def draw(axes: Axes, part: Runs, looks: Looks) -> None:
+        spans = span(runs)
+        _steps(
+            axes,
+            part,
+            looks,
+            lambda run: stats.smooth(run["search/trials"], spans[run["run_id"].iloc[0]]),
+            "trials a step",
+        )
 
-    what = f"Trials a step (exponential moving average, span {span(runs):.0f} steps)"
+    what = f"Trials a step (exponential moving average, span {span_in_words(runs)})"
     return panels(searching(runs), draw, what)
 
 
 def cost(runs: Runs) -> Figure:
     """What a step costs: seconds, and trials of the search."""
-    parts = list(_parts(runs, runs.compared))
+    parts, looks = list(_parts(runs, runs.compared)), _looks(runs, runs.compared)
     with matplotlib.rc_context(STYLE):
-        arms = max(part.table.groupby(part.varied or ["optimizer"], dropna=False).ngroups for _, part in parts)
-        figure = Figure(figsize=(SIZE[0], 0.9 + len(parts) * (0.5 + 0.22 * arms)))
-        grid = figure.subplots(len(parts), 2, squeeze=False)
+        figure = Figure(figsize=(SIZE[0], 0.4 + len(parts) * (0.4 + 0.2 * len(looks))))
+        grid = figure.subplots(len(parts), 2, squeeze=False, sharex="col")
         for (condition, part), row in zip(parts, grid, strict=True):
             by = part.varied or ["optimizer"]
             for axes, measure in zip(row, (SECONDS, TRIALS), strict=True):
-                summary = stats.summarise(with_costs(part), by, measure.column)
-                styles = list(_arms(part, part.history))
-                for place, (_, style, _) in enumerate(styles):
-                    at = summary.iloc[place]
-                    axes.barh(
-                        place, at["mean"], xerr=at["standard_error"], color=style["color"], height=0.55, capsize=2
-                    )
-                    edge = at["mean"] + np.nan_to_num(at["standard_error"])
-                    axes.annotate(f"{at['mean']:.3g}", (edge, place), (4, 0), textcoords="offset points", va="center")
-                axes.set_yticks(range(len(styles)), [label for label, _, _ in styles] if axes is row[0] else [])
-                widest = float((summary["mean"] + summary["standard_error"].fillna(0)).max())
-                axes.set(xlabel=measure.name, ylim=(len(styles) - 0.4, -0.6), xlim=(0, 1.15 * widest or 1))
+                arms = stats.summarise(with_costs(part), by, measure.column)
+                shown = [looks[tuple(map(level, key))] for key in arms[by].itertuples(index=False)]
+                digits = decimals(arms["mean"], measure.digits)
+                for place, (look, mean, error) in enumerate(
+                    zip(shown, arms["mean"], arms["standard_error"], strict=True)
+                ):
+                    axes.barh(place, mean, xerr=error, color=look.style["color"], height=0.55, capsize=2)
+                    edge, text = mean + np.nan_to_num(error), number(mean, digits)
+                    axes.annotate(text, (edge, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+                axes.set_yticks(range(len(shown)), [look.label for look in shown] if axes is row[0] else [])
+                axes.set(ylim=(len(shown) - 0.4, -0.6))
+                axes.margins(x=0.18)
                 axes.grid(visible=False, axis="y")
+            row[0].set(ylabel=_named_settings(by))
             row[0].set_title(condition, loc="left")
+        for axes, measure in zip(grid[-1], (SECONDS, TRIALS), strict=True):
+            axes.set_xlabel(measure.name)
         _caption(figure, "What a step costs" + _bands(runs, runs.compared, "bars") + _about(runs))
         return figure
 
@@ -193,65 +239,64 @@ def budget(runs: Runs) -> Figure:
     """What ADAM costs before it is as good: expected validation accuracy of the best of k learning rates tried.
 
     Each choice of k of the sweep's learning rates is as likely as any other; the seconds are those of k whole runs.
-    A line search tries none: it is a point at the time of one run.
+    A line search tries none: it is a point at the time of one run, and its level a dotted line to read the crossing at.
     """
 
-    def draw(axes: Axes, part: Runs) -> None:
+    def draw(axes: Axes, part: Runs, looks: Looks) -> None:
         adam = part.table[part.table["optimizer"] == "adam"]
-        runs_of_seed = [of_seed.drop_duplicates("learning_rate") for _, of_seed in adam.groupby("seed")]
         curves = [
             pd.Series(100 * stats.best_of(of_seed["eval/accuracy"]), np.arange(1, len(of_seed) + 1))
-            for of_seed in runs_of_seed
+            for _, of_seed in adam.groupby("seed")
         ]
-        style = {"color": CANDIDATE_COLOURS["adam"], "marker": "o"}
-        _draw(axes, stats.mean_curve(curves), "ADAM", style)
+        tuned = {"color": CANDIDATE_COLOURS["adam"], "marker": "o"}
+        _draw(axes, stats.mean_curve(curves), "ADAM, best of k rates", tuned)
         seconds = float(adam["time/total"].mean())
-        others = part.table[part.table["optimizer"] != "adam"].drop_duplicates(["optimizer", "seed"])
+        others = part.table[part.table["optimizer"] != "adam"]
         for optimizer, of_arm in others.groupby("optimizer", sort=False):
             each = stats.estimate(100 * of_arm["eval/accuracy"])
             at = float(of_arm["time/total"].mean()) / seconds
-            axes.errorbar(
-                at,
-                each.mean,
-                yerr=each.standard_error,
-                label=NAMES[optimizer],
-                color=CANDIDATE_COLOURS[optimizer],
-                marker="D",
-                capsize=2,
-                linestyle="",
-            )
+            style: dict[str, Any] = {
+                "color": CANDIDATE_COLOURS[optimizer],
+                "marker": "D",
+                "capsize": 2,
+                "linestyle": "",
+            }
+            axes.errorbar(at, each.mean, yerr=each.standard_error, label=f"{NAMES[optimizer]}, untuned", **style)
+            axes.axhline(each.mean, color=style["color"], linewidth=0.8, linestyle=":")
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="training time, in runs of ADAM", ylabel="validation accuracy, %")
 
-    what = "Expected validation accuracy of the best of so many learning rates of ADAM, and of one line search"
+    rates = ", ".join(level(rate) for rate in sorted(runs.table["learning_rate"].dropna().unique()))
+    what = "Expected validation accuracy of the best of k of ADAM's learning rates (k from left to right, each a whole "
+    what += f"run; chosen from {rates} on the rows shown, which favours ADAM) beside one run of a line search"
     return panels(runs, draw, what, [key for key in runs.varied if key in ("optimizer", "learning_rate")])
 
 
-def training_loss(axes: Axes, runs: Runs) -> None:
+def training_loss(axes: Axes, runs: Runs, looks: Looks) -> None:
     """Moving average of the mini-batch loss (log scale) against samples processed: a line an arm, mean over seeds."""
     lines = runs.history.dropna(subset="time/step")  # a loss may be NaN, the time of a training step is not
-    shown = []
-    for label, style, arm in _arms(runs, lines):
+    spans = span(runs)
+    for look, arm in _arms(runs, lines, looks):
         curves = [
-            stats.smooth(run.set_index("samples")["train/loss"], span(runs))
-            for _, run in arm.groupby("run_id", observed=True, sort=False)
+            stats.smooth(run.set_index("samples")["train/loss"], spans[run_id])
+            for run_id, run in arm.groupby("run_id", observed=True, sort=False)
         ]
-        shown.append(stats.mean_curve(curves))
-        _draw(axes, shown[-1], label, style | {"marker": ""})
-    _log_scale(axes, pd.concat(shown)["mean"].to_numpy())
+        _draw(axes, stats.mean_curve(curves), look.label, look.style | {"marker": ""})
+    _log_scale(axes)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set(xlabel="training samples processed", ylabel="training loss")
 
 
-def accuracy(axes: Axes, runs: Runs) -> None:
+def accuracy(axes: Axes, runs: Runs, looks: Looks) -> None:
     """Validation accuracy in percent after each epoch: a line an arm, mean over seeds."""
     lines = runs.history.dropna(subset="eval/accuracy")
-    for label, style, arm in _arms(runs, lines):
+    for look, arm in _arms(runs, lines, looks):
         curves = [
             100 * run.set_index("epoch")["eval/accuracy"] for _, run in arm.groupby("run_id", observed=True, sort=False)
         ]
-        _draw(axes, stats.mean_curve(curves), label, style)
+        _draw(axes, stats.mean_curve(curves), look.label, look.style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel="epochs", ylabel="validation accuracy, %")
 
@@ -272,11 +317,11 @@ def one_component(runs: Runs) -> Figure:
         figure = Figure(figsize=COLUMN)
         axes = figure.subplots()
         axes.plot(sizes.index, sizes[component], color=VERMILION, drawstyle="steps-post")
-        _log_scale(axes, sizes[component].to_numpy())
+        _log_scale(axes)
         axes.set_xlim(left=0)
         axes.set(xlabel="optimizer steps", ylabel="step size")
-        named = component.removeprefix("step_size/").replace("_", " ")
-        text = f"Step size of the component {named!r} after every step of one run ({_named(runs, run_id)}). "
+        name = component.removeprefix("step_size/").replace("_", " ")
+        text = f"Step size of the component {name!r} after every step of one run ({_named(runs, run_id)}). "
         _caption(figure, text + _of_sweep(runs))
         return figure
 
@@ -304,7 +349,7 @@ def step_sizes(axes: Axes, history: pd.DataFrame) -> None:
     for colour, width, column in zip(colours, widths, sizes, strict=True):
         name = column.removeprefix("step_size/").replace("_", " ")
         axes.plot(sizes.index, sizes[column], label=name, color=colour, linewidth=width, drawstyle="steps-post")
-    _log_scale(axes, sizes.to_numpy())
+    _log_scale(axes)
     axes.set_xlim(left=0)
     axes.set(xlabel="optimizer steps", ylabel="step size")
 
@@ -348,7 +393,7 @@ def _parts(runs: Runs, lines: Sequence[str]) -> Iterator[tuple[str, Runs]]:
         yield "", runs
         return
     for key, table in runs.table.groupby(by, sort=False, dropna=False):
-        title = ", ".join(NAMES.get(level(value)) or level(value) for value in key)
+        title = ", ".join(map(named, key))
         yield title, _only(runs, table, list(lines))
 
 
@@ -372,35 +417,72 @@ def _followed(sizes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _steps(
-    axes: Axes, runs: Runs, stats_of: Callable[[pd.DataFrame], pd.Series], ylabel: str, log: bool = False
+    axes: Axes, runs: Runs, looks: Looks, stats_of: Callable[[pd.DataFrame], pd.Series], ylabel: str, log: bool = False
 ) -> None:
     """A number of every optimizer step: a line an arm, mean over seeds."""
-    shown = []
-    for label, style, arm in _arms(runs, runs.history.dropna(subset="time/step")):
+    for look, arm in _arms(runs, runs.history.dropna(subset="time/step"), looks):
         curves = []
         for _, run in arm.groupby("run_id", observed=True, sort=False):
             values = stats_of(run)
             curves.append(pd.Series(values.to_numpy(dtype=float), run["step"].to_numpy()))
-        shown.append(stats.mean_curve(curves))
-        _draw(axes, shown[-1], label, style | {"marker": ""})
+        _draw(axes, stats.mean_curve(curves), look.label, look.style | {"marker": ""})
     if log:
-        _log_scale(axes, pd.concat(shown)["mean"].to_numpy())
+        _log_scale(axes)
     axes.set_xlim(left=0)
     axes.set(xlabel="optimizer steps", ylabel=ylabel)
 
 
-def _arms(runs: Runs, lines: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
-    """Label, look and lines of each arm; a candidate, and a split, has the same colour in every figure."""
-    by = runs.varied or ["optimizer"]
+def _looks(runs: Runs, lines: Sequence[str]) -> Looks:
+    """The look of each arm, by its settings as texts: the same in all panels, also where one of them lacks an arm.
+
+    One setting is told by the colour. Of several, the one with the fewest values is told by the dashes, the others by
+    the colour. A candidate, and a split, has the same colour in every figure.
+    """
+    by = list(lines) or ["optimizer"]
+    arms = {tuple(map(level, arm)): arm for arm in runs.table[by].itertuples(index=False, name=None)}
+    keys = list(arms)
+    values = [list(dict.fromkeys(of_setting)) for of_setting in zip(*keys, strict=True)]
+    few = [place for place, of_setting in enumerate(values) if len(by) > 1 and len(of_setting) <= len(DASHES)]
+    dashed = min(few, key=lambda place: (by[place] == "optimizer", len(values[place]), -place), default=None)
+    coloured = [place for place in range(len(by)) if place != dashed]
+    colours = _colours([by[place] for place in coloured], [tuple(key[place] for place in coloured) for key in keys])
+    looks = {}
+    for place, ((key, arm), colour) in enumerate(zip(arms.items(), colours, strict=True)):
+        # Later lines are thinner, so that one which lies on an earlier one does not hide it.
+        style = {"color": colour, "marker": MARKERS[place % len(MARKERS)], "linewidth": 1.9 - 0.9 * place / len(arms)}
+        if dashed is not None:
+            style["linestyle"] = DASHES[values[dashed].index(key[dashed])]
+        texts = arm_texts(runs, by, arm)
+        label = joined(texts)
+        if len(by) > 1 and texts.keys() - {"optimizer"} == {name for name in by if texts[name] == UNREAD}:
+            style |= {"color": CANDIDATE_COLOURS[dict(zip(by, key, strict=True))["optimizer"]], "linestyle": "-"}
+        looks[key] = Look(label if len(by) > 1 or by == ["optimizer"] else f"{_named_settings(by)} {label}", style)
+    return looks
+
+
+def _colours(by: list[str], keys: list[tuple[str, ...]]) -> list[Any]:
+    different = list(dict.fromkeys(keys))
+    of_key: dict[tuple[str, ...], Any] = {key: COLOURS[n % len(COLOURS)] for n, key in enumerate(different)}
+    if by in (["split"], ["optimizer"]):
+        known = SPLIT_COLOURS if by == ["split"] else CANDIDATE_COLOURS
+        of_key |= {(value,): colour for value, colour in known.items()}
+    elif len(by) == 1 and by[0] in ORDERED:
+        numbers = [key for key in different if key != ("none",)]
+        of_key |= dict(zip(numbers, matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(numbers))), strict=True))
+    return [of_key[key] for key in keys]
+
+
+def _named_settings(by: Sequence[str]) -> str:
+    return ", ".join(TITLES.get(name, name) for name in by if by != ["optimizer"])
+
+
+def _arms(runs: Runs, lines: pd.DataFrame, looks: Looks) -> Iterator[tuple[Look, pd.DataFrame]]:
+    """Look and lines of each arm."""
     if not runs.varied:
-        lines = lines.assign(optimizer=runs.fixed["optimizer"])
-    for place, (key, arm) in enumerate(lines.groupby(by, sort=False, dropna=False, observed=True)):
-        label = ", ".join(NAMES.get(level(value)) or level(value) for value in key)
-        known: dict[str, str] = {"split": SPLIT_COLOURS, "optimizer": CANDIDATE_COLOURS}.get(by[0], {})
-        colour = known.get(level(key[0])) if len(by) == 1 else None
-        style = {"color": colour or COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-        of = " / ".join(TITLES.get(name, name) for name in runs.varied if name != "optimizer")
-        yield f"{of} {label}".strip(), style, arm
+        yield next(iter(looks.values())), lines
+        return
+    for key, arm in lines.groupby(runs.varied, sort=False, dropna=False, observed=True):
+        yield looks[tuple(map(level, key))], arm
 
 
 def _draw(axes: Axes, curve: pd.DataFrame, label: str, style: dict[str, Any]) -> None:
@@ -409,14 +491,24 @@ def _draw(axes: Axes, curve: pd.DataFrame, label: str, style: dict[str, Any]) ->
     axes.plot(curve.index, curve["mean"], label=label, **style)
 
 
-def _log_scale(axes: Axes, values: np.ndarray) -> None:
-    """Limits from the lines (a band may reach below 0), and labels in between where there are few decades."""
-    positive = values[values > 0]
+def _log_scale(axes: Axes) -> None:
+    """Limits from the lines, and from the bands as far as they are near (one may reach below 0); what is 0 is left out.
+
+    Labels in between where there are few decades.
+    """
+    panels = axes.get_shared_y_axes().get_siblings(axes)
+    lines = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for panel in panels for line in panel.lines])
+    positive = lines[lines > 0]
     if positive.size == 0:
         return
     low, high = positive.min(), positive.max()
-    axes.set_yscale("log")
-    axes.set_ylim(low / 1.25, high * 1.25)
+    bands = [path.vertices[:, 1] for panel in panels for band in panel.collections for path in band.get_paths()]
+    near = np.concatenate([positive, *bands])
+    near = near[(near > low / 1.5) & (near < high * 1.5)]
+    low, high = near.min(), near.max()
+    room = max((high / low) ** 0.05, 1.02)
+    axes.set_yscale("log", nonpositive="mask")
+    axes.set_ylim(low / room, high * room)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(_power))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -429,21 +521,33 @@ def _power(value: float, _: int) -> str:
     return f"${'' if mantissa == '1' else mantissa + chr(92) + 'times '}10^{{{int(exponent)}}}$"
 
 
-def _legend(figure: Figure) -> None:
-    """One for all panels, outside of the data; what any panel has, once."""
-    of_label = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+def _frame(figure: Figure, lines: Sequence[str], looks: Looks, caption: str) -> None:
+    """The legend above the panels and the caption below, neither at the cost of the panels' height.
+
+    One legend for all panels, outside of the data; what any panel has, once.
+    """
+    of_label: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            of_label.setdefault(label, handle)
     longest = max(map(len, of_label), default=1)
     columns = max(1, min(len(of_label), int(14 * figure.get_figwidth() / (longest + 6))))
+    rows = -(-len(of_label) // columns)
+    title = (
+        _named_settings(lines) if len(lines) > 1 and of_label.keys() <= {look.label for look in looks.values()} else ""
+    )
+    figure.set_figheight(figure.get_figheight() + LINE[0] * (rows + bool(title)))
     figure.legend(
         of_label.values(),
         of_label.keys(),
         loc="outside upper center",
-        ncols=columns,
-        handlelength=1.8,
+        ncols=-(-len(of_label) // rows),
+        handlelength=2.4,
         columnspacing=1.4,
+        title=title or None,
+        title_fontsize=7.5,
     )
+    _caption(figure, caption)
 
 
 def _bands(runs: Runs, lines: Sequence[str], drawn: str = "bands") -> str:
@@ -455,9 +559,13 @@ def _bands(runs: Runs, lines: Sequence[str], drawn: str = "bands") -> str:
 def _about(runs: Runs) -> str:
     diverged = int(runs.table["diverged"].sum())
     return (
-        f". {_of_sweep(runs)[:-1]}; n = {seeds(runs)} a line."
+        f". {_of_sweep(runs)[:-1]}; n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{seeds(runs)}."
         + (f" {diverged} of {len(runs.table)} runs diverged." if diverged else "")
-        + (f" PARTIAL: {len(runs.missing)} cells have not finished." if runs.missing else "")
+        + (
+            f" PARTIAL: {len(runs.missing)} of {len(runs.missing) + len(runs.table)} cells are missing."
+            if runs.missing
+            else ""
+        )
     )
 
 
@@ -467,9 +575,10 @@ def _of_sweep(runs: Runs) -> str:
 
 def _named(runs: Runs, run_id: str) -> str:
     row = runs.table.set_index("run_id").loc[run_id]
-    return ", ".join(f"{TITLES.get(key, key)} {level(row[key])}" for key in [*runs.varied, "seed"])
+    return ", ".join(f"{TITLES.get(key, key)} {named(row[key])}" for key in [*runs.varied, "seed"])
 
 
 def _caption(figure: Figure, text: str) -> None:
-    width = int(CHARACTERS_AN_INCH * figure.get_figwidth())
-    figure.supxlabel(textwrap.fill(text, width), x=0.012, ha="left", fontsize=7, color="#444444")
+    lines = textwrap.wrap(text, int(CHARACTERS_AN_INCH * figure.get_figwidth()), break_on_hyphens=False)
+    figure.set_figheight(figure.get_figheight() + LINE[1] * len(lines))
+    figure.supxlabel("\n".join(lines), x=0.012, ha="left", fontsize=7, color="#444444")

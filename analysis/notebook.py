@@ -9,6 +9,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from train.errors import InputError, writing
+
 HERE = Path(__file__).parent
 SCRIPT, NOTEBOOK = HERE / "ablations.py", HERE / "ablations.ipynb"
 
@@ -25,32 +27,36 @@ def execute(source: str) -> nbformat.NotebookNode:
     """Run all cells on a source of sweeps (as `analysis.load` takes it).
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell fails.
+        InputError: a cell fails, as where a sweep is not there or not finished.
     """
     notebook = build()
     root = str(HERE.parent)
     place = source if source.startswith(("wandb:", "offline:")) else str(Path(source).resolve())
     environment = os.environ | {"ANALYSIS_SOURCE": place}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": root}}).execute(
-        env=environment
-    )
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": root}})
+    try:
+        client.execute(env=environment)
+    except CellExecutionError as error:
+        what = error.evalue if error.ename == InputError.__name__ else f"{error.ename}: {error.evalue}"
+        raise InputError(f"the notebook stops: {what}") from None
     return notebook
 
 
 def main(args: list[str]) -> int:
-    source = args[0] if args else "runs"
-    nbformat.write(build(), NOTEBOOK)
     try:
+        if len(args) > 1 or (args and args[0].startswith("-")):
+            raise InputError(f"{' '.join(args)}: allowed is one OUT, a folder, offline:FOLDER or wandb:ENTITY/PROJECT")
+        source = args[0] if args else "runs"
         executed = execute(source)
-    except CellExecutionError as error:
-        if error.ename != "InputError":
-            raise
-        print(f"error: {error.evalue}", file=sys.stderr)  # what the command lines print, without the cell around it
+        made = Path("runs" if source.startswith(("wandb:", "offline:")) else source) / NOTEBOOK.name
+        for path, notebook in ((NOTEBOOK, build()), (made, executed)):
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                nbformat.write(notebook, path)
+            print(path)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    folder = Path("runs" if source.startswith(("wandb:", "offline:")) else source)
-    folder.mkdir(parents=True, exist_ok=True)
-    nbformat.write(executed, folder / NOTEBOOK.name)
-    print(NOTEBOOK, folder / NOTEBOOK.name, sep="\n")
     return 0
 
 

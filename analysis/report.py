@@ -32,7 +32,8 @@ def page(out: str, allow_missing: bool = False, profile: str | None = None) -> s
     Raises:
         InputError: no figure or table can be made.
     """
-    sections, not_made, loaded = [], [], {}
+    sections, not_made, loaded, tested = [], [], {}, set()
+    elsewhere = "" if out == "runs" else f" --out={out}"
     for name, exhibit in exhibits.EXHIBITS.items():
         try:
             sweep = exhibits.source(name, out)
@@ -42,18 +43,14 @@ def page(out: str, allow_missing: bool = False, profile: str | None = None) -> s
         except InputError as error:
             not_made.append((name, " ".join(str(error).split())))
             continue
-        sections.append(
-            {
-                "name": name,
-                "title": exhibit.title[0].upper() + exhibit.title[1:],
-                "command": f"python -m analysis {name}",
-                "tables": [_table(table) for table in shown] if isinstance(shown, list) else [],
-                "image": _image(shown) if isinstance(shown, Figure) else "",
-                "caption": " ".join(shown.get_supxlabel().split()) if isinstance(shown, Figure) else "",
-            }
-        )
+        sections.append(_section(name, exhibit.title, elsewhere, shown))
+        if name in exhibits.RESULTS:
+            tested.add(sweep)
     if not sections:
         raise InputError(f"no figure or table can be made from {out}: {not_made[0][1]}")
+    for sweep, each in loaded.items():
+        if sweep not in tested:
+            sections.append(_section(sweep, f"means and tests of the sweep {sweep}", elsewhere, tables.tables(each)))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -66,6 +63,19 @@ def page(out: str, allow_missing: bool = False, profile: str | None = None) -> s
         made=list(_made(loaded).items()),
         not_made=not_made,
     )
+
+
+def _section(name: str, title: str, elsewhere: str, shown: Figure | list[tables.Table]) -> dict[str, Any]:
+    figure = shown if isinstance(shown, Figure) else None
+    return {
+        "name": name,
+        "title": title[0].upper() + title[1:],
+        "command": f"python -m analysis {name}{elsewhere}",
+        "tables": [_table(table) for table in shown] if isinstance(shown, list) else [],
+        "image": _image(figure) if figure else "",
+        "width": f"{figure.get_figwidth() / figures.SIZE[0]:.0%}" if figure else "",
+        "caption": " ".join(figure.get_supxlabel().split()) if figure else "",
+    }
 
 
 def _table(table: tables.Table) -> dict[str, Any]:

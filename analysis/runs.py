@@ -14,10 +14,9 @@ import pyarrow
 import pyarrow.feather
 import pyarrow.json
 
+from train.config import OUTSIDE_IDENTITY, reads
 from train.errors import InputError
 
-# Two runs that differ in nothing else have the same result (train.config.OUTSIDE_IDENTITY).
-OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads", "checkpoint_minutes")
 # What is learned: results are compared within a task, never between tasks.
 CONDITIONS = ("task", "subset", "data")
 # The paper's order of what has no order of its own, for sources that keep none.
@@ -35,7 +34,7 @@ class Runs:
         folder: where its tables and figures are written.
         table: a row a run: every Config field, every value of summary.json under its own name (`versions` as
             `versions/<library>`); ordered by the varied settings (numbers first, then texts as in the manifest)
-            and the seed.
+            and the seed. A varied setting that the run's optimizer does not read is None.
         history: a row a logged line, in the same order: `run_id`, the varied settings, `seed`, then the line's keys.
         varied: the settings that the sweep varies, without the seed.
         missing: the cells without a finished run; empty unless `load(..., allow_missing=True)`.
@@ -146,7 +145,8 @@ def _folder(folder: Path) -> Found:
 def _manifest(found: list[Found], out: str, sweep: str, profile: str | None) -> dict[str, Any]:
     """What sweep.json says, from the runs themselves: W&B knows which there are, not which there should be.
 
-    A sweep is a grid, so a cell that some run's neighbours have and that is not there is missing.
+    A sweep is a grid, so a cell that some run's neighbours have and that is not there is missing. It has one point only
+    along a setting that its optimizer does not read.
     """
     profiles: dict[str, str] = {run.config["profile"]: run.where for run in found}
     if profile is None and len(profiles) > 1:
@@ -160,16 +160,28 @@ def _manifest(found: list[Found], out: str, sweep: str, profile: str | None) -> 
             f"no runs of the sweep {sweep!r} in {out}{f' with the profile {profile!r}' if profile else ''}"
         )
     keys = [key for key in found[0].config if key not in OUTSIDE_IDENTITY]
-    values = {key: sorted({run.config[key] for run in found}, key=_place) for key in keys}
+    values = {
+        key: sorted({run.config[key] for run in found if reads(run.config["optimizer"], key)}, key=_place)
+        for key in keys
+    }
     varied = [key for key in keys if len(values[key]) > 1 and key != "seed"]
     there: dict[tuple[Any, ...], Found] = {}
     for run in found:  # the newest one of those that finished
-        cell = tuple(run.config[key] for key in (*varied, "seed"))
+        cell = tuple(_read_setting(run.config, key) for key in (*varied, "seed"))
         if cell not in there or run.summary is not None:
             there[cell] = run
     runs: list[dict[str, Any]] = []
     cells: list[dict[str, Any]] = []
-    for cell in itertools.product(*(values[key] for key in (*varied, "seed"))):
+    grids = (
+        itertools.product(
+            *(
+                [optimizer] if key == "optimizer" else values[key] if reads(optimizer, key) else [None]
+                for key in (*varied, "seed")
+            )
+        )
+        for optimizer in values["optimizer"]
+    )
+    for cell in itertools.chain.from_iterable(grids):
         run_found = there.get(cell)
         summary = run_found.summary if run_found else None
         run_id = summary["run_id"] if summary else (run_found.where if run_found else f"not there {len(cells)}")
@@ -186,6 +198,10 @@ def _manifest(found: list[Found], out: str, sweep: str, profile: str | None) -> 
         "cells": cells,
         "runs": runs,
     }
+
+
+def _read_setting(config: Mapping[str, Any], key: str) -> Any:
+    return config[key] if reads(config["optimizer"], key) else None
 
 
 def _place(value: Any) -> tuple[int, str]:
@@ -208,7 +224,7 @@ def _assemble(manifest: Mapping[str, Any], found: Mapping[str, Found], folder: P
             )
         )
     finished = [cell for cell in cells if cell not in unfinished]
-    rows = [_row(found[cell["run_id"]], cell, manifest["fixed"]) for cell in finished]
+    rows = [_row(found[cell["run_id"]], cell, manifest["fixed"], varied) for cell in finished]
     table = pd.DataFrame(rows)
     # Settings are labels here: as objects, None stays None and 10 beside "qkv" stays 10.
     table[varied] = pd.DataFrame({key: pd.Series([row[key] for row in rows], dtype=object) for key in varied})
@@ -249,11 +265,14 @@ def _category(values: pd.Series, codes: np.ndarray) -> pd.Categorical:
     return pd.Categorical.from_codes(of_run[codes], categories)
 
 
-def _row(found: Found, cell: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    config, summary = found.config, dict(found.summary or {})
+def _row(found: Found, cell: Mapping[str, Any], fixed: Mapping[str, Any], varied: list[str]) -> dict[str, Any]:
+    summary = dict(found.summary or {})
+    config = found.config | {key: _read_setting(found.config, key) for key in varied}
     expected = {key: value for key, value in {**fixed, **cell}.items() if key not in (*OUTSIDE_IDENTITY, "run_id")}
     other = [
-        f"{key}={config.get(key)} instead of {value}" for key, value in expected.items() if config.get(key) != value
+        f"{key}={config.get(key)} instead of {value}"
+        for key, value in expected.items()
+        if reads(config["optimizer"], key) and config.get(key) != value
     ]
     if other:
         raise InputError(f"cell {_name(cell)} was run with other settings: {_listed(other)}; run the sweep again")

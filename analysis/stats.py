@@ -1,5 +1,6 @@
 """Mean and standard error, intervals, and the tests: numbers in, numbers out."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -108,9 +109,7 @@ def sign_flip(differences: ArrayLike, draws: int = 200_000, seed: int = 0) -> Si
         for size in d[1:]:
             sums = np.concatenate([sums + size, sums - size])
     else:
-        random = np.random.default_rng(seed)
-        signs = (random.integers(0, 2, (1000, d.size)) * 2 - 1 for _ in range(0, draws, 1000))
-        sums = np.concatenate([s @ d for s in signs])
+        sums = np.concatenate([signs @ d for signs in _random_signs(d.size, draws, seed)])
     ties = NEGLIGIBLE * d.sum()  # sums that differ in their rounding only are ties
     uncounted = 0 if exact else 1
 
@@ -119,6 +118,13 @@ def sign_flip(differences: ArrayLike, draws: int = 200_000, seed: int = 0) -> Si
         return float((uncounted + reached) / (uncounted + sums.size))
 
     return SignFlipTest(d.size, p_of(observed), p_of(d.sum()), exact)
+
+
+@functools.lru_cache(maxsize=2)
+def _random_signs(n: int, draws: int, seed: int) -> list[np.ndarray]:
+    """Kept, as every pair of arms of a sweep needs the same ones, and drawing them takes most of the test's time."""
+    random = np.random.default_rng(seed)
+    return [(random.integers(0, 2, (1000, n)) * 2 - 1).astype(np.int8) for _ in range(0, draws, 1000)]
 
 
 def holm(p: ArrayLike) -> np.ndarray:

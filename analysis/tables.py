@@ -4,13 +4,14 @@ import itertools
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from train.config import reads
 from train.errors import InputError
 
 from . import stats
@@ -18,6 +19,7 @@ from .runs import Runs
 
 WIDTH = 100
 ALL = "all"
+UNREAD = "–"
 SMOOTHED_EPOCHS = 0.5
 """span of the moving average of the training loss, in epochs"""
 COMMON = {
@@ -83,10 +85,10 @@ def grid(runs: Runs, measure: Measure) -> Table:
             f"the sweep {runs.name!r} compares nothing: it varies {', '.join(runs.varied) or 'no setting'}"
         )
     wide = _wide(runs, measure)
-    tasks = [((), wide)]
+    tasks = [((runs.fixed.get("task", ""),), wide)]
     if runs.conditions:
         tasks = [(key, of_task) for key, of_task in wide.groupby(runs.conditions, sort=False, dropna=False)]
-    columns = {", ".join(map(level, key)) or "all": of_task for key, of_task in tasks}
+    columns = {", ".join(map(level, key)): of_task for key, of_task in tasks}
     p = [[_paired(of_task, arm).p for of_task in columns.values()] for arm in wide.columns[1:]]
     adjusted = stats.holm(np.ravel(p)).reshape(np.shape(p)) if p else np.empty((0, len(columns)))
     estimates = {name: [stats.estimate(of_task[arm].dropna()) for arm in wide] for name, of_task in columns.items()}
@@ -96,13 +98,13 @@ def grid(runs: Runs, measure: Measure) -> Table:
         over_tasks = wide.groupby("seed", sort=False).agg(lambda values: values.mean(skipna=False))
         estimates["mean"] = [stats.estimate(over_tasks[arm].dropna()) for arm in wide]
         marks["mean"] = ["", *map(_mark, stats.holm([flip.p for flip in flips]))]
-    keys = pd.MultiIndex.from_tuples([key if isinstance(key, tuple) else (key,) for key in wide.columns])
-    cells = {name: [_named(key[place]) for key in keys] for place, name in enumerate(runs.compared)}
+    arms = [arm_texts(runs, runs.compared, key) for key in _keys(wide)]
+    cells = {name: [of_arm[name] for of_arm in arms] for name in runs.compared}
     for name, of_arms in estimates.items():
         digits = decimals([each.mean for each in of_arms], measure.digits)
         cells[name] = [mean_error(each, digits) + mark for each, mark in zip(of_arms, marks[name], strict=True)]
-    first = ", ".join(_named(value) for value in keys[0])
-    text = f"{measure.name[0].upper()}{measure.name[1:]}. {heading(runs)} Difference from {first}: "
+    first = joined(arms[0])
+    text = f"{measure.name[0].upper()}{measure.name[1:]}. {heading(runs, timed=False)} Difference from {first}: "
     text += ", ".join(f"{mark} p < {bound:g}" for bound, mark in MARKS.items())
     text += "; paired t-test, Holm over tasks and arms"
     text += "; mean: sign-flip test over tasks and seeds, Holm over arms." if len(columns) > 1 else "."
@@ -116,7 +118,16 @@ def _wide(runs: Runs, measure: Measure) -> pd.DataFrame:
     """A row a condition and seed, a column an arm. NaN is a run that is not there: a loss that blew up is infinite."""
     values = runs.table.assign(**{measure.column: runs.table[measure.column].fillna(math.inf) * measure.scale})
     index = [*runs.conditions, "seed"]
-    return values.pivot_table(measure.column, index, runs.compared, sort=False, dropna=False, observed=True)
+    wide = values.pivot_table(measure.column, index, runs.compared, sort=False, dropna=False, observed=True)
+    return wide.dropna(axis="columns", how="all")  # an optimizer is not there at each value of what it does not read
+
+
+def _keys(wide: pd.DataFrame) -> list[tuple[Any, ...]]:
+    return [key if isinstance(key, tuple) else (key,) for key in wide.columns]
+
+
+def joined(texts: Mapping[str, str]) -> str:
+    return ", ".join(text for text in texts.values() if text != UNREAD)
 
 
 def _paired(of_task: pd.DataFrame, arm: Any) -> stats.PairedTest:
@@ -141,7 +152,7 @@ def ranking(runs: Runs, measure: Measure) -> Table | None:
         return None
     blocks = wide.groupby(runs.conditions, sort=False, dropna=False).mean() if runs.conditions else wide
     test = stats.friedman(blocks if measure is ACCURACY else -blocks)
-    names = [", ".join(_named(v) for v in (key if isinstance(key, tuple) else (key,))) for key in wide.columns]
+    names = [joined(arm_texts(runs, runs.compared, key)) for key in _keys(wide)]
     pairs = list(itertools.combinations(range(len(names)), 2))
     flips = [stats.sign_flip(wide.iloc[:, b] - wide.iloc[:, a]) for a, b in pairs]
     differences = [float((wide.iloc[:, b] - wide.iloc[:, a]).mean()) for a, b in pairs]
@@ -190,13 +201,14 @@ def speed(runs: Runs) -> Table:
     steps = runs.history.dropna(subset="time/step")
     rows = []
     for _, run in steps.groupby("run_id", sort=False, observed=True):
-        of_run = runs.table.set_index("run_id").loc[run["run_id"].iloc[0]]
-        smoothed = stats.smooth(run["train/loss"].reset_index(drop=True), span(runs))
+        of_run = runs.table[runs.table["run_id"] == run["run_id"].iloc[0]].iloc[0]
+        half_an_epoch = span(runs)[of_run["run_id"]]
+        smoothed = stats.smooth(run["train/loss"].reset_index(drop=True), half_an_epoch)
         rows.append(
             {key: of_run[key] for key in [*by, "optimizer", "seed"]}
             | {
                 "merges": of_run["search/merges"],
-                "loss": smoothed.where(smoothed.index >= span(runs) - 1).to_numpy(),
+                "loss": smoothed.where(smoothed.index >= half_an_epoch - 1).to_numpy(),
                 "seconds": run["time/step"].cumsum().to_numpy(),
             }
         )
@@ -217,7 +229,7 @@ def speed(runs: Runs) -> Table:
             cells.append(
                 {name: level(value) for name, value in zip(by, key, strict=True)}
                 | {
-                    "optimizer": NAMES[optimizer],
+                    "optimizer": named(optimizer),
                     "merges a run": mean_error(stats.estimate(of_arm["merges"]), 1),
                     "reached": f"{len(reached)} of {len(pairs)}",
                     "steps": mean_error(stats.estimate([steps for steps, _ in reached]), 0),
@@ -234,9 +246,15 @@ def speed(runs: Runs) -> Table:
     return Table(text, pd.DataFrame(cells))
 
 
-def span(runs: Runs) -> float:
-    """Steps over which the training loss is smoothed: half an epoch."""
-    return max(1.0, SMOOTHED_EPOCHS * float((runs.table["steps"] / runs.table["epochs"]).median()))
+def span(runs: Runs) -> pd.Series:
+    """Steps over which each run's training loss is smoothed, by run id: half an epoch, whatever its batches' size."""
+    steps = runs.table.set_index("run_id")["steps"] / runs.table.set_index("run_id")["epochs"]
+    return (SMOOTHED_EPOCHS * steps).clip(lower=1)
+
+
+def span_in_words(runs: Runs) -> str:
+    low, high = span(runs).min(), span(runs).max()
+    return f"{low:.0f} steps" if low == high else f"{low:.0f} to {high:.0f} steps, half an epoch"
 
 
 def _factor(logarithms: Sequence[float]) -> str:
@@ -259,18 +277,26 @@ def mean_error(each: stats.Estimate, digits: int) -> str:
     return number(each.mean, digits) + error
 
 
-def _named(value: Any) -> str:
+def arm_texts(runs: Runs, by: Sequence[str], key: Sequence[Any]) -> dict[str, str]:
+    """An arm's settings as texts; a dash is what its optimizer does not read."""
+    settings = dict(zip(by, key, strict=True))
+    optimizer = settings["optimizer"] if "optimizer" in settings else runs.table["optimizer"].iloc[0]
+    return {name: named(value) if reads(optimizer, name) else UNREAD for name, value in settings.items()}
+
+
+def named(value: Any) -> str:
     return NAMES.get(level(value), level(value))
 
 
-def heading(runs: Runs) -> str:
-    """What was run, so that a reader knows what was left out against the paper."""
+def heading(runs: Runs, timed: bool = True) -> str:
+    """What was run, so that a reader knows what was left out against the paper; and on what, where that was timed."""
     text = f"Sweep {runs.name}, profile {runs.profile}: {setting(runs)}, {seeds(runs)}."
     machines = runs.table[["device", "threads"]].drop_duplicates().itertuples(index=False)
     where = (
         f"{threads} CPU thread{'s' * (threads > 1)}" if device == "cpu" else device for device, threads in machines
     )
-    text += f" Mean ± standard error over seeds; seconds on {' or '.join(dict.fromkeys(where))}."
+    text += " Mean ± standard error over seeds"
+    text += f"; seconds on {' or '.join(dict.fromkeys(where))}." if timed else "."
     if runs.missing:
         cells = len(runs.missing) + len(runs.table)
         text += f" PARTIAL, {len(runs.missing)} of {cells} cells have not finished: {', '.join(runs.missing)}."
@@ -279,7 +305,7 @@ def heading(runs: Runs) -> str:
 
 def setting(runs: Runs) -> str:
     """What all runs have in common: model, data, sizes."""
-    parts = [form.format(level(runs.fixed[key])) for key, form in COMMON.items() if key in runs.fixed]
+    parts = [form.format(named(runs.fixed[key])) for key, form in COMMON.items() if key in runs.fixed]
     parts = ["1 epoch" if part == "1 epochs" else part for part in parts]
     rows = dict.fromkeys(f"{rows:,}" for rows in runs.table["samples"] // runs.table["epochs"])
     first = runs.fixed.get("eval_rows")
@@ -302,7 +328,8 @@ def means(runs: Runs) -> pd.DataFrame:
     table = with_costs(runs)
     by = runs.varied or ["optimizer"]
     arms = table.groupby(by, sort=False, dropna=False)
-    columns = {key: [level(value) for value in arms[key].first()] for key in by}
+    of_arms = [arm_texts(runs, by, key) for key, _ in arms]
+    columns = {key: [of_arm[key] for of_arm in of_arms] for key in by}
     columns["n"] = [str(n) for n in arms.size()]
     for measure in (ACCURACY, LOSS, TRIALS, SECONDS):
         estimates = [stats.estimate(measure.scale * values) for _, values in arms[measure.column]]
@@ -362,7 +389,8 @@ def tests(runs: Runs, measure: Measure) -> Table | None:
             rows, unpaired, paired, stats.holm([t.p for t in paired]), flips, seen, strict=True
         )
     ]
-    against = ", ".join(f"{key} {level(runs.table[key].iloc[0])}" for key in runs.compared)
+    first = arm_texts(runs, runs.compared, runs.table[runs.compared].iloc[0].tolist())
+    against = ", ".join(f"{key} {text}" for key, text in first.items())
     text = f"{measure.name[0].upper()}{measure.name[1:]}: difference from {against}, paired over seeds. "
     if max(test.n for test in paired) < 2 and not any(unpaired):
         text += "One seed: no test."
@@ -393,19 +421,19 @@ def _differences(runs: Runs, measure: Measure) -> Iterator[tuple[Labels, np.ndar
     ]
     of_all = []
     for key, values in arms[1:]:
-        labels = {name: level(value) for name, value in zip(runs.compared, key, strict=True)}
+        of_arm = arm_texts(runs, runs.compared, key)
         reference = arms[0][1]
         pairs = values.index.intersection(reference.index, sort=False)
         differences = values[pairs] - reference[pairs]
         if not runs.conditions:
-            yield labels, differences.to_numpy(), (reference.to_numpy(), values.to_numpy())
+            yield of_arm, differences.to_numpy(), (reference.to_numpy(), values.to_numpy())
             continue
         for condition, of_reference in reference.groupby(runs.conditions, sort=False):
             learned = {name: level(value) for name, value in zip(runs.conditions, condition, strict=True)}
-            within, of_arm = (_within(each, runs.conditions, condition) for each in (differences, values))
-            yield learned | labels, within, (of_reference.to_numpy(), of_arm)
+            within, compared = (_within(each, runs.conditions, condition) for each in (differences, values))
+            yield learned | of_arm, within, (of_reference.to_numpy(), compared)
         of_all.append(
-            (dict.fromkeys(runs.conditions, ALL) | labels, differences.to_numpy(), (np.empty(0), np.empty(0)))
+            (dict.fromkeys(runs.conditions, ALL) | of_arm, differences.to_numpy(), (np.empty(0), np.empty(0)))
         )
     yield from of_all
 
@@ -427,7 +455,7 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """A `table` environment each, for the booktabs package; the heading is the caption."""
+    """A `table*` environment each, over both columns of a paper, with booktabs' rules; the heading is the caption."""
     parts = []
     for table in tables:
         cells = table.cells.map(_tex).rename(columns=_tex)
@@ -437,10 +465,11 @@ def latex(tables: Sequence[Table]) -> str:
                 caption=_tex(table.heading),
                 position="t",
                 position_float="centering",
+                environment="table*",
                 column_format="".join("r" if is_number(table.cells[column]) else "l" for column in table.cells),
             )
         )
-    return "\n".join(parts)
+    return "\n".join(parts).replace(r"\centering", r"\centering\footnotesize\setlength{\tabcolsep}{4pt}")
 
 
 def _pipes(cells: pd.DataFrame) -> str:

@@ -11,12 +11,14 @@ from typing import Any
 import yaml
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from train.config import OUTSIDE_IDENTITY, Config
+from train.config import OUTSIDE_IDENTITY, Config, reads
 from train.errors import InputError
 
 HERE = Path(__file__).parent
 STUDY = "study-"
 FIELDS = tuple(field.name for field in dataclasses.fields(Config))
+CUT_DOWN = ("task", "subset", "seed")
+"""what a profile may have less of than the sweep file"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Space:
     def cells(self) -> dict[str, Config]:
         """The grid's runs by run id; seeds outermost, so that what is there at any time is balanced.
 
+        A setting that an optimizer does not read takes its first value alone there: ADAMSLS is run once, not once for
+        each of ADAM's learning rates.
+
         Raises:
             InputError: one line for each different thing that is wrong in any cell.
         """
@@ -60,8 +65,12 @@ class Space:
         cells: dict[str, Config] = {}
         errors: list[str] = []
         for values in itertools.product(*(self.parameters[key] for key in keys)):
+            point = dict(zip(keys, values, strict=True))
+            optimizer = point.get("optimizer", Config.optimizer)
+            if any(not reads(optimizer, key) and value != self.parameters[key][0] for key, value in point.items()):
+                continue
             try:
-                config = Config.from_dict(dict(zip(keys, values, strict=True)))
+                config = Config.from_dict(point)
             except InputError as error:
                 errors.append(str(error))
                 continue
@@ -73,7 +82,12 @@ class Space:
         return cells
 
     def describe(self, config: Config) -> str:
-        return ", ".join(f"{key}={getattr(config, key)}" for key in [*self.varied, "seed"])
+        return ", ".join(f"{key}={value}" for key, value in self._place(config).items())
+
+    def _place(self, config: Config) -> dict[str, Any]:
+        """The cell's varied settings and seed; None is one that its optimizer does not read."""
+        keys = [*self.varied, "seed"]
+        return {key: getattr(config, key) if reads(config.optimizer, key) else None for key in keys}
 
     def command_line(self, config: Config) -> list[str]:
         """The argument list by which `wandb agent` runs this cell.
@@ -104,10 +118,7 @@ class Space:
             "label": self.label,
             "varied": self.varied,
             "fixed": {key: value for key, value in first.items() if key not in (*self.varied, "seed")},
-            "cells": [
-                {"run_id": run_id, **{key: getattr(config, key) for key in [*self.varied, "seed"]}}
-                for run_id, config in cells.items()
-            ],
+            "cells": [{"run_id": run_id, **self._place(config)} for run_id, config in cells.items()],
         }
 
 
@@ -116,7 +127,8 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
 
     Args:
         name: NAME of sweeps/NAME.yaml, a grid; or study-NAME of sweeps/studies/NAME.yaml, which is searched.
-        profile: sweeps/profiles/PROFILE.yaml, a flat mapping Config field -> value or list of values.
+        profile: sweeps/profiles/PROFILE.yaml, a flat mapping Config field -> value or list of values. It does not
+            settle what the sweep compares: the learning rate is no longer one where the sweep is about it.
         overrides: Config field -> values; they win over the profile, which wins over the sweep file.
 
     Raises:
@@ -130,10 +142,11 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
         raise InputError(f"{file}.yaml: method {sweep.get('method')} is not run here; allowed: {method}")
     specs = sweep["parameters"]
     ranges = {key: distribution(name, key, spec) for key, spec in specs.items() if study and "min" in spec}
+    compared = {key for key, spec in specs.items() if len(spec.get("values", ())) > 1 and key not in CUT_DOWN}
     changes = {
         key: value if isinstance(value, list) else [value]
         for key, value in _profile(profile).items()
-        if key not in ranges  # what a study searches is not settled by where it runs
+        if key not in ranges and key not in compared  # what a sweep is about is not settled by where it runs
     }
     parameters = {key: _values(name, key, spec) for key, spec in specs.items() if key not in ranges}
     parameters = parameters | {"profile": [profile]} | changes

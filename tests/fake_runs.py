@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from train.config import Config
+from train.config import Config, reads
 
 STEPS_PER_EPOCH, BATCH = 16, 32
 
@@ -40,10 +40,18 @@ def write_sweep(
 
 
 def cells(out: Path, name: str, varied: Mapping[str, Iterable[Any]], seeds: int, **fixed: Any) -> list[Config]:
-    """The grid of a sweep, seeds innermost."""
+    """The grid of a sweep, seeds innermost; an optimizer is there once for all values of what it does not read."""
     common = {"out": str(out), "sweep": name, "profile": "embedded", **fixed}
-    grid = itertools.product(*varied.values(), range(seeds))
-    return [Config.from_dict({**common, **dict(zip((*varied, "seed"), values, strict=True))}) for values in grid]
+    levels = {key: list(values) for key, values in varied.items()}
+    configs = (
+        Config.from_dict({**common, **dict(zip((*levels, "seed"), values, strict=True))})
+        for values in itertools.product(*levels.values(), range(seeds))
+    )
+    return [
+        config
+        for config in configs
+        if all(reads(config.optimizer, key) or getattr(config, key) == values[0] for key, values in levels.items())
+    ]
 
 
 def write_manifest(configs: list[Config], varied: list[str]) -> None:
@@ -55,7 +63,11 @@ def write_manifest(configs: list[Config], varied: list[str]) -> None:
         "label": first.profile,
         "varied": varied,
         "fixed": {key: value for key, value in first.as_dict().items() if key not in (*varied, "seed")},
-        "cells": [{"run_id": c.run_id} | {key: getattr(c, key) for key in (*varied, "seed")} for c in configs],
+        "cells": [
+            {"run_id": c.run_id}
+            | {key: getattr(c, key) if reads(c.optimizer, key) else None for key in (*varied, "seed")}
+            for c in configs
+        ],
     }
     (first.folder.parent / "sweep.json").write_text(json.dumps(manifest))
 

@@ -1,3 +1,6 @@
+import re
+import shutil
+
 import pandas as pd
 import pytest
 
@@ -35,11 +38,14 @@ def test_the_notebook_runs_on_real_runs_and_shows_tables_figures_and_tests(ablat
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_notebook_without_its_sweeps_is_one_line(tmp_path, capsys):
+def test_a_sweep_that_is_not_there_stops_the_notebook_with_one_line(ablations, tmp_path, capsys):
+    shutil.copytree(ablations / "splits", tmp_path / "splits")
     assert notebook.main([str(tmp_path)]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert errors == [f"error: no sweep 'splits' in {tmp_path}; allowed: none yet, python -m sweeps NAME makes one"]
-    assert not list(tmp_path.iterdir())
+    printed = capsys.readouterr()
+    assert re.fullmatch(r"error: the notebook stops: no sweep 'merging' in .*; allowed: splits\n", printed.err)
+    assert printed.out == ""
+    assert not (tmp_path / "ablations.ipynb").exists()
+    assert notebook.main(["--help"]) == 2
 
 
 def test_three_lines_give_one_tidy_table_of_real_runs(ablations):

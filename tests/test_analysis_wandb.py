@@ -110,6 +110,15 @@ def test_offline_runs_give_the_same_tables_as_the_run_folders(tracked):
     assert_same(runs.load(f"offline:{tracked}", "candidates"), runs.load(tracked, "candidates"))
 
 
+def test_an_optimizer_misses_no_cell_along_a_setting_that_it_does_not_read(tiny, tmp_path):
+    varied = {"optimizer": ["adam", "adamsls"], "learning_rate": [1e-5, 1e-4]}
+    run_sweep(tmp_path, tiny, "learning-rates", varied, seeds=1, track=True, epochs=1)
+    wait_for(tmp_path)
+    theirs = runs.load(f"offline:{tmp_path}", "learning-rates")
+    assert theirs.table["learning_rate"].tolist() == [1e-5, 1e-4, None]
+    assert_same(theirs, runs.load(tmp_path, "learning-rates"))
+
+
 def test_a_project_on_the_server_gives_the_same_tables_as_the_run_folders(tracked, server):
     assert_same(runs.load("wandb:me/plasls", "candidates"), runs.load(tracked, "candidates"))
 

@@ -241,12 +241,14 @@ def test_the_cost_of_a_step_is_the_mean_over_seeds(tmp_path):
 def test_adams_budget_is_the_expected_best_of_so_many_learning_rates(tmp_path):
     varied = {"optimizer": ["adam", "plasls"], "learning_rate": [1e-5, 2e-5, 5e-5]}
     folders = write_sweep(tmp_path, "learning-rates", varied, seeds=1, epochs=1)
-    for folder, accuracy in zip(folders, (0.5, 0.9, 0.7, 0.8, 0.8, 0.8), strict=True):
+    for folder, accuracy in zip(folders, (0.5, 0.9, 0.7, 0.8), strict=True):
         edit(folder / "summary.json", eval__accuracy=accuracy)
     (axes,) = figures.budget(runs.load(tmp_path, "learning-rates")).axes
-    adam = next(line for line in axes.lines if line.get_label() == "ADAM")
+    adam = next(line for line in axes.lines if line.get_label().startswith("ADAM,"))
     assert adam.get_xdata().tolist() == [1, 2, 3]
     assert adam.get_ydata() == pytest.approx([70, (90 + 90 + 70) / 3, 90])
+    level = [line for line in axes.lines if set(line.get_ydata()) == {80}]
+    assert {line.get_color() for line in level} == {figures.CANDIDATE_COLOURS["plasls"]}
 
 
 @pytest.mark.parametrize("make", [figures.smallest_step_sizes, figures.cost, figures.losses])
@@ -262,3 +264,64 @@ def test_long_names_of_arms_are_not_cut_off(tmp_path, make):
 
 def caption(figure):
     return " ".join(figure.get_supxlabel().split())
+
+
+def test_two_settings_are_told_by_colour_and_dashes_and_named_once(tmp_path):
+    write_sweep(tmp_path, "dropout", {"optimizer": ["adam", "plasls"], "dropout": [0.0, 0.1]}, seeds=1, epochs=1)
+    figure = figures.convergence(runs.load(tmp_path, "dropout"))
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "optimizer, dropout"
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert list(lines) == ["ADAM, 0", "ADAM, 0.1", "PLASLS, 0", "PLASLS, 0.1"]
+    assert [line.get_color() for line in lines.values()] == [
+        figures.CANDIDATE_COLOURS[candidate] for candidate in ("adam", "adam", "plasls", "plasls")
+    ]
+    dashed = [line.is_dashed() for line in lines.values()]
+    assert dashed == [False, True, False, True]
+
+
+def test_arms_of_every_sweep_of_ours_are_told_apart(tmp_path):
+    for name, varied in {
+        "joint": {"joint": ["always", 10, "never"], "split": [4, 10, "qkv"]},
+        "criterion": {"rounding": [0.0, 4.0], "direction": ["gradient", "momentum"], "growth": ["searched", "all"]},
+        "merging": {"merge_threshold": [0.0, 1e-12, 1e-9, 1e-6], "rounding": [0.0, 4.0]},
+        "learning-rates": {"optimizer": ["adam", "adamsls"], "learning_rate": [1e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4]},
+    }.items():
+        write_sweep(tmp_path, name, varied, seeds=1, epochs=1)
+        axes = figures.convergence(runs.load(tmp_path, name)).axes[0]
+        looks = {(colors.to_hex(line.get_color()), str(line._dash_pattern)) for line in axes.lines}
+        assert len(looks) == len(axes.lines)
+
+
+def test_an_arm_looks_the_same_in_a_panel_that_lacks_another(tmp_path):
+    varied = {"task": ["sst2", "mrpc"], "joint": ["always", "never"], "growth": ["searched", "all"]}
+    folders = write_sweep(tmp_path, "criterion", varied, seeds=1, epochs=1)
+    (folders[4] / "summary.json").unlink()  # mrpc's first arm
+    left, right = figures.losses(runs.load(tmp_path, "criterion", allow_missing=True)).axes
+    whole, partial = ({line.get_label(): line.get_color() for line in axes.lines} for axes in (left, right))
+    assert len(partial) == 3
+    assert partial.items() <= whole.items()
+
+
+def test_a_step_size_of_0_is_left_out_of_a_log_axis(tmp_path):
+    folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=1, epochs=1)
+    lines = [json.loads(line) for line in (folders[0] / "history.jsonl").read_text().splitlines()]
+    lines[0]["step_size/all"] = 0.0  # ADAM's warm-up begins there
+    (folders[0] / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (axes,) = figures.average_step_sizes(runs.load(tmp_path, "small")).axes
+    drawn = axes.transData.transform(axes.lines[0].get_xydata())
+    assert not np.isfinite(drawn[0, 1])
+    assert np.isfinite(drawn[1:]).all()
+    assert axes.get_ylim()[0] > 0.5 * min(y for line in axes.lines for y in line.get_ydata() if y > 0)
+
+
+def test_losses_are_smoothed_over_half_an_epoch_whatever_the_batch_size(tmp_path):
+    folders = write_sweep(tmp_path, "batch-sizes", {"batch_size": [8, 32]}, seeds=1, epochs=2)
+    edit(folders[0] / "summary.json", steps=128)  # four times the 16 steps an epoch
+    loaded = runs.load(tmp_path, "batch-sizes")
+    figure = figures.losses(loaded)
+    assert "span 8 to 32 steps, half an epoch" in caption(figure)
+    of_runs = loaded.history.groupby("batch_size")
+    for (_, of_run), line, span in zip(of_runs, figure.axes[0].lines, (32, 8), strict=True):
+        steps = of_run.dropna(subset="time/step")
+        assert line.get_ydata() == pytest.approx(stats.smooth(steps["train/loss"], span).to_numpy())

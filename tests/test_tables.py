@@ -63,7 +63,7 @@ def test_diverged_runs_are_counted_in_their_own_row(tmp_path):
     optimizers = ["sgdsls", "plasls", "adam"]  # not the order of the alphabet
     write_sweep(tmp_path, "candidates", {"optimizer": optimizers}, seeds=2, diverging=["plasls"])
     table = tables.means(runs.load(tmp_path, "candidates"))
-    assert table[["optimizer", "diverged"]].to_numpy().tolist() == [["sgdsls", "0"], ["plasls", "1"], ["adam", "0"]]
+    assert table[["optimizer", "diverged"]].to_numpy().tolist() == [["SGDSLS", "0"], ["PLASLS", "1"], ["ADAM", "0"]]
 
 
 def test_the_table_of_means_is_followed_by_the_tests_of_loss_and_of_accuracy(tmp_path):
@@ -142,7 +142,7 @@ def test_first_line_says_what_was_run(tmp_path):
     write_sweep(tmp_path, seeds=3, model="models/bge-small-en-v1.5/", data="../shared/data/glue", eval_rows=300)
     text = " ".join(tables.markdown(tables.tables(runs.load(tmp_path, "splits"))).split())
     assert text.startswith(
-        "Sweep splits, profile embedded: bge-small-en-v1.5, glue, sst2, small, plasls, 5 epochs, batch 32, at most 256 "
+        "Sweep splits, profile embedded: bge-small-en-v1.5, glue, sst2, small, PLASLS, 5 epochs, batch 32, at most 256 "
         "tokens, 512 training rows, 300 validation rows drawn at random, 3 seeds (0 to 2). "
         "Mean ± standard error over seeds; seconds on 2 CPU threads."
     )
@@ -154,19 +154,19 @@ def test_alternatives_are_compared_within_each_task_and_over_all(tmp_path):
     loaded = runs.load(tmp_path, "candidates")
     means = tables.means(loaded)
     assert means["task"].tolist() == ["sst2"] * 3 + ["mrpc"] * 3
-    assert means["optimizer"].tolist() == ["adam", "sgdsls", "plasls"] * 2
+    assert means["optimizer"].tolist() == ["ADAM", "SGDSLS", "PLASLS"] * 2
     assert means["trials a step"].tolist()[::3] == ["0.00 ± 0.00"] * 2
     table = paired(loaded)
     cells = table.cells.set_index(["task", "optimizer"])
-    assert "difference from optimizer adam" in table.heading
+    assert "difference from optimizer ADAM" in table.heading
     assert cells["pairs"].tolist() == ["4"] * 4 + ["8"] * 2
     each = np.array([json.loads((f / "summary.json").read_text())["train/epoch_loss"] for f in folders])
     each = each.reshape(2, 3, 4)  # task x optimizer x seed
-    assert cells.loc[("mrpc", "plasls"), "p (t)"] == tables.p_value(stats.paired_t(each[1, 2] - each[1, 0]).p)
+    assert cells.loc[("mrpc", "PLASLS"), "p (t)"] == tables.p_value(stats.paired_t(each[1, 2] - each[1, 0]).p)
     of_all = stats.sign_flip(each[:, 2] - each[:, 0])
-    assert cells.loc[("all", "plasls"), "p (exact)"] == f"{of_all.p:.4f}"
-    assert cells.loc[("all", "plasls"), "least p"] == f"{2 / 2**8:.4f}"
-    assert cells.loc[("all", "plasls"), "p (t)"] == "–"
+    assert cells.loc[("all", "PLASLS"), "p (exact)"] == f"{of_all.p:.4f}"
+    assert cells.loc[("all", "PLASLS"), "least p"] == f"{2 / 2**8:.4f}"
+    assert cells.loc[("all", "PLASLS"), "p (t)"] == "–"
 
 
 def test_tasks_are_no_alternatives_to_one_another(tmp_path):
@@ -179,6 +179,20 @@ def test_a_setting_may_be_none(tmp_path):
     loaded = runs.load(tmp_path, "merging")
     assert tables.means(loaded)["merge_threshold"].tolist() == ["none", "1e-12", "0.01"]
     assert "difference from merge_threshold none" in paired(loaded).heading
+
+
+def test_what_an_optimizer_does_not_read_is_a_dash_and_one_arm(tmp_path):
+    varied = {"optimizer": ["adam", "adamsls"], "learning_rate": [1e-5, 1e-4]}
+    folders = write_sweep(tmp_path, "learning-rates", varied, seeds=3, epochs=1)
+    assert len(folders) == 9
+    loaded = runs.load(tmp_path, "learning-rates")
+    arms = [["ADAM", "1e-05"], ["ADAM", "0.0001"], ["ADAMSLS", "–"]]
+    for table in (tables.means(loaded), tables.grid(loaded, tables.LOSS).cells):
+        assert table[["optimizer", "learning_rate"]].to_numpy().tolist() == arms
+    assert paired(loaded).cells[["optimizer", "learning_rate"]].to_numpy().tolist() == arms[1:]
+    ranked = tables.ranking(loaded, tables.LOSS)
+    assert ranked is not None
+    assert ranked.cells["second"].tolist() == ["ADAM, 0.0001", "ADAMSLS", "ADAMSLS"]
 
 
 def test_markdown_fits_a_terminal_of_120_columns_and_every_row_has_all_cells(tmp_path):
@@ -250,7 +264,7 @@ def test_marks_are_the_usual_ones(p, mark):
 def test_a_diverged_run_is_no_smaller_n_in_the_papers_table(tmp_path):
     write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls", "sgdsls"]}, seeds=3, diverging=["plasls"])
     loaded = runs.load(tmp_path, "small")
-    assert tables.grid(loaded, tables.LOSS).cells["all"][1] == "not finite"
+    assert tables.grid(loaded, tables.LOSS).cells["sst2"][1] == "not finite"
     ranked = tables.ranking(loaded, tables.LOSS)
     assert ranked is not None
     assert ranked.cells["pairs"].tolist() == ["3"] * 3

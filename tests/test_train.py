@@ -14,9 +14,10 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from train.candidates import ScheduledAdam
-from train.config import OUTSIDE_IDENTITY, Config
+from train.candidates import ScheduledAdam, candidate
+from train.config import OUTSIDE_IDENTITY, READ_BY, Config, reads
 from train.errors import InputError
+from train.model import load_classifier
 from train.run import run
 
 ROOT = Path(__file__).parents[1]
@@ -235,6 +236,20 @@ def test_every_form_that_wandb_emits_is_read():
         2,
     )
     assert Config.from_args(["--track=False", "--split=7"]) == Config.from_dict({"track": False, "split": 7})
+
+
+@pytest.mark.parametrize("optimizer", CANDIDATES)
+def test_which_settings_an_optimizer_reads_is_what_is_said_of_it(tiny, tmp_path, optimizer):
+    asked = set()
+
+    class Watched:
+        def __getattr__(self, key):
+            asked.add(key)
+            return getattr(settings, key)
+
+    settings = config(tiny, tmp_path, optimizer=optimizer)
+    candidate(Watched(), load_classifier(settings.model, 2, None, 0), steps_per_epoch=6)
+    assert asked & set(READ_BY) == {key for key in READ_BY if reads(optimizer, key)}
 
 
 def test_the_run_id_is_a_digest_of_what_changes_the_result():

@@ -19,6 +19,21 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 # Where a run is kept and how it is watched does not change its result, so it is no part of its identity.
 OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads", "checkpoint_minutes")
+# The optimizers that read a setting, where not all of them do (train.candidates).
+READ_BY = {
+    **dict.fromkeys(("learning_rate", "warmup"), ("adam",)),
+    **dict.fromkeys(
+        ("c", "first_c", "backtracking", "initial_step_size", "first_backtracking", "growth_steps", "rounding"),
+        ("sgdsls", "adamsls", "plasls"),
+    ),
+    "direction": ("adamsls", "plasls"),
+    **dict.fromkeys(("split", "growth", "first_steps", "joint", "merge_threshold"), ("plasls",)),
+}
+
+
+def reads(optimizer: str, key: str) -> bool:
+    """Whether the setting can change the optimizer's result: nothing compares ADAMSLS's learning rates."""
+    return optimizer in READ_BY.get(key, (optimizer,))
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
