@@ -93,11 +93,17 @@ def test_a_package_that_is_missing_is_left_out_with_a_line(saved, monkeypatch):
 
 @pytest.mark.parametrize(
     ("flag", "line"),
-    [("--only=Nonsense", "no candidate 'Nonsense'; allowed: Adam; AdamW"), ("--width=100", "a multiple of 64")],
+    [
+        ("--only=Nonsense", "no candidate 'Nonsense'; allowed: Adam; AdamW"),
+        ("--width=100", "a multiple of 64"),
+        ("--batch=-1", "--batch=-1: must be a whole number of at least 1"),
+        ("--colour=red", "unrecognized arguments: --colour=red; allowed: -h --help --layers"),
+    ],
 )
 def test_bad_input_is_one_line(flag, line, capsys):
     assert bench.main([*SMALL, flag, "--out="]) == 2
     error = capsys.readouterr().err
+    assert error.startswith("error: ")
     assert line in error
     assert error.count("\n") == 1
 

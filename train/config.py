@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from .arguments import Parser
 from .data import TASKS
 from .errors import InputError
 
@@ -150,7 +151,7 @@ class Config:
         Raises:
             InputError: as `from_dict`.
         """
-        parser = _Parser(prog="python -m train", description="Train one run.", allow_abbrev=False)
+        parser = Parser(prog="python -m train", description="Train one run.", allow_abbrev=False)
         for field in dataclasses.fields(cls):
             described = cls.__pydantic_fields__[field.name].description  # type: ignore[attr-defined]
             parser.add_argument(
@@ -160,12 +161,6 @@ class Config:
                 help=f"{described} [{field.default}]".replace("%", "%%"),
             )
         return cls.from_dict(vars(parser.parse_args(args)))
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        allowed = " ".join(option for action in self._actions for option in action.option_strings)
-        raise InputError(f"{message}; allowed: {allowed}")
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
