@@ -79,6 +79,20 @@ def test_accuracy_and_loss_are_those_of_a_plain_loop_over_the_rows(tiny, tmp_pat
     assert measured["eval/loss"] == pytest.approx(loss / rows, rel=1e-5)
 
 
+@pytest.mark.parametrize(("every", "evaluated"), [(1, [1, 2, 3]), (2, [2, 3]), (9, [3]), ("end", [3])])
+def test_fewer_evaluations_are_those_of_the_run_that_has_all(tiny, tmp_path, every, evaluated):
+    """Nothing else changes: the same steps, the same losses, the same end; each epoch still has its line."""
+    expected = read(run(config(tiny, tmp_path / "all")).folder)
+    found = read(run(config(tiny, tmp_path / "fewer", eval_every=every)).folder)
+    assert [row["epoch"] for row in found[:-1] if "eval/accuracy" in row] == evaluated
+    for row in expected[:-1]:
+        if "train/epoch_loss" in row and row["epoch"] not in evaluated:
+            del row["eval/accuracy"], row["eval/loss"]
+    for summary in (expected[-1], found[-1]):
+        del summary["run_id"]
+    assert found == expected
+
+
 class Stopped(Exception):
     pass
 

@@ -41,6 +41,8 @@ class Config:
     """dropout probability everywhere in the encoder; None: the model's own"""
     eval_rows: PositiveInt | None = None
     """validation rows used, always the same ones drawn at random; None: all"""
+    eval_every: PositiveInt | Literal["end"] = 1
+    """epochs between evaluations, beside the one after the last epoch; end: that one alone"""
 
     # how it is learned
     optimizer: Literal["adam", "sgdsls", "adamsls", "plasls"] = "plasls"
@@ -119,6 +121,10 @@ class Config:
     @property
     def folder(self) -> Path:
         return Path(self.out) / self.sweep / self.run_id
+
+    def is_evaluated(self, epoch: int) -> bool:
+        """Whether the validation rows are looked at after an epoch, 1 to epochs."""
+        return epoch == self.epochs or (self.eval_every != "end" and epoch % self.eval_every == 0)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

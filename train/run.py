@@ -157,7 +157,7 @@ class _Training:
                     raise SystemExit(128 + signal.SIGTERM)
             self.all_epoch_losses.append(sum(self.epoch_losses) / len(self.epoch_losses))
             self.epoch_losses = []
-            self.evaluation = self.evaluate()
+            self.evaluation = self.evaluate() if config.is_evaluated(epoch + 1) else {}
             if tracker is not None:
                 tracker.log(
                     self.position()
