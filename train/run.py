@@ -54,7 +54,7 @@ def run(config: Config, progress: Progress | None = None) -> Result:
     with writing(f"the run folder {config.folder}"):
         config.folder.mkdir(parents=True, exist_ok=True)
         (config.folder / "error.txt").unlink(missing_ok=True)
-    ranks = parallel.join()
+    ranks, threads = parallel.join(), torch.get_num_threads()
     try:
         return Result(config.folder, _Training(config, ranks).train(progress))
     except Exception as error:
@@ -63,6 +63,7 @@ def run(config: Config, progress: Progress | None = None) -> Result:
         raise
     finally:
         parallel.leave()
+        torch.set_num_threads(threads)  # a further run of this process starts as the first one did
 
 
 @contextmanager
