@@ -108,6 +108,16 @@ def test_bad_input_is_one_line(flag, line, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_result_that_cannot_be_kept_is_printed_all_the_same(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert bench.main([*SMALL, "--only=Adam", f"--out={tmp_path / 'file' / 'bench.json'}"]) == 2
+    printed = capsys.readouterr()
+    assert "| Adam |" in printed.out
+    assert printed.err.startswith("error: ")
+    assert "bench.json cannot be written" in printed.err
+    assert printed.err.count("\n") == 1
+
+
 def test_the_published_procedure_trains():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
