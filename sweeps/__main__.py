@@ -87,6 +87,7 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
     cores = len(os.sched_getaffinity(0))
     workers = positive("workers", call.workers) if call.workers else min(cores, 4)
     storage = Storage(call.storage, positive("heartbeat", call.heartbeat))
+    # A run a core and a thread each, rather than one run on all cores: small matrices keep threads waiting (LOG.md).
     changes.setdefault("threads", [str(max(1, cores // workers))])
     if call.name is None:
         return _list(call.profile, changes, workers)
