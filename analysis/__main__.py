@@ -10,14 +10,9 @@ python -m analysis fig3 --out=wandb:ENTITY/PROJECT        from a W&B project; of
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
+from train.arguments import Parser
 from train.errors import InputError, writing
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise InputError(f"{message}; {self.format_usage().strip()}")
 
 
 def sweep_tables(
@@ -114,7 +109,7 @@ def main(args: list[str]) -> int:
 def _main(args: list[str]) -> int:
     from .exhibits import EXHIBITS
 
-    parser = _Parser(
+    parser = Parser(
         prog="python -m analysis",
         description=__doc__,
         epilog="\n".join(f"  {name:16} {exhibit.title}" for name, exhibit in EXHIBITS.items()),

@@ -1,11 +1,11 @@
 """The study's W&B workspaces, built in code: a view for each figure of the paper, with standard-error bands."""
 
-import argparse
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from train.arguments import Parser
 from train.errors import InputError, writing
 
 TASKS = ("sst2", "mrpc", "qnli", "mnli")
@@ -47,6 +47,7 @@ VIEWS = (
     View("Fig. 9", "splits", "split"),
     *(View("Ablation", "dropout", "dropout", only={"optimizer": name}) for name in OPTIMIZERS),
     *(View("Ablation", "criterion", setting) for setting in ("rounding", "direction", "growth")),
+    *(View("Ablation", "interval", "max_interval", only={"optimizer": name}) for name in ("adamsls", "plasls")),
     *(View("Ablation", "joint", "joint", task) for task in ("sst2", "mrpc", "qnli")),
 )
 
@@ -111,18 +112,13 @@ def _workspace(view: View, entity: str, project: str) -> Any:
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise InputError(f"{message}; {self.format_usage().strip()}")
-
-
 def main(args: list[str]) -> str:
     """Save the workspaces to `--entity`, or write them to a file where none is given; returns what to tell.
 
     Raises:
         InputError: a wrong argument, W&B cannot be reached, or the file cannot be written.
     """
-    parser = _Parser(prog="python -m analysis dashboard", allow_abbrev=False)
+    parser = Parser(prog="python -m analysis dashboard", allow_abbrev=False)
     parser.add_argument("--entity", help="whose W&B project it is; without it only the file is written")
     parser.add_argument("--project", default="plasls", help="the W&B project [plasls]")
     parser.add_argument("--out", default="runs", help="folder of dashboard.json [runs]")

@@ -73,6 +73,7 @@ EXHIBITS = {
     "dropout-curves": Exhibit("with and without dropout", ("dropout",), ("dropout",), figures.convergence),
     "criterion-curves": Exhibit("criteria of acceptance", ("criterion",), (), figures.convergence),
     "joint-curves": Exhibit("tests of the joint move", ("joint",), ("joint",), figures.convergence),
+    "interval-curves": Exhibit("steps between searches", ("interval",), ("max_interval",), figures.convergence),
     "budget": Exhibit(
         "ADAM's tuning budget: accuracy by learning rates tried",
         ("learning-rates",),

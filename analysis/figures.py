@@ -290,15 +290,20 @@ def training_loss(axes: Axes, runs: Runs, looks: Looks) -> None:
 
 
 def accuracy(axes: Axes, runs: Runs, looks: Looks) -> None:
-    """Validation accuracy in percent after each epoch: a line an arm, mean over seeds."""
-    lines = runs.history.dropna(subset="eval/accuracy")
+    """Validation accuracy in percent after each epoch: a line an arm, mean over seeds.
+
+    Where not all epochs were evaluated the axis names those that were.
+    """
+    epochs = runs.history.dropna(subset="time/total")  # a loss may be NaN, the time is not
+    lines = epochs.dropna(subset="eval/accuracy")
     for look, arm in _arms(runs, lines, looks):
         curves = [
             100 * run.set_index("epoch")["eval/accuracy"] for _, run in arm.groupby("run_id", observed=True, sort=False)
         ]
         _draw(axes, stats.mean_curve(curves), look.label, look.style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set(xlabel="epochs", ylabel="validation accuracy, %")
+    seen = "" if len(lines) == len(epochs) else ", ".join(f"{epoch:.0f}" for epoch in sorted(lines["epoch"].unique()))
+    axes.set(xlabel=f"epochs (evaluated after {seen} only)" if seen else "epochs", ylabel="validation accuracy, %")
 
 
 def step_size_run(runs: Runs) -> str:

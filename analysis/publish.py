@@ -1,6 +1,5 @@
 """python -m analysis.publish NAME: a sweep's finished tables and figures as media of a W&B run of their own."""
 
-import argparse
 import html
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from train.arguments import Parser
 from train.errors import InputError
 from train.tracking import wandb_run
 
@@ -41,13 +41,8 @@ def publish(out: str | Path, sweep: str) -> list[str]:
     return list(media)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise InputError(f"{message}; {self.format_usage().strip()}")
-
-
 def main(args: list[str]) -> int:
-    parser = _Parser(prog="python -m analysis.publish", allow_abbrev=False)
+    parser = Parser(prog="python -m analysis.publish", allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help="a sweep whose tables and figures have been made")
     parser.add_argument("--out", default="runs", help="folder of the sweeps [runs]")
     try:

@@ -113,7 +113,7 @@ def _last_of_each_step(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
         if "step" not in row:  # a table or another picture of the run, beside its lines
             continue
         line = {key: _number(row[key]) for key in sorted(row, key=_place) if not key.startswith("_")}
-        lines[line["step"], "eval/accuracy" in line] = line
+        lines[line["step"], "train/epoch_loss" in line] = line
     return [lines[key] for key in sorted(lines)]
 
 

@@ -14,8 +14,9 @@ import shlex
 import signal
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from train.arguments import Parser, positive
 from train.config import Config
 from train.errors import InputError
 
@@ -25,15 +26,9 @@ if TYPE_CHECKING:
     from .space import Space
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        allowed = " ".join(option for action in self._actions for option in action.option_strings)
-        raise InputError(f"{message}; allowed: NAME {allowed}")
-
-
 def arguments(args: list[str]) -> tuple[argparse.Namespace, dict[str, list[str]]]:
     """The call's own settings, and the Config fields that it changes."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m sweeps",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -93,9 +88,10 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
     from .workers import run_queue
 
     cores = len(os.sched_getaffinity(0))
-    workers = _positive("workers", call.workers) if call.workers else min(cores, 4)
-    storage = Storage(call.storage, _positive("heartbeat", call.heartbeat))
-    trials = _positive("trials", call.trials) if call.trials else None
+    workers = positive("workers", call.workers) if call.workers else min(cores, 4)
+    storage = Storage(call.storage, positive("heartbeat", call.heartbeat))
+    trials = positive("trials", call.trials) if call.trials else None
+    # A run a core and a thread each, rather than one run on all cores: small matrices keep threads waiting (LOG.md).
     changes.setdefault("threads", [str(max(1, cores // workers))])
     if trials and not (call.name or "").startswith(STUDY):
         raise InputError(f"--trials={trials}: the cells of a grid all run; allowed: with study-NAME")
@@ -182,12 +178,6 @@ def _time(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _positive(option: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"--{option}={text}: must be a whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

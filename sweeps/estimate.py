@@ -78,7 +78,8 @@ def _measured(config: Config, rows: tuple[int, int] | None) -> float | None:
     if cost is None or rows is None:
         return None
     training, validation = rows
-    return SIDE_BY_SIDE * (cost.step + (TRIALS[config.optimizer] + validation / training) * cost.forward)
+    evaluations = sum(map(config.is_evaluated, range(1, config.epochs + 1))) / config.epochs
+    return SIDE_BY_SIDE * (cost.step + (TRIALS[config.optimizer] + evaluations * validation / training) * cost.forward)
 
 
 def _rows(config: Config) -> tuple[int, int] | None:
@@ -100,8 +101,8 @@ def _rows(config: Config) -> tuple[int, int] | None:
 def _kind(config: Config | dict[str, Any]) -> tuple[Any, ...]:
     """Runs that are alike in this take alike long a training row."""
     values = config.as_dict() if isinstance(config, Config) else config
-    keys = ("model", "data", "task", "subset", "max_length", "eval_rows", "optimizer", "batch_size", "precision")
-    return tuple(values.get(key) for key in keys)
+    rows = ("model", "data", "task", "subset", "max_length", "eval_rows", "eval_every")
+    return tuple(values.get(key) for key in (*rows, "optimizer", "batch_size", "precision"))
 
 
 def _seconds_a_row(cells: list[Config]) -> dict[tuple[Any, ...], float]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from train.config import Config
 from train.run import run
@@ -25,11 +24,9 @@ def run_sweep(
     settings = {"model": str(tiny / "model"), "data": str(tiny / "data"), "batch_size": 8, "epochs": 2, "threads": 1}
     varied = {key: list(values) for key, values in varied.items()}
     configs = cells(out, name, varied, seeds, **{**settings, "track": False, **fixed})
-    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "WANDB_MODE", "offline")
         for config in configs:
             run(config)
-    torch.set_num_threads(threads)
     write_manifest(configs, list(varied))
     return configs

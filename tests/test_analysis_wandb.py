@@ -16,9 +16,10 @@ from .real_runs import run_sweep
 
 @pytest.fixture(scope="module")
 def tracked(tiny, tmp_path_factory):
-    """A real sweep, tracked by W&B offline."""
+    """A real sweep, tracked by W&B offline; the first of two epochs is not evaluated."""
     out = tmp_path_factory.mktemp("tracked")
-    run_sweep(out, tiny, "candidates", {"optimizer": ["adam", "plasls"]}, seeds=2, track=True, split=4)
+    of_all = {"track": True, "split": 4, "eval_every": "end"}
+    run_sweep(out, tiny, "candidates", {"optimizer": ["adam", "plasls"]}, seeds=2, **of_all)
     wait_for(out)
     return out
 

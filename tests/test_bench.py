@@ -93,13 +93,29 @@ def test_a_package_that_is_missing_is_left_out_with_a_line(saved, monkeypatch):
 
 @pytest.mark.parametrize(
     ("flag", "line"),
-    [("--only=Nonsense", "no candidate 'Nonsense'; allowed: Adam; AdamW"), ("--width=100", "a multiple of 64")],
+    [
+        ("--only=Nonsense", "no candidate 'Nonsense'; allowed: Adam; AdamW"),
+        ("--width=100", "a multiple of 64"),
+        ("--batch=-1", "--batch=-1: must be a whole number of at least 1"),
+        ("--colour=red", "unrecognized arguments: --colour=red; allowed: -h --help --layers"),
+    ],
 )
 def test_bad_input_is_one_line(flag, line, capsys):
     assert bench.main([*SMALL, flag, "--out="]) == 2
     error = capsys.readouterr().err
+    assert error.startswith("error: ")
     assert line in error
     assert error.count("\n") == 1
+
+
+def test_a_result_that_cannot_be_kept_is_printed_all_the_same(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert bench.main([*SMALL, "--only=Adam", f"--out={tmp_path / 'file' / 'bench.json'}"]) == 2
+    printed = capsys.readouterr()
+    assert "| Adam |" in printed.out
+    assert printed.err.startswith("error: ")
+    assert "bench.json cannot be written" in printed.err
+    assert printed.err.count("\n") == 1
 
 
 def test_the_published_procedure_trains():

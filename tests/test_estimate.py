@@ -1,5 +1,6 @@
 """sweeps/estimate.py: the list of sweeps has all of them, and times that come from measurements."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ def test_the_time_is_that_of_the_rows(tmp_path: Path) -> None:
     assert found is not None
     assert found.seconds == pytest.approx(SIDE_BY_SIDE * (trained + evaluated))
     assert not found.from_runs_here
+    once = estimate([dataclasses.replace(config, eval_every="end") for config in cells])
+    assert once is not None
+    assert once.seconds == pytest.approx(SIDE_BY_SIDE * (trained + evaluated / 3))
 
 
 def test_finished_runs_here_say_how_long_the_others_take(tmp_path: Path) -> None:

@@ -94,6 +94,18 @@ def test_the_line_of_a_run_that_blew_up_ends_there(tmp_path):
     assert ends == [80, 80, 71, 80, 80]  # its loss is NaN from 4.5 epochs of 16 steps on
 
 
+def test_an_axis_of_epochs_that_were_not_all_evaluated_names_those_that_were(tmp_path):
+    for folder in write_sweep(tmp_path, epochs=3, eval_every=2):
+        history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        for row in history:
+            if row["epoch"] == 1 and "eval/accuracy" in row:
+                del row["eval/accuracy"], row["eval/loss"]
+        (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    axes = figures.convergence(runs.load(tmp_path, "splits")).axes[1]
+    assert axes.get_xlabel() == "epochs (evaluated after 2, 3 only)"
+    assert list(axes.get_lines()[0].get_xdata()) == [2, 3]
+
+
 def test_axes_have_units(tmp_path):
     write_sweep(tmp_path, seeds=1)
     loaded = runs.load(tmp_path, "splits")

@@ -1,5 +1,6 @@
 """train/: a run from the command line to its folder, resumed to the identical result; bad input in one line."""
 
+import gc
 import json
 import math
 import os
@@ -7,6 +8,9 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +82,20 @@ def test_accuracy_and_loss_are_those_of_a_plain_loop_over_the_rows(tiny, tmp_pat
     measured = training.evaluate()
     assert measured["eval/accuracy"] == right / rows
     assert measured["eval/loss"] == pytest.approx(loss / rows, rel=1e-5)
+
+
+@pytest.mark.parametrize(("every", "evaluated"), [(1, [1, 2, 3]), (2, [2, 3]), (9, [3]), ("end", [3])])
+def test_fewer_evaluations_are_those_of_the_run_that_has_all(tiny, tmp_path, every, evaluated):
+    """Nothing else changes: the same steps, the same losses, the same end; each epoch still has its line."""
+    expected = read(run(config(tiny, tmp_path / "all")).folder)
+    found = read(run(config(tiny, tmp_path / "fewer", eval_every=every)).folder)
+    assert [row["epoch"] for row in found[:-1] if "eval/accuracy" in row] == evaluated
+    for row in expected[:-1]:
+        if "train/epoch_loss" in row and row["epoch"] not in evaluated:
+            del row["eval/accuracy"], row["eval/loss"]
+    for summary in (expected[-1], found[-1]):
+        del summary["run_id"]
+    assert found == expected
 
 
 class Stopped(Exception):
@@ -189,6 +207,44 @@ def test_a_finished_run_is_not_run_again(tiny, tmp_path):
     before = (first.folder / "summary.json").stat()
     assert run(settings).summary == first.summary
     assert (first.folder / "summary.json").stat() == before
+
+
+def test_a_run_after_others_is_that_of_a_fresh_process(tiny, tmp_path):
+    settings = {"dropout": 0.2, "seed": 1}
+    run(config(tiny, tmp_path / "other", optimizer="adam", precision="bf16", threads=2))
+    run(config(tiny, tmp_path / "another", split="qkv", joint="never", dropout=0.5))
+    fresh = config(tiny, tmp_path / "fresh", **settings)
+    done = call(*(f"--{key}={value}" for key, value in fresh.as_dict().items()))
+    assert done.returncode == 0, done.stderr
+    assert read(run(config(tiny, tmp_path / "after", **settings)).folder) == read(fresh.folder)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_leaves_neither_its_model_nor_its_threads_behind(tiny, tmp_path, monkeypatch, fails):
+    """A worker runs one cell after the other: two models in memory would be one too many."""
+    import train.run as module
+
+    models, load = [], module.load_classifier
+
+    def seen(*arguments):
+        model = load(*arguments)
+        models.append(weakref.ref(model))
+        return model
+
+    def progress(done: int, total: int) -> None:
+        if fails:
+            raise Stopped
+
+    monkeypatch.setattr(module, "load_classifier", seen)
+    threads, running = torch.get_num_threads(), threading.active_count()
+    gc.disable()  # which would come too late, or not at all
+    try:
+        with pytest.raises(Stopped) if fails else nullcontext():
+            run(config(tiny, tmp_path, epochs=1, threads=threads + 1), progress)
+        assert [model() for model in models] == [None]
+    finally:
+        gc.enable()
+    assert (torch.get_num_threads(), threading.active_count()) == (threads, running)
 
 
 def test_runs_differ_by_seed_and_repeat_with_it(tiny, tmp_path):

@@ -28,7 +28,8 @@ from transformers import BertConfig, BertModel
 from optim import PLASLS, AdamSLS, split
 
 from . import peers
-from .errors import InputError
+from .arguments import Parser, positive
+from .errors import InputError, writing
 from .model import Classifier, drop_pooler, load_classifier
 from .peers import Closure, Step
 
@@ -294,15 +295,19 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(args: Sequence[str]) -> int:
-    flags = _flags(args)
-    torch.set_num_threads(flags.threads)
-    torch.manual_seed(0)
     try:
-        names = _chosen(flags.only)
-        model = _model(flags)
+        _bench(_flags(args))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _bench(flags: argparse.Namespace) -> None:
+    torch.set_num_threads(flags.threads)
+    torch.manual_seed(0)
+    names = _chosen(flags.only)
+    model = _model(flags)
     ids = model.encoder.config.vocab_size
 
     def batches(k: int) -> Batch:
@@ -316,19 +321,13 @@ def main(args: Sequence[str]) -> int:
     print(f"{result['machine']}; {_size(model)}, batch {flags.batch}, {flags.tokens} tokens, {flags.rounds} rounds")
     print(table(result))
     if flags.out:
-        Path(flags.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(flags.out).write_text(json.dumps(result, indent=1) + "\n")
-    return 0
+        with writing(flags.out):
+            Path(flags.out).parent.mkdir(parents=True, exist_ok=True)
+            Path(flags.out).write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _flags(args: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m train.bench", description=__doc__)
-
-    def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
-        return int(text)
-
+    parser = Parser(prog="python -m train.bench", description=__doc__, allow_abbrev=False)
     for name, default, what in (
         ("layers", 4, "of the random BERT"),
         ("width", 256, "of the random BERT, a multiple of 64"),
@@ -339,7 +338,9 @@ def _flags(args: Sequence[str]) -> argparse.Namespace:
         ("warmup", 20, "steps of each candidate before them"),
         ("threads", torch.get_num_threads(), "of torch"),
     ):
-        parser.add_argument(f"--{name}", type=count, default=default, help=f"{what} (default {default})")
+        parser.add_argument(
+            f"--{name}", type=partial(positive, name), default=default, help=f"{what} (default {default})"
+        )
     parser.add_argument("--model", help="a hub id, a folder or a packaged model instead of the random BERT")
     parser.add_argument(
         "--only", help=f"candidates, separated by semicolons; Adam runs always ({'; '.join(CANDIDATES)})"

@@ -62,6 +62,7 @@ def candidate(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> t
         initial_step_size=config.initial_step_size,
         first_backtracking=config.first_backtracking,
         growth_steps=steps_per_epoch if config.growth_steps == "epoch" else config.growth_steps,
+        max_interval=config.max_interval,
         rounding=config.rounding,
     )
     if config.optimizer == "sgdsls":

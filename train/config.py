@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from .arguments import Parser
 from .data import TASKS
 from .errors import InputError
 
@@ -23,7 +24,16 @@ OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads",
 READ_BY = {
     **dict.fromkeys(("learning_rate", "warmup"), ("adam",)),
     **dict.fromkeys(
-        ("c", "first_c", "backtracking", "initial_step_size", "first_backtracking", "growth_steps", "rounding"),
+        (
+            "c",
+            "first_c",
+            "backtracking",
+            "initial_step_size",
+            "first_backtracking",
+            "growth_steps",
+            "rounding",
+            "max_interval",
+        ),
         ("sgdsls", "adamsls", "plasls"),
     ),
     "direction": ("adamsls", "plasls"),
@@ -55,6 +65,8 @@ class Config:
     """dropout probability everywhere in the encoder; None: the model's own"""
     eval_rows: PositiveInt | None = None
     """validation rows used, always the same ones drawn at random; None: all"""
+    eval_every: PositiveInt | Literal["end"] = 1
+    """epochs between evaluations, beside the one after the last epoch; end: that one alone"""
 
     # how it is learned
     optimizer: Literal["adam", "sgdsls", "adamsls", "plasls"] = "plasls"
@@ -95,6 +107,8 @@ class Config:
     """steps between tests of the joint move; never: Eq. 6 alone"""
     direction: Literal["gradient", "momentum"] = "gradient"
     """the direction that the search tests: beta1 = 0 (Eq. 5) or the one that is taken"""
+    max_interval: PositiveInt = 1
+    """steps from one search to the next at most, where searches take their first trial"""
     rounding: NonNegativeFloat = 4.0
     """tolerance of the test in units of the loss's rounding error; 0: the paper's strict test"""
     merge_threshold: NonNegativeFloat | None = 1e-12
@@ -134,6 +148,10 @@ class Config:
     def folder(self) -> Path:
         return Path(self.out) / self.sweep / self.run_id
 
+    def is_evaluated(self, epoch: int) -> bool:
+        """Whether the validation rows are looked at after an epoch, 1 to epochs."""
+        return epoch == self.epochs or (self.eval_every != "end" and epoch % self.eval_every == 0)
+
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -165,7 +183,7 @@ class Config:
         Raises:
             InputError: as `from_dict`.
         """
-        parser = _Parser(prog="python -m train", description="Train one run.", allow_abbrev=False)
+        parser = Parser(prog="python -m train", description="Train one run.", allow_abbrev=False)
         for field in dataclasses.fields(cls):
             described = cls.__pydantic_fields__[field.name].description  # type: ignore[attr-defined]
             parser.add_argument(
@@ -175,12 +193,6 @@ class Config:
                 help=f"{described} [{field.default}]".replace("%", "%%"),
             )
         return cls.from_dict(vars(parser.parse_args(args)))
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        allowed = " ".join(option for action in self._actions for option in action.option_strings)
-        raise InputError(f"{message}; allowed: {allowed}")
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

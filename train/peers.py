@@ -4,6 +4,7 @@ import copy
 import importlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ Closure = Callable[[], Tensor]
 Step = Callable[[Closure], Any]
 """One training step on a closure that returns the mini-batch loss."""
 
-PINNED = {"salsa-optimizer": "0.1.0", "prodigyopt": "1.1.2", "schedulefree": "1.4.1"}
+REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
+PINNED = dict(line.split("==") for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if "==" in line)
 
 
 class Missing(Exception):

@@ -54,7 +54,7 @@ def run(config: Config, progress: Progress | None = None) -> Result:
     with writing(f"the run folder {config.folder}"):
         config.folder.mkdir(parents=True, exist_ok=True)
         (config.folder / "error.txt").unlink(missing_ok=True)
-    ranks = parallel.join()
+    ranks, threads = parallel.join(), torch.get_num_threads()
     try:
         return Result(config.folder, _Training(config, ranks).train(progress))
     except Exception as error:
@@ -63,6 +63,7 @@ def run(config: Config, progress: Progress | None = None) -> Result:
         raise
     finally:
         parallel.leave()
+        torch.set_num_threads(threads)  # a further run of this process starts as the first one did
 
 
 @contextmanager
@@ -157,7 +158,7 @@ class _Training:
                     raise SystemExit(128 + signal.SIGTERM)
             self.all_epoch_losses.append(sum(self.epoch_losses) / len(self.epoch_losses))
             self.epoch_losses = []
-            self.evaluation = self.evaluate()
+            self.evaluation = self.evaluate() if config.is_evaluated(epoch + 1) else {}
             if tracker is not None:
                 tracker.log(
                     self.position()

@@ -157,8 +157,8 @@ def _log_media(run: Any, folder: Path, summary: Row, model: Path | None) -> None
     import wandb
 
     columns: list[str | int] = ["epoch", "samples", "train/epoch_loss", "eval/accuracy", "eval/loss", "time/total"]
-    rows = [row for line in history(folder) if "eval/accuracy" in (row := json.loads(line))]
-    run.log({"tables/epochs": wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in rows])})
+    rows = [row for line in history(folder) if "train/epoch_loss" in (row := json.loads(line))]
+    run.log({"tables/epochs": wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])})
     if model is not None:
         # Named by the run's digest: the same configuration is another version of the same artifact.
         artifact = wandb.Artifact(f"model-{summary['run_id']}", type="model", metadata=dict(summary))
