@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow
+import pyarrow.compute
 import pyarrow.feather
 import pyarrow.json
 
@@ -286,9 +287,17 @@ def _row(found: Found, cell: Mapping[str, Any], fixed: Mapping[str, Any], varied
 
 def _lines(found: Found, cell: Mapping[str, Any]) -> pyarrow.Table:
     try:
-        return found.history()
+        lines = found.history()
     except (OSError, ValueError) as error:
         raise InputError(f"cell {_name(cell)}: {error}") from None
+    steps = (found.summary or {}).get("steps", 0)
+    last = pyarrow.compute.max(lines["step"]).as_py() if "step" in lines.column_names else 0
+    if (last or 0) < steps:  # such as an older copy of the folder that was put over the finished one
+        raise InputError(
+            f"cell {_name(cell)} finished after {steps} steps, its history in {found.where} ends at step {last or 0}; "
+            "copy the whole folder of the run, or remove it and run the sweep again"
+        )
+    return lines
 
 
 def _cached(folder: Path) -> pyarrow.Table:

@@ -138,9 +138,9 @@ class Scratch:
     def __call__(self, like: Tensor, count: int) -> list[Tensor]:
         """So many vectors of the size and type of `like`, with anything in them."""
         rows = self._rows.get((like.dtype, count))
-        if rows is None or rows.shape[1] < len(like):
-            rows = self._rows[like.dtype, count] = like.new_empty(count, max(len(like), CHUNK))
-        return list(rows[:, : len(like)].unbind())
+        if rows is None or rows.shape[1] < like.numel():
+            rows = self._rows[like.dtype, count] = like.new_empty(count, max(like.numel(), CHUNK))
+        return list(rows[:, : like.numel()].unbind())
 
 
 class _Point:
@@ -264,7 +264,7 @@ def _slices(point: _Point, state: State, limit: int) -> list[_Slice]:
         return [_Slice(*own, {}, dict(state), flat=False)]
     rest = {name: value for name, value in state.items() if name not in moments}
     vectors = [tensor.view(-1) for tensor in (*own, *moments.values())]
-    parts = [vectors] if len(vectors[0]) <= limit else zip(*(vector.split(limit) for vector in vectors), strict=True)
+    parts = [vectors] if vectors[0].numel() <= limit else zip(*(vector.split(limit) for vector in vectors), strict=True)
     return [
         _Slice(unmoved, trial, gradient, dict(zip(moments, of_state, strict=True)), rest, point.unmoved.is_cpu)
         for unmoved, trial, gradient, *of_state in parts

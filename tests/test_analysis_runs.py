@@ -68,6 +68,17 @@ def test_a_broken_line_in_between_is_an_error_that_names_the_cell(tmp_path):
         runs.load(tmp_path, "splits")
 
 
+def test_a_history_that_ends_before_its_run_did_is_an_error_that_names_the_cell(tmp_path):
+    """As where an older copy of the folder was put over it."""
+    folder = write_sweep(tmp_path, seeds=1)[1]
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    (folder / "history.jsonl").write_text("\n".join(lines[:40]) + "\n")
+    with pytest.raises(
+        InputError, match=r"split=4 seed=0 .* finished after 80 steps, its history .* ends at step \d\d;"
+    ):
+        runs.load(tmp_path, "splits")
+
+
 def test_missing_cells_are_named_and_never_a_smaller_n(tmp_path):
     folders = write_sweep(tmp_path, seeds=3)
     for folder in (folders[4], folders[9]):
@@ -169,9 +180,9 @@ def test_columns_that_were_read_before_are_not_parsed_again(tmp_path, monkeypatc
     monkeypatch.setattr(runs, "parse", lambda text: parsed.append(text) or parse(text))
     pd.testing.assert_frame_equal(runs.load(tmp_path, "splits").history, before)
     assert parsed == []
-    line = (folders[2] / "history.jsonl").read_text().splitlines()[0]
-    (folders[2] / "history.jsonl").write_text(line + "\n")
-    assert len(runs.load(tmp_path, "splits").history) == len(before) - 84
+    lines = (folders[2] / "history.jsonl").read_text().splitlines()
+    (folders[2] / "history.jsonl").write_text("\n".join(lines[5:]) + "\n")
+    assert len(runs.load(tmp_path, "splits").history) == len(before) - 5
     assert len(parsed) == 1
 
 
