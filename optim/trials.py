@@ -139,7 +139,7 @@ class Scratch:
         """So many vectors of the size and type of `like`, with anything in them."""
         rows = self._rows.get((like.dtype, count))
         if rows is None or rows.shape[1] < like.numel():
-            rows = self._rows[like.dtype, count] = like.new_empty(count, max(like.numel(), CHUNK))
+            rows = self._rows[like.dtype, count] = like.new_empty(count, like.numel())
         return list(rows[:, : like.numel()].unbind())
 
 
