@@ -274,8 +274,8 @@ def _slices(point: _Point, state: State, limit: int) -> list[_Slice]:
 def last_gradients(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
     """Of the step before, where nobody else holds them: memory that trial points may be written into.
 
-    In main memory a fresh page costs more than the arithmetic that fills it. On an accelerator torch keeps
-    memory at hand itself.
+    In main memory a fresh page costs more than the arithmetic that fills it, so what `zero_grad` would free lives
+    through the forward pass. On an accelerator torch keeps memory at hand itself.
     """
     return {p: p.grad for p in parameters if p.grad is not None and p.is_cpu and _may_be_overwritten(p)}
 
