@@ -22,7 +22,7 @@ from .trials import Path, Scratch, State, Trials, last_gradients
 SETTLED_AFTER = 3
 # Shrinks of one component that is to blame for a rejected joint trial, before all shrink: to a tenth at delta = 0.9.
 ALONE = 22
-COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "merges", "nonfinite")
+COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched", "merges", "nonfinite")
 
 
 @dataclass(frozen=True)

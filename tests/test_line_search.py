@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from optim import PAPER, PLASLS, SGDSLS, AdamSLS, split
+from optim.line_search import COUNTS
 from tests.reference import Reference, logistic, valley
 from tests.small import batches, by_layer, weights
 
@@ -364,6 +365,7 @@ def test_searches_that_take_their_first_trial_double_the_steps_between_them_up_t
     assert searched == [0, 2, 6, 10, 14]
     assert optimizer.counts["forwards"] == 16 + len(searched)
     assert optimizer.counts["unsearched"] == 16 - len(searched)
+    assert set(optimizer.counts) <= set(COUNTS)  # which a saved state has from the start
     assert sizes[14] == pytest.approx(1e-6 * 2 ** (14 / 10))  # grows as with a search at every step
 
 
