@@ -339,7 +339,7 @@ def _flags(args: Sequence[str]) -> argparse.Namespace:
         ("vocabulary", 8192, "of the random BERT"),
         ("batch", 16, "rows a step"),
         ("tokens", 64, "a row"),
-        ("rounds", 20, "steps of each candidate that count"),
+        ("rounds", 12, "steps of each candidate that count"),
         ("warmup", 20, "steps of each candidate before them"),
         ("threads", torch.get_num_threads(), "of torch"),
     ):
