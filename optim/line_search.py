@@ -326,13 +326,15 @@ class LineSearch(torch.optim.Optimizer):
             loss.first()
             self._modules = replay.modules
             self._finish_gradients()
-            if not math.isfinite(loss.base):
+            frozen: Sequence[Group] | None = None
+            if math.isfinite(loss.base):
+                frozen = self._search(loss, suffix, memory, masks) if searches else self._go_on(loss)
+            if frozen is None:
                 self._count_nonfinite(loss.base)
-            elif not searches:
-                self._go_on(loss)
-            elif (frozen := self._search(loss, suffix, memory, masks)) is not None:
+            else:
                 self._move(frozen)
-                self._merge()
+                if searches:
+                    self._merge()
         return loss.value
 
     def _finish_gradients(self) -> None:
@@ -408,9 +410,7 @@ class LineSearch(torch.optim.Optimizer):
         first = starts if joint else [starts[turn]] * len(chosen)
         with Trials(self, [groups[j] for j in chosen], loss, suffix, first, memory, masks) as trials:
             if not self._is_finite(trials.slopes, chosen):
-                self._count_nonfinite(loss.base)
                 return None
-            self.progress.nonfinite = 0
             if not any(trials.slopes):  # nothing moves, so there is nothing to test
                 starts = [group["lr"] for group in groups]
                 path: Path = lambda t: [starts[j] for j in chosen]  # noqa: E731
@@ -439,17 +439,15 @@ class LineSearch(torch.optim.Optimizer):
         )
         return () if found.accepted else [groups[j] for j in chosen]
 
-    def _go_on(self, loss: MiniBatchLoss) -> None:
-        """A step between searches: the last step sizes, untested."""
+    def _go_on(self, loss: MiniBatchLoss) -> Sequence[Group] | None:
+        """A step between searches takes the last step sizes untested; returns as `_search`."""
         if not self._is_finite((), ()):
-            self._count_nonfinite(loss.base)
-            return
-        progress, size = self.progress, self.param_groups[0]["lr"]
-        progress.nonfinite = 0
-        progress.since += 1
+            return None
+        size = self.param_groups[0]["lr"]
+        self.progress.since += 1
         self.counts["unsearched"] += 1
         self.search = Search("none", size, size, 0, loss.base, math.nan, math.nan, math.nan, accepted=True)
-        self._move(frozen=())
+        return ()
 
     def _joint_search(self, trials: Trials, starts: Sequence[float], turn: int) -> tuple[Backtracking, Path]:
         """The trial point is the next iterate: every component moves with its own step size."""
@@ -480,7 +478,8 @@ class LineSearch(torch.optim.Optimizer):
         progress, cycle = self.progress, self.cycle
         progress.accepted_once |= found.accepted
         progress.since = 0
-        if found.accepted and found.trials <= 1 and not (whole and cycle is not None and len(self.param_groups) > 1):
+        at_once = found.accepted and found.trials <= 1
+        if at_once and not (whole and cycle is not None and len(self.param_groups) > 1):
             progress.interval = min(2 * progress.interval, self.settings.max_interval)
         else:
             progress.interval = 1
@@ -492,7 +491,7 @@ class LineSearch(torch.optim.Optimizer):
             progress.searches += 1
         elif cycle is not None and progress.whole:
             progress.whole_steps += 1
-            progress.first_trials = progress.first_trials + 1 if found.accepted and found.trials <= 1 else 0
+            progress.first_trials = progress.first_trials + 1 if at_once else 0
             if cycle.first_steps == "settled":
                 progress.whole = progress.first_trials < SETTLED_AFTER
             else:
@@ -534,7 +533,10 @@ class LineSearch(torch.optim.Optimizer):
         rest = [p.grad for j, group in groups if j not in known for p in group["params"] if p.grad is not None]
         gradients = [gradient for gradient in rest if gradient.numel()]
         # The largest entry where the norm is not finite: over many finite ones it may be, in float16 above all.
-        return not gradients or any(math.isfinite(self._sum_of_norms(gradients, order)) for order in (2, math.inf))
+        if gradients and not any(math.isfinite(self._sum_of_norms(gradients, order)) for order in (2, math.inf)):
+            return False
+        self.progress.nonfinite = 0
+        return True
 
     def _count_nonfinite(self, base: float) -> None:
         self.progress.nonfinite += 1

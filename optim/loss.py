@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -153,6 +154,20 @@ class MiniBatchLoss:
     def _evaluated_in(self) -> set[torch.dtype]:
         types = {self.value.dtype} | {parameter.dtype for parameter in self._parameters}
         return types if self._replay.modules.autocast is None else types | {self._replay.modules.autocast}
+
+
+def tried(again: Callable[..., float], spared: AbstractContextManager[None]) -> float | Exception:
+    """`MiniBatchLoss.again` once more where it is spared something, to compare with the full one; its error, too."""
+    try:
+        with spared:
+            return again(counted=False)
+    except Exception as error:
+        return error
+
+
+def shown(result: float | Exception) -> str:
+    """What `tried` gave, in words."""
+    return f"the loss {result!r}" if isinstance(result, float) else f"an exception ({result!r})"
 
 
 def _losses(closure: Closure) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .loss import Closure
+from .loss import Closure, shown, tried
 from .replay import Randomness
 
 _BERNOULLI = torch.ops.aten.bernoulli_.float
@@ -56,25 +56,17 @@ class Masks:
         if trust.verified:
             with self._taking():
                 return again(counted)
-        full, kept = again(counted), self._tried(again)
+        full, kept = again(counted), tried(again, self._taking())
         trust.verified = kept == full
         if not trust.verified and full == full:  # NaN proves nothing
             trust.off = True
-            got = f"the loss {kept!r}" if isinstance(kept, float) else f"an exception ({kept!r})"
             warnings.warn(
-                f"trials draw dropout masks again: with those of the first evaluation they gave {got} "
+                f"trials draw dropout masks again: with those of the first evaluation they gave {shown(kept)} "
                 f"instead of {full!r}",
                 RuntimeWarning,
                 stacklevel=2,
             )
         return full
-
-    def _tried(self, again: Callable[..., float]) -> float | Exception:
-        try:
-            with self._taking():
-                return again(counted=False)
-        except Exception as error:
-            return error
 
     @contextmanager
     def _taking(self) -> Iterator[None]:

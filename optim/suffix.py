@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .loss import Closure
+from .loss import Closure, shown, tried
 from .masks import Masks
 from .replay import Randomness
 
@@ -40,9 +40,9 @@ class Trust:
             self.keep_all = True
             return
         self.off = True
-        got = f"the loss {suffix!r}" if isinstance(suffix, float) else f"an exception ({suffix!r})"
         warnings.warn(
-            f"trials evaluate the whole network: from the searched component on gave {got} instead of {full!r}",
+            f"trials evaluate the whole network: from the searched component on gave {shown(suffix)} "
+            f"instead of {full!r}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -88,7 +88,7 @@ class Suffix:
         if self._component in self._trust.verified:
             with self._skipping():
                 return again()
-        full, suffix = again(), self._tried(again)
+        full, suffix = again(), tried(again, self._skipping())
         if suffix == full:
             self._trust.verified.add(self._component)
         elif full == full:  # no NaN, which proves nothing
@@ -96,13 +96,6 @@ class Suffix:
             for closure in self.closures:
                 closure.records = []
         return full
-
-    def _tried(self, again: Callable[..., float]) -> float | Exception:
-        try:
-            with self._skipping():
-                return again(counted=False)
-        except Exception as error:
-            return error
 
     @contextmanager
     def _skipping(self) -> Iterator[None]:
