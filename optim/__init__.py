@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from .adam import FUSED, fused_direction, plain_directions
+from .compiled import is_available, library, place
 from .components import split
 from .line_search import Cycle, LineSearch, Search
 from .merging import Group
-from .trials import Scratch, State
+from .trials import Point, Scratch, State
 
 __all__ = ["PAPER", "PLASLS", "SGDSLS", "AdamSLS", "LineSearch", "Search", "split"]
 
@@ -66,18 +67,38 @@ class AdamSLS(LineSearch, torch.optim.Adam):
 
     Args:
         direction: "gradient" tests d as above; "momentum" tests the direction that is taken.
+        compiled: whether trial points in main memory are made by C code, in one pass over memory, which the machine's C
+            compiler (`cc`, or that of the environment variable CC) builds in a fifth of a second. None: where there is
+            one. What that code does not know (momentum, amsgrad, types other than float32 and float64) is done without
+            it; step sizes differ by rounding.
+
+    Raises:
+        RuntimeError: `compiled` is True and there is no C compiler that works.
 
     The other arguments are `LineSearch`'s and torch.optim.Adam's own (betas, eps, fused, ...), without lr.
     """
 
-    def __init__(self, params: Iterable[Any], *, direction: Direction = "gradient", **settings: Any) -> None:
+    compiled: bool | None = None
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        direction: Direction = "gradient",
+        compiled: bool | None = None,
+        **settings: Any,
+    ) -> None:
         if direction not in ("gradient", "momentum"):
             raise ValueError(f"direction is {direction!r}; allowed: 'gradient' or 'momentum'")
-        self.direction = direction
+        if compiled is not None and not isinstance(compiled, bool):
+            raise ValueError(f"compiled is {compiled!r}; allowed: True, False or None")
+        if compiled:
+            library()  # or the error that says why not
+        self.direction, self.compiled = direction, compiled
         super().__init__(params, **settings)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"direction": self.direction}
+        return super().__getstate__() | {"direction": self.direction, "compiled": self.compiled}
 
     def _directions(
         self,
@@ -100,6 +121,12 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         if decay and decoupled:
             torch._foreach_sub_(directions, parameters, alpha=decay)
         return directions
+
+    def _place_at_once(self, group: Group, points: list[Point], size: float) -> tuple[list[Tensor], list[Point]]:
+        knows = self.direction == "gradient" and not group["amsgrad"]
+        if not knows or self.compiled is False or (self.compiled is None and not is_available()):
+            return [], points
+        return place(group, points, self.state, size)
 
 
 class PLASLS(AdamSLS):

@@ -16,7 +16,7 @@ from .merging import Group, merge_smallest
 from .ranks import Ranks
 from .replay import Modules, Randomness, Replay
 from .suffix import Suffix, Trust
-from .trials import Path, Scratch, State, Trials, last_gradients
+from .trials import Path, Point, Scratch, State, Trials, last_gradients
 
 # Whole-network searches in a row that take their first trial: then the step size has settled.
 SETTLED_AFTER = 3
@@ -590,6 +590,19 @@ class LineSearch(torch.optim.Optimizer):
             scratch: memory for vectors that are not needed after the next call.
         """
         raise NotImplementedError
+
+    def _place_at_once(self, group: Group, points: list[Point], size: float) -> tuple[list[Tensor], list[Point]]:
+        """For hosts that write trial points w + eta d faster than through `_directions`.
+
+        Args:
+            group: the param group.
+            points: of its parameters.
+            size: eta.
+
+        Returns:
+            The terms of the slope <g, d> of those that were written, and the points that were not.
+        """
+        return [], points
 
     # -- saving and loading -------------------------------------------------------------------------------
 

@@ -70,13 +70,13 @@ class Trials:
         self._known = optimizer.progress.accepted_once
         self.condition = Armijo(settings.c if self._known else settings.first_c, tolerance)
         self._sizes = list(sizes)
-        self._points: list[list[_Point]] = []
+        self._points: list[list[Point]] = []
         self._scratch = Scratch()
 
     def __enter__(self) -> Trials:
         try:
             self._points = [
-                [_Point(p, self._memory.get(p)) for p in group["params"] if p.grad is not None] for group in self.groups
+                [Point(p, self._memory.get(p)) for p in group["params"] if p.grad is not None] for group in self.groups
             ]
             self.slopes = self.optimizer.ranks.means(torch.stack(self._place(self._sizes))).tolist()
             for point in chain.from_iterable(self._points):
@@ -113,9 +113,10 @@ class Trials:
             for group, points, size in zip(self.groups, self._points, sizes, strict=True)
         ]
 
-    def _place_group(self, group: Group, points: Sequence[_Point], size: float) -> Tensor:
-        device, dots = self.loss.value.device, []
-        for chunk in _chunks(points, self.optimizer.state):
+    def _place_group(self, group: Group, points: list[Point], size: float) -> Tensor:
+        device = self.loss.value.device
+        dots, left = self.optimizer._place_at_once(group, points, size)
+        for chunk in _chunks(left, self.optimizer.state):
             directions = self.optimizer._directions(group, chunk.unmoved, chunk.gradients, chunk.states, self._scratch)
             chunk.place(directions, size)
             dots += [_dot(g, d) for g, d in zip(chunk.gradients, directions, strict=True)]
@@ -143,7 +144,7 @@ class Scratch:
         return list(rows[:, : like.numel()].unbind())
 
 
-class _Point:
+class Point:
     """One parameter's unmoved values and those of the trial point.
 
     They change places as the parameter's storage, which copies nothing. Where others hold that storage, too (a view
@@ -233,7 +234,7 @@ class _Chunk:
                 torch.add(piece.unmoved, direction, alpha=size, out=piece.trial)
 
 
-def _chunks(points: Iterable[_Point], states: Mapping[Tensor, State]) -> Iterator[_Chunk]:
+def _chunks(points: Iterable[Point], states: Mapping[Tensor, State]) -> Iterator[_Chunk]:
     slices: list[_Slice] = []
     room, kind = 0, None
     for point in points:
@@ -256,7 +257,7 @@ def _chunks(points: Iterable[_Point], states: Mapping[Tensor, State]) -> Iterato
         yield _Chunk(slices)
 
 
-def _slices(point: _Point, state: State, limit: int) -> list[_Slice]:
+def _slices(point: Point, state: State, limit: int) -> list[_Slice]:
     """Of at most so many entries; a parameter that does not lie in one piece is taken whole."""
     own = (point.unmoved, point.trial, point.gradient)
     moments = {name: value for name, value in state.items() if getattr(value, "shape", None) == point.unmoved.shape}

@@ -25,6 +25,7 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import SWALR
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
+from optim.compiled import is_available
 
 HERE = Path(__file__).parents[1]
 
@@ -1087,7 +1088,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # setuptools writes beside what it builds
     (source / "optim").mkdir(parents=True)
-    for file in (HERE / "pyproject.toml", *(HERE / "optim").glob("*.py")):
+    for file in (HERE / "pyproject.toml", *(HERE / "optim").glob("*.py"), HERE / "optim/adam.c"):
         (source / file.relative_to(HERE)).write_bytes(file.read_bytes())
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     common = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
@@ -1099,10 +1100,16 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     assert {path.name for path in wheel.iterdir()} == {"plasls", "plasls-0.1.0.dist-info"}
-    ours = {path.name for path in (HERE / "optim").glob("*.py")}
+    ours = {path.name for path in (HERE / "optim").glob("*.[pc]*") if path.is_file()}
     assert {path.name for path in (wheel / "plasls").iterdir()} - {"__pycache__"} == ours
     metadata = (wheel / "plasls-0.1.0.dist-info" / "METADATA").read_text("utf-8")
     assert re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE) == ["torch>=2.6"]
+
+
+@pytest.mark.skipif(not is_available(), reason="no C compiler (cc) on this machine")
+def test_the_wheel_builds_its_c_code(wheel, tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(wheel)!r}); from plasls import compiled; compiled.library()"
+    subprocess.run([sys.executable, "-I", "-c", script], check=True, cwd=tmp_path)
 
 
 def test_the_readmes_example_runs_from_the_wheel_with_torch_alone(wheel, tmp_path):

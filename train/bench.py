@@ -8,6 +8,7 @@ to the step of torch's fused Adam.
 import argparse
 import copy
 import json
+import os
 import platform
 import statistics
 import sys
@@ -32,6 +33,8 @@ from .arguments import Parser, positive
 from .errors import InputError, writing
 from .model import Classifier, drop_pooler, load_classifier
 from .peers import Closure, Step
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler reports each start and stop on stderr
 
 FIRST_STEPS = 6
 Batch = dict[str, Tensor]
@@ -63,6 +66,7 @@ CANDIDATES = {
     "Adam": Candidate(1, peers.adam),
     "AdamW": Candidate(1, peers.adamw),
     "AdamSLS": Candidate(1, line_search(AdamSLS)),
+    "AdamSLS, not compiled": Candidate(1, line_search(AdamSLS, compiled=False)),
     "AdamSLS, masks kept": Candidate(1, line_search(AdamSLS, keep_masks=True)),
     "AdamSLS, up to 16 steps apart": Candidate(1, line_search(AdamSLS, max_interval=16)),
     "PLASLS-10": Candidate(10, line_search(PLASLS, first_steps=FIRST_STEPS)),
@@ -132,11 +136,14 @@ class Clock:
             Tensor.backward = backward  # type: ignore[method-assign]
 
 
-def extra_memory(step: Step, closure: Closure, gradients: int) -> int:
+def extra_memory(step: Step, closure: Closure, parameters: Sequence[Tensor]) -> int:
     """Peak bytes beside weights, gradients and what was there before the step, outside of forward and backward passes.
 
     By the allocator's own events; the model's activations live within evaluations and the backward pass only.
     """
+    gradients = sum(p.numel() * p.element_size() for p in parameters if p.grad is not None)
+    for p in parameters:
+        p.grad = None  # or their memory, which is there already, is taken for other ends
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         Clock(time.perf_counter).step(step, closure)
     marks: list[tuple[int, int, Any]] = []
@@ -170,6 +177,7 @@ class Contestant:
     memory: int = 0
     first: int = 0  # trials of the first step
     share: float = 1.0  # of the network, that a trial evaluates
+    components: int = 1
 
     def turn(self, batch: Batch, now: Callable[[], float]) -> Clock:
         clock = Clock(now)
@@ -185,7 +193,7 @@ def contestants(names: Sequence[str], model: Classifier) -> list[Contestant]:
         try:
             groups = split(own, candidate.components)
             share = suffix_share(own, groups) if candidate.suffix else 1.0
-            found.append(Contestant(name, own, candidate.build(groups), share=share))
+            found.append(Contestant(name, own, candidate.build(groups), share=share, components=len(groups)))
         except (peers.Missing, ValueError) as reason:
             print(f"{name}: left out: {reason}", file=sys.stderr)
     return found
@@ -229,11 +237,10 @@ def measure(
     if progress:
         print(file=sys.stderr)
     for contestant in running:
-        parameters = list(contestant.model.parameters())
-        gradients = sum(p.numel() * p.element_size() for p in parameters if p.grad is not None)
-        for p in parameters:
-            p.grad = None
-        contestant.memory = extra_memory(contestant.step, partial(contestant.model.loss, batches(0)), gradients)
+        closure, parameters = partial(contestant.model.loss, batches(0)), list(contestant.model.parameters())
+        # Of a whole cycle, as components differ in size.
+        peaks = [extra_memory(contestant.step, closure, parameters) for _ in range(contestant.components)]
+        contestant.memory = max(peaks)
     return forwards
 
 

@@ -1,0 +1,137 @@
+"""adam.c from Python: built by the machine's C compiler at its first use, a fifth of a second in every process."""
+
+import ctypes
+import functools
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .merging import Group
+from .trials import Point, State
+
+SOURCE = Path(__file__).with_name("adam.c")
+# Of arithmetic, nothing but the order of a sum of at most 4,096 terms is left to the compiler.
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC", "-shared")
+FUNCTIONS = {torch.float32: "place_float", torch.float64: "place_double"}
+# Entries that are worth a thread of their own.
+SHARE = 2**16
+
+
+def place(
+    group: Group, points: Sequence[Point], states: Mapping[Tensor, State], size: float
+) -> tuple[list[Tensor], list[Point]]:
+    """Write trial points w + eta d. d is that of `plain_directions`, without momentum and amsgrad; a decoupled weight
+    decay lambda makes it d - lambda w, another one makes the g in it g + lambda w.
+
+    Args:
+        states: Adam's, before this step.
+        size: eta.
+
+    Returns:
+        <g, d> of those that were written, in float64, a number for each data type; and the points that were not: those
+        that are not in main memory, or not in one piece, or of other data types, or that Adam has not moved before.
+    """
+    taken: dict[torch.dtype, list[Point]] = {}
+    left = []
+    for point in points:
+        if _takes(point, states.get(point.parameter)):
+            taken.setdefault(point.unmoved.dtype, []).append(point)
+        else:
+            left.append(point)
+    return [_place(group, each, [states[point.parameter] for point in each], size) for each in taken.values()], left
+
+
+def _takes(point: Point, state: State | None) -> bool:
+    w, gradient = point.unmoved, point.gradient
+    if not state or not w.is_cpu or w.dtype not in FUNCTIONS or gradient.is_neg():
+        return False
+    return all(
+        type(vector) is Tensor and vector.dtype == w.dtype and vector.is_contiguous()
+        for vector in (w, gradient, state["exp_avg_sq"], point.trial)
+    )
+
+
+def _place(group: Group, points: Sequence[Point], states: Sequence[State], size: float) -> Tensor:
+    beta2, decay = float(group["betas"][1]), group["weight_decay"]
+    corrections = [1 - beta2 ** (float(state["step"]) + 1) for state in states]
+    decays = (0.0, decay) if group.get("decoupled_weight_decay", False) else (decay, 0.0)
+    vectors = (
+        [point.unmoved for point in points],
+        [point.gradient for point in points],
+        [state["exp_avg_sq"] for state in states],
+        [point.trial for point in points],
+    )
+    sizes = [w.numel() for w in vectors[0]]
+    arguments = (
+        ctypes.c_int64(len(points)),
+        _array(ctypes.c_int64, sizes),
+        *(_array(ctypes.c_void_p, [vector.data_ptr() for vector in each]) for each in vectors),
+        _array(ctypes.c_double, [beta2 / correction for correction in corrections]),
+        _array(ctypes.c_double, [(1 - beta2) / correction for correction in corrections]),
+        *map(ctypes.c_double, (group["eps"], size, *decays)),
+    )
+    function = getattr(library(), FUNCTIONS[points[0].unmoved.dtype])
+    total = sum(sizes)
+    threads = min(torch.get_num_threads(), 1 + total // SHARE)
+    bounds = [ctypes.c_int64(total * k // threads) for k in range(threads + 1)]
+    run = map if threads == 1 else _pool(threads, os.getpid()).map
+    slopes = run(lambda start, stop: function(start, stop, *arguments), bounds[:-1], bounds[1:])
+    return torch.tensor(sum(slopes), dtype=torch.float64)
+
+
+def _array(kind: Any, values: Sequence[float]) -> Any:
+    return (kind * len(values))(*values)
+
+
+def library() -> ctypes.CDLL:
+    """Raises: RuntimeError: there is no C compiler, or it fails; says how."""
+    found = _library(os.environ.get("CC", ""))
+    if isinstance(found, str):
+        raise RuntimeError(
+            f"compiled=True needs a C compiler: {found}; "
+            "allowed: another one by the environment variable CC, or compiled=False"
+        )
+    return found
+
+
+def is_available() -> bool:
+    return not isinstance(_library(os.environ.get("CC", "")), str)
+
+
+@functools.cache
+def _library(compiler: str) -> ctypes.CDLL | str:
+    """Or why there is none."""
+    command = shlex.split(compiler) or ["cc"]
+    with tempfile.TemporaryDirectory() as folder:
+        target = str(Path(folder, "adam.so"))
+        # For this very processor, where the compiler knows what that is.
+        for flags in (["-march=native", *FLAGS], FLAGS):
+            try:
+                subprocess.run(
+                    [*command, *flags, "-o", target, str(SOURCE), "-lm"], capture_output=True, text=True, check=True
+                )
+                built = ctypes.CDLL(target)
+                break
+            except subprocess.CalledProcessError as error:
+                reason = f"{shlex.join(command)}: {(error.stderr.strip().splitlines() or [error])[0]}"
+            except OSError as error:  # no such compiler, or no program may run from the temporary folder
+                reason = str(error)
+        else:
+            return reason
+    for name in FUNCTIONS.values():
+        getattr(built, name).restype = ctypes.c_double
+    return built
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Of this process: threads do not live through a fork. A call through ctypes leaves the interpreter to others."""
+    return ThreadPoolExecutor(threads)
