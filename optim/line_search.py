@@ -549,9 +549,8 @@ class LineSearch(torch.optim.Optimizer):
 
     def _sum_of_norms(self, gradients: list[Tensor], order: float) -> float:
         norms = torch._foreach_norm(gradients, order)
-        return float(
-            self.ranks.means(torch.stack([norm.to(gradients[0].device, torch.float64) for norm in norms]).sum())
-        )
+        device = gradients[0].device
+        return float(self.ranks.means(torch.stack([norm.to(device) for norm in norms]).double().sum()))
 
     # -- several processes --------------------------------------------------------------------------------
 
