@@ -72,10 +72,10 @@ class AdamSLS(LineSearch, torch.optim.Adam):
             one. What that code does not know (momentum, amsgrad, types other than float32 and float64) is done without
             it; step sizes differ by rounding.
 
+    The other arguments are `LineSearch`'s and torch.optim.Adam's own (betas, eps, fused, ...), without lr.
+
     Raises:
         RuntimeError: `compiled` is True and there is no C compiler that works.
-
-    The other arguments are `LineSearch`'s and torch.optim.Adam's own (betas, eps, fused, ...), without lr.
     """
 
     compiled: bool | None = None

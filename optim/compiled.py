@@ -109,23 +109,32 @@ def is_available() -> bool:
 @functools.cache
 def _library(compiler: str) -> ctypes.CDLL | str:
     """Or why there is none."""
-    command = shlex.split(compiler) or ["cc"]
+    try:
+        command = shlex.split(compiler) or ["cc"]
+        try:
+            return _build([*command, "-march=native"])  # for this very processor, where the compiler knows what that is
+        except subprocess.CalledProcessError:
+            return _build(command)
+    except subprocess.CalledProcessError as error:
+        return f"{compiler or 'cc'}: {(error.stderr.strip().splitlines() or [error])[0]}"
+    # No compiler, no place for its output, or none that this process may load; it hangs; quotes that do not close.
+    except (OSError, AttributeError, subprocess.TimeoutExpired, ValueError) as error:
+        return f"{compiler or 'cc'}: {error}"
+
+
+def _build(command: list[str]) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         target = str(Path(folder, "adam.so"))
-        # For this very processor, where the compiler knows what that is.
-        for flags in (["-march=native", *FLAGS], FLAGS):
-            try:
-                subprocess.run(
-                    [*command, *flags, "-o", target, str(SOURCE), "-lm"], capture_output=True, text=True, check=True
-                )
-                built = ctypes.CDLL(target)
-                break
-            except subprocess.CalledProcessError as error:
-                reason = f"{shlex.join(command)}: {(error.stderr.strip().splitlines() or [error])[0]}"
-            except OSError as error:  # no such compiler, or no program may run from the temporary folder
-                reason = str(error)
-        else:
-            return reason
+        subprocess.run(
+            [*command, *FLAGS, "-o", target, str(SOURCE), "-lm"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=True,
+            timeout=60,
+        )
+        built = ctypes.CDLL(target)
     for name in FUNCTIONS.values():
         getattr(built, name).restype = ctypes.c_double
     return built

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -188,7 +189,9 @@ def compiler(monkeypatch):
 FAULTS = {
     "absent": ("no-such-compiler", "no-such-compiler"),
     "failing": ("cc -no-such-option", "no-such-option"),
-    "builds no library": ("true", "adam.so"),
+    "builds nothing": ("true", "adam.so"),
+    "builds something else": ("cc -Dplace_float=other", "place_float"),
+    "no command": ("cc 'open", "No closing quotation"),
 }
 
 
@@ -204,6 +207,19 @@ def test_without_a_compiler_an_explicit_wish_is_an_error_and_the_default_does_wi
     assert found == train(other, AdamSLS(other.parameters(), compiled=False))
 
 
+@pytest.mark.parametrize("fault", [FileNotFoundError("no temporary folder"), subprocess.TimeoutExpired("cc", 60)])
+def test_a_build_that_cannot_run_does_not_stop_training(fault, compiler, monkeypatch):
+    def broken(*_, **__):
+        raise fault
+
+    what = (subprocess, "run") if isinstance(fault, subprocess.TimeoutExpired) else (tempfile, "TemporaryDirectory")
+    monkeypatch.setattr(*what, broken)
+    model = network()
+    assert len(train(model, AdamSLS(model.parameters()), 3)) == 3
+    with pytest.raises(RuntimeError, match="compiled=True needs a C compiler: cc: "):
+        AdamSLS(model.parameters(), compiled=True)
+
+
 def test_a_compiler_is_asked_once(compiler, monkeypatch):
     compiler("no-such-compiler")
     asked = []
@@ -212,7 +228,7 @@ def test_a_compiler_is_asked_once(compiler, monkeypatch):
     for _ in range(2):
         model = network()
         train(model, AdamSLS(model.parameters()), 3)
-    assert len(asked) == 2  # with the flags of this very processor, and without
+    assert len(asked) == 1
 
 
 def test_a_compiler_that_does_not_know_this_processor_builds_for_any(compiler, tmp_path):
