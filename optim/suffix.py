@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class Trust:
     verified: set[str] = field(default_factory=set)
     keep_all: bool = False
     off: bool = False
+    opaque: WeakSet[Module] = field(default_factory=WeakSet)  # modules whose output cannot be recorded
 
     def lose(self, full: float, suffix: float | Exception) -> None:
         self.verified.clear()
@@ -79,7 +81,7 @@ class Suffix:
         self._trust, self._component = trust, component
         changes = _Changes(parameters)
         known = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-        self.closures = [_Recorded(closure, changes, known, randomness, trust.keep_all) for closure in closures]
+        self.closures = [_Recorded(closure, changes, known, randomness, trust) for closure in closures]
 
     def evaluate(self, again: Callable[..., float]) -> float:
         """`MiniBatchLoss.again`, from the component on."""
@@ -131,10 +133,12 @@ class _Call:
     Attributes:
         start: how many records there were before it.
         caller: the call that it was made in.
+        whole: whether its record will do for all calls in it.
     """
 
     start: int
     caller: "_Call | None"
+    whole: bool
 
     def is_in(self, calls: set["_Call"]) -> bool:
         return self in calls or (self.caller is not None and self.caller.is_in(calls))
@@ -172,10 +176,10 @@ class _Recorded:
     """One closure: the first call records, later ones skip what is recorded while `skips` is set."""
 
     def __init__(
-        self, closure: Closure, changes: _Changes, modules: list[Module], randomness: Randomness | Masks, keep_all: bool
+        self, closure: Closure, changes: _Changes, modules: list[Module], randomness: Randomness | Masks, trust: Trust
     ) -> None:
         self._closure, self._changes, self._modules = closure, changes, modules
-        self._randomness, self._keep_all = randomness, keep_all
+        self._randomness, self._trust = randomness, trust
         self._calls: list[_Call] = []
         self._recorded = self._reached = False
         self.records: list[_Record] = []
@@ -194,14 +198,18 @@ class _Recorded:
     def _record(self, module: Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._reached:
             return forward(*args, **kwargs)
-        call = _Call(len(self.records), self._calls[-1] if self._calls else None)
+        caller = self._calls[-1] if self._calls else None
+        changes = self._changes.inside(module)
+        if caller is not None and caller.whole and not changes:
+            return forward(*args, **kwargs)
+        call = _Call(len(self.records), caller, whole=not changes and module not in self._trust.opaque)
         self._take(call, (args, kwargs))
         self._calls.append(call)
         try:
             if self._changes.in_itself(module):
                 self._reach()
             output = forward(*args, **kwargs)
-            if not self._reached and self._changes.inside(module):
+            if not self._reached and changes:
                 # It has used the parameters itself, without a call of the part that holds them: at any time.
                 del self.records[call.start :]
                 self._reach()
@@ -222,7 +230,8 @@ class _Recorded:
     def _add(self, module: Module, call: _Call, output: Any) -> None:
         leaves, structure = tree_flatten(output)
         if not all(isinstance(leaf, (Tensor, *_PLAIN)) for leaf in leaves):
-            return  # such as a cache; the modules inside are recorded one by one
+            self._trust.opaque.add(module)  # such as a cache; the modules inside are recorded one by one from now on
+            return
         held = [_Leaf(leaf, leaf._version) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.records[call.start :] = [_Record(module, call, held, structure, self._randomness.get())]
 
@@ -247,7 +256,7 @@ class _Recorded:
 
     def _is_needed(self, leaf: _Leaf, skipped: set[_Call]) -> bool:
         """Whether anything but recorded calls takes it."""
-        if self._keep_all or not (leaf.tensor.is_floating_point() or leaf.tensor.is_complex()):
+        if self._trust.keep_all or not (leaf.tensor.is_floating_point() or leaf.tensor.is_complex()):
             return True
         return not leaf.takers or not all(taker.is_in(skipped) for taker in leaf.takers)
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from optim import PLASLS, split
+from optim.replay import Randomness
 
 STEPS = 12
 
@@ -217,6 +218,100 @@ def test_a_block_is_not_run_again_for_a_component_behind_it():
     part, _, _ = run("BERT", True, steps=9)
     ran = {component: modules for component, *_, modules in part[5:]}
     assert ran["bert encoder 0"] - ran["bert encoder 1"] == ran["bert encoder 1"] - ran["bert encoder 2"] > 10
+
+
+def test_random_states_are_taken_at_the_boundary_only(monkeypatch):
+    """Not at each of the dozens of modules inside the blocks before it."""
+    taken = []
+    get = Randomness.get
+    monkeypatch.setattr(Randomness, "get", lambda randomness: (taken.append(1), get(randomness))[1])
+    counts = []
+
+    def count(*_):
+        counts.append(len(taken))
+        taken.clear()
+
+    part, _, _ = run("BERT", True, steps=14, before_step=count)
+    (last,) = (k for k in range(9, 13) if part[k][0] == "bert encoder 2")
+    assert counts[last + 1] <= 3 + 2 + part[last][3]  # the embeddings and two blocks; around the step; in each trial
+
+
+class Wrapped:
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+class Wrapping(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return Wrapped(torch.nn.functional.dropout(self.linear(x).tanh(), 0.1))
+
+
+class Opaque(torch.nn.Module):
+    """Its blocks hand out what nobody can copy; what is inside them can be known all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(50, 8)
+        self.blocks = torch.nn.ModuleList(Wrapping() for _ in range(3))
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        x = self.words(tokens).mean(1)
+        for block in self.blocks:
+            x = block(x).tensor
+        return self.head(x)
+
+
+def test_modules_inside_one_whose_output_is_no_tensor_are_spared(monkeypatch):
+    monkeypatch.setitem(OWN, "Opaque", Opaque)
+    ran, counts = [], []
+    forward = torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda linear, x: (ran.append(1), forward(linear, x))[1])
+
+    def count(*_):
+        counts.append(len(ran))
+        ran.clear()
+
+    part, its_state, optimizer = run("Opaque", True, steps=14, before_step=count)
+    assert len(optimizer._trust.opaque) == 2  # the last one is never before the searched component
+    full, full_state, _ = run("Opaque", False, steps=14)
+    assert [step[:5] for step in part] == [step[:5] for step in full]
+    assert all(torch.equal(a, b) for a, b in zip(its_state, full_state, strict=True))
+    last = max(k for k in range(13) if part[k][0] == "blocks 2 2")
+    assert counts[last + 1] == 4 + 2 * part[last][3]  # a trial runs the linear layer of that block, and the head
+
+
+class Borrowing(torch.nn.Module):
+    """A block calls a module that is not a part of it, and that is called later, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(50, 8)
+        self.blocks = torch.nn.ModuleList([Wrapping(), Wrapping()])
+        self.other = torch.nn.ModuleList([torch.nn.Linear(8, 8)])
+        self.blocks[1].borrowed = [self.other[0]]
+        self.blocks[1].forward = self.borrow
+        self.head = torch.nn.Linear(8, 3)
+
+    def borrow(self, x):
+        return self.blocks[1].linear(x) + self.blocks[1].borrowed[0](x).tanh()
+
+    def forward(self, tokens):
+        x = self.blocks[1](self.blocks[0](self.words(tokens).mean(1)).tensor)
+        return self.head(self.other[0](x))
+
+
+def test_a_module_that_is_called_inside_one_that_does_not_hold_it_is_seen(monkeypatch):
+    monkeypatch.setitem(OWN, "Borrowing", Borrowing)
+    part, its_state, optimizer = run("Borrowing", True, steps=14)
+    assert not optimizer._trust.keep_all
+    full, full_state, _ = run("Borrowing", False, steps=14)
+    assert [step[:5] for step in part] == [step[:5] for step in full]
+    assert all(torch.equal(a, b) for a, b in zip(its_state, full_state, strict=True))
 
 
 def test_only_the_boundary_is_kept():
