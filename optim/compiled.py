@@ -50,26 +50,30 @@ def place(
 
 
 def _takes(point: Point, state: State | None) -> bool:
-    w, gradient = point.unmoved, point.gradient
-    if not state or not w.is_cpu or w.dtype not in FUNCTIONS or gradient.is_neg():
+    dtype = point.unmoved.dtype
+    if not state or dtype not in FUNCTIONS:
         return False
     return all(
-        type(vector) is Tensor and vector.dtype == w.dtype and vector.is_contiguous()
-        for vector in (w, gradient, state["exp_avg_sq"], point.trial)
+        type(vector) is Tensor
+        and vector.is_cpu
+        and vector.dtype == dtype
+        and vector.is_contiguous()
+        and not vector.is_neg()
+        for vector in _vectors(point, state)
     )
+
+
+def _vectors(point: Point, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """w, g, v and where the trial point is written, as adam.c takes them."""
+    return point.unmoved, point.gradient, state["exp_avg_sq"], point.trial
 
 
 def _place(group: Group, points: Sequence[Point], states: Sequence[State], size: float) -> Tensor:
     beta2, decay = float(group["betas"][1]), group["weight_decay"]
     corrections = [1 - beta2 ** (float(state["step"]) + 1) for state in states]
     decays = (0.0, decay) if group.get("decoupled_weight_decay", False) else (decay, 0.0)
-    vectors = (
-        [point.unmoved for point in points],
-        [point.gradient for point in points],
-        [state["exp_avg_sq"] for state in states],
-        [point.trial for point in points],
-    )
-    sizes = [w.numel() for w in vectors[0]]
+    vectors = zip(*map(_vectors, points, states), strict=True)
+    sizes = [point.unmoved.numel() for point in points]
     arguments = (
         ctypes.c_int64(len(points)),
         _array(ctypes.c_int64, sizes),

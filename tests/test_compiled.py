@@ -9,33 +9,19 @@ import tempfile
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from optim import PLASLS, AdamSLS, compiled, split
 from optim.adam import plain_directions
 from optim.trials import Point
+from tests.small import network, train
 
 pytestmark = pytest.mark.skipif(not compiled.is_available(), reason="no C compiler (cc) on this machine")
-
-
-def network(width=30):
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 3))
-
-
-def train(model, optimizer, steps=12):
-    found = []
-    for k in range(steps):
-        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(k)).to(next(model.parameters()).dtype)
-        optimizer.step(lambda x=x: cross_entropy(model(x), x[:, :3].argmax(1)))
-        found.append((optimizer.search.trials, optimizer.search.after, optimizer.search.slope))
-    return found
 
 
 def placed(dtype, eta=0.3, sizes=(1, 5000, 3, 8192, 77), ages=(1, 4, 4, 2, 9), **group):
     """Points of these sizes in tensors of two dimensions, what the C code makes of them, and Adam's states."""
     generator = torch.Generator().manual_seed(0)
-    group = {"betas": (0.9, 0.98), "eps": 1e-3, "weight_decay": 0.0} | group
+    group = {"betas": (0.9, 0.98), "eps": 1e-3, "weight_decay": 0.0, "amsgrad": False} | group
     points, states = [], {}
     for size, age in zip(sizes, ages, strict=True):
         parameter = torch.nn.Parameter(torch.randn(1, size, generator=generator, dtype=dtype))
@@ -62,7 +48,7 @@ def test_the_c_code_makes_the_plain_trial_point_and_slope(dtype, digits, threads
     points, states, group, slopes = placed(dtype)
     slope = 0.0
     for point in points:
-        (d,) = plain_directions(group | {"amsgrad": False}, 0.0, [point.gradient], [states[point.parameter]])
+        (d,) = plain_directions(group, 0.0, [point.gradient], [states[point.parameter]])
         assert torch.allclose(point.trial, point.unmoved + 0.3 * d, rtol=digits, atol=digits)
         slope += (point.gradient.double() * d.double()).sum().item()
     assert slopes[0].dtype == torch.float64
@@ -97,7 +83,7 @@ def test_the_slope_of_many_float32_entries_keeps_its_digits():
     (point,) = points
     state = {name: value.double() for name, value in states[point.parameter].items()}
     g = point.gradient.double()
-    (d,) = plain_directions(group | {"amsgrad": False}, 0.0, [g], [state])
+    (d,) = plain_directions(group, 0.0, [g], [state])
     assert slopes[0].item() == pytest.approx((g * d).sum().item(), rel=1e-7)
 
 
@@ -161,7 +147,7 @@ def test_other_directions_are_not_made_by_it(options, monkeypatch):
 def test_every_process_finds_the_same_bits(tmp_path):
     """The code is built anew in each."""
     script = (
-        "import sys, torch; from tests.test_compiled import network, train; from optim import AdamSLS\n"
+        "import sys, torch; from tests.small import network, train; from optim import AdamSLS\n"
         "model = network(300); found = train(model, AdamSLS(model.parameters(), compiled=True))\n"
         "torch.save((list(model.parameters()), found), sys.argv[1])\n"
     )

@@ -179,6 +179,27 @@ def run(
     return found, [*state, torch.get_rng_state()], optimizer
 
 
+def assert_same_in_full(part, its_state, kind, **settings):
+    """A run with suffixes has found what one with full evaluations finds, to the bit; returns the steps of that one."""
+    full, full_state, _ = run(kind, False, **settings)
+    assert [step[:5] for step in part] == [step[:5] for step in full]
+    assert all(torch.equal(a, b) for a, b in zip(its_state, full_state, strict=True))
+    return full
+
+
+def counting(monkeypatch, owner, name):
+    """Calls of owner.name from one call of the function returned to the next, in the list returned."""
+    called, counts = [], []
+    function = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args: (called.append(1), function(*args))[1])
+
+    def count(*_):
+        counts.append(len(called))
+        called.clear()
+
+    return count, counts
+
+
 CASES = {
     "BERT": ("BERT", {}),
     "BERT, bf16": ("BERT", {"autocast": True}),
@@ -204,9 +225,7 @@ def test_trials_from_the_component_on_give_the_bits_of_the_full_ones_and_run_few
     components = len(split(OWN[kind]() if kind in OWN else transformer(kind), rule))
     steps = 3 * components + 1
     part, its_state, _ = run(kind, True, steps=steps, **settings)
-    full, full_state, _ = run(kind, False, steps=steps, **settings)
-    assert [step[:5] for step in part] == [step[:5] for step in full]
-    assert all(torch.equal(a, b) for a, b in zip(its_state, full_state, strict=True))
+    full = assert_same_in_full(part, its_state, kind, steps=steps, **settings)
     # The first searches evaluate both ways, once more where all outputs have to be kept. Afterwards all components
     # but those of the first modules are spared something.
     last = range(steps - components, steps)
@@ -222,15 +241,7 @@ def test_a_block_is_not_run_again_for_a_component_behind_it():
 
 def test_random_states_are_taken_at_the_boundary_only(monkeypatch):
     """Not at each of the dozens of modules inside the blocks before it."""
-    taken = []
-    get = Randomness.get
-    monkeypatch.setattr(Randomness, "get", lambda randomness: (taken.append(1), get(randomness))[1])
-    counts = []
-
-    def count(*_):
-        counts.append(len(taken))
-        taken.clear()
-
+    count, counts = counting(monkeypatch, Randomness, "get")
     part, _, _ = run("BERT", True, steps=14, before_step=count)
     (last,) = (k for k in range(9, 13) if part[k][0] == "bert encoder 2")
     assert counts[last + 1] <= 3 + 2 + part[last][3]  # the embeddings and two blocks; around the step; in each trial
@@ -268,19 +279,10 @@ class Opaque(torch.nn.Module):
 
 def test_modules_inside_one_whose_output_is_no_tensor_are_spared(monkeypatch):
     monkeypatch.setitem(OWN, "Opaque", Opaque)
-    ran, counts = [], []
-    forward = torch.nn.Linear.forward
-    monkeypatch.setattr(torch.nn.Linear, "forward", lambda linear, x: (ran.append(1), forward(linear, x))[1])
-
-    def count(*_):
-        counts.append(len(ran))
-        ran.clear()
-
+    count, counts = counting(monkeypatch, torch.nn.Linear, "forward")
     part, its_state, optimizer = run("Opaque", True, steps=14, before_step=count)
     assert len(optimizer._trust.opaque) == 2  # the last one is never before the searched component
-    full, full_state, _ = run("Opaque", False, steps=14)
-    assert [step[:5] for step in part] == [step[:5] for step in full]
-    assert all(torch.equal(a, b) for a, b in zip(its_state, full_state, strict=True))
+    assert_same_in_full(part, its_state, "Opaque", steps=14)
     last = max(k for k in range(13) if part[k][0] == "blocks 2 2")
     assert counts[last + 1] == 4 + 2 * part[last][3]  # a trial runs the linear layer of that block, and the head
 
@@ -309,9 +311,7 @@ def test_a_module_that_is_called_inside_one_that_does_not_hold_it_is_seen(monkey
     monkeypatch.setitem(OWN, "Borrowing", Borrowing)
     part, its_state, optimizer = run("Borrowing", True, steps=14)
     assert not optimizer._trust.keep_all
-    full, full_state, _ = run("Borrowing", False, steps=14)
-    assert [step[:5] for step in part] == [step[:5] for step in full]
-    assert all(torch.equal(a, b) for a, b in zip(its_state, full_state, strict=True))
+    assert_same_in_full(part, its_state, "Borrowing", steps=14)
 
 
 def test_only_the_boundary_is_kept():
@@ -339,9 +339,7 @@ def test_a_model_that_reads_parameters_elsewhere_is_evaluated_in_full_and_says_s
     with pytest.warns(RuntimeWarning, match="evaluate the whole network") as caught:
         part, its_state, _ = run("Hidden", True, steps=16)
     assert len([w for w in caught if w.category is RuntimeWarning]) == 1
-    full, full_state, _ = run("Hidden", False, steps=16)
-    assert [step[:5] for step in part] == [step[:5] for step in full]
-    assert all(torch.equal(a, b) for a, b in zip(its_state, full_state, strict=True))
+    assert_same_in_full(part, its_state, "Hidden", steps=16)
 
 
 class Detour(torch.nn.Module):
@@ -364,9 +362,7 @@ def test_a_trial_that_takes_another_way_is_evaluated_in_full(monkeypatch):
     monkeypatch.setitem(OWN, "Detour", Detour)
     part, its_state, optimizer = run("Detour", True, steps=9)
     assert not optimizer._trust.keep_all
-    full, full_state, _ = run("Detour", False, steps=9)
-    assert [step[:5] for step in part] == [step[:5] for step in full]
-    assert all(torch.equal(a, b) for a, b in zip(its_state, full_state, strict=True))
+    assert_same_in_full(part, its_state, "Detour", steps=9)
 
 
 class Writing(torch.nn.Module):

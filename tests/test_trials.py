@@ -7,20 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from optim import PLASLS, SGDSLS, AdamSLS, adam, split, trials
-
-
-def network():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(4, 30), torch.nn.Tanh(), torch.nn.Linear(30, 3))
-
-
-def train(model, optimizer, steps=12):
-    found = []
-    for k in range(steps):
-        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(k)).to(next(model.parameters()).dtype)
-        optimizer.step(lambda x=x: cross_entropy(model(x), x[:, :3].argmax(1)))
-        found.append((optimizer.search.trials, optimizer.search.after, optimizer.search.slope))
-    return found
+from tests.small import network, train
 
 
 @pytest.mark.parametrize("make", [SGDSLS, AdamSLS, PLASLS])
