@@ -1,4 +1,4 @@
-/* The trial point of Adam and its slope, in one pass over memory: of adam.py, as machine code.
+/* The trial point of Adam and its slope, in one pass over memory: of directions.py, as machine code.
 
    The vectors lie one behind the other in thought; a call does the entries [start, stop) of that line and returns
    <g, d> over them. For each vector k and entry i

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .merging import Group
-from .trials import Point, State
+from .points import Point, State
 
 SOURCE = Path(__file__).with_name("adam.c")
 # Of arithmetic, nothing but the order of a sum of at most 4,096 terms is left to the compiler.

@@ -1,5 +1,6 @@
-"""Algorithm 1 of the paper on param groups: components with vanishing step sizes are merged."""
+"""Algorithm 1 of the paper on param groups, and its inverse: components with vanishing step sizes are merged."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Group = dict[str, Any]
@@ -42,6 +43,36 @@ def join(groups: list[Group], kept: Group, absorbed: Group) -> None:
     kept["name"] = f"{kept['name']}+{absorbed['name']}"
     kept["lr"] = (kept["lr"] + absorbed["lr"]) / 2
     del groups[_position(groups, absorbed)]
+
+
+def regrouped(groups: Sequence[Group], counts: Mapping[str, int], names: Sequence[str]) -> list[Group]:
+    """The same parameters in groups of the given names, as after the merges that these tell of: "a+b" is a and b.
+
+    Args:
+        groups: as they are now, merged in any way.
+        counts: of the components as they were before all merges: name -> number of parameters.
+        names: of the groups that are wanted.
+
+    Raises:
+        ValueError: the names are not of these components.
+    """
+    parts: dict[str, Group] = {}
+    for group in groups:
+        start = 0
+        for name in group["name"].split("+"):
+            stop = start + counts[name]
+            parts[name] = group | {key: group[key][start:stop] for key in ("params", "param_names") if key in group}
+            start = stop
+    if sorted("+".join(names).split("+")) != sorted(parts):
+        ours = ", ".join(group["name"] for group in groups)
+        raise ValueError(f"the state is of the components {', '.join(names)}; here are {ours}")
+    wanted = []
+    for merged in names:
+        first, *others = (parts[name] for name in merged.split("+"))
+        for key in {"params", "param_names"} & first.keys():
+            first[key] = [item for part in (first, *others) for item in part[key]]
+        wanted.append(first | {"name": merged})
+    return wanted
 
 
 def _settings(group: Group) -> Group:

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
-from optim.ranks import Ranks
+from optim.evaluation.ranks import Ranks
 
 CLAIMS: list[Any] = []
 # -- what the ranks, and the single process that they are held against, train on ------------------------------
@@ -348,7 +348,7 @@ def not_finite(rank):
     for k in range(2):
         x, y = batch(rank, k)
         optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y) * (math.nan if rank == 1 else 1.0))
-        seen["skipped"].append([digest(model) == before, optimizer.progress.nonfinite])
+        seen["skipped"].append([digest(model) == before, optimizer.turns.progress.nonfinite])
 
     def poisoned():
         loss = cross_entropy(model(x), y)

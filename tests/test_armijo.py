@@ -4,18 +4,19 @@ import math
 
 import pytest
 
-from optim.armijo import Armijo, backtrack
+from optim.armijo import Armijo, backtrack, growth
 
 STRICT = Armijo(c=0.1)
 
 
-def search(f, start=1.0, condition=STRICT, slope=-1.0, max_trials=100):
+def search(f, start=1.0, tolerance=0.0, slope=-1.0, max_trials=100):
     return backtrack(
         f,
         lambda t: t * slope,
         base=f(0.0),
         start=start,
-        condition=condition,
+        criterion=STRICT,
+        tolerance=tolerance,
         factor=0.9,
         max_trials=max_trials,
     )
@@ -50,11 +51,11 @@ def test_the_strict_test_rejects_an_equal_loss_and_the_tolerant_one_accepts_it()
         return 1.0
 
     assert not search(flat, start=1e-10).accepted
-    assert search(flat, start=1e-10, condition=Armijo(0.1, 1e-15)).accepted
+    assert search(flat, start=1e-10, tolerance=1e-15).accepted
 
 
 def test_the_tolerant_search_stops_where_no_decrease_can_be_resolved():
-    found = search(lambda t: 1.0 + (t > 0), condition=Armijo(0.1, 4e-7), max_trials=1000)
+    found = search(lambda t: 1.0 + (t > 0), tolerance=4e-7, max_trials=1000)
     assert not found.accepted
     # The last trial promised a decrease above the tolerance of 4e-7, the next one would not have.
     assert 0.9 ** (found.trials - 1) > 4e-7 >= 0.9**found.trials
@@ -62,3 +63,9 @@ def test_the_tolerant_search_stops_where_no_decrease_can_be_resolved():
 
 def test_the_strict_search_goes_on_below_rounding():
     assert search(lambda t: 1.0 + (t > 0), max_trials=400).trials == 400
+
+
+def test_a_step_size_doubles_in_growth_steps_however_they_are_divided():
+    assert growth(500, 500.0) == 2
+    assert growth(100, 500.0) * growth(400, 500.0) == pytest.approx(2, rel=1e-15)
+    assert growth(7, math.inf) == 1

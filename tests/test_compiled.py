@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from optim import PLASLS, AdamSLS, compiled, split
-from optim.adam import plain_directions
-from optim.trials import Point
+from optim.directions import plain_directions
+from optim.points import Point
 from tests.small import network, train
 
 pytestmark = pytest.mark.skipif(not compiled.is_available(), reason="no C compiler (cc) on this machine")

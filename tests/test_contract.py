@@ -675,7 +675,7 @@ def test_an_older_state_takes_defaults_for_what_it_lacks(make):
     del state["param_groups"][0]["line_search"]
     state["line_search"] = {}  # where the first version had it
     loaded.load_state_dict(state)
-    assert loaded.progress == make(split(other, by_parameter)).progress
+    assert loaded.turns.progress == make(split(other, by_parameter)).progress
     assert not loaded.counts
     losses = train(other, loaded, batches(60))
     assert mean(losses[-10:]) < mean(losses[:10])
@@ -726,7 +726,7 @@ def test_a_distributed_checkpoint_resumes_bit_for_bit(make, by_file, tmp_path):
         state = get_optimizer_state_dict(other, loaded)
         dcp.load(state, checkpoint_id=tmp_path)
     set_optimizer_state_dict(other, loaded, state)
-    assert loaded.progress == optimizer.progress
+    assert loaded.turns.progress == optimizer.turns.progress
     assert loaded.counts == optimizer.counts
     assert train(other, loaded, batches(6, seed=2)) == train(one, optimizer, batches(6, seed=2))
     assert torch.equal(weights(one), weights(other))

@@ -126,7 +126,7 @@ def test_step_sizes_trials_and_weights_are_the_references(case, problem):
         assert optimizer.search.trials == reference.trials
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(reference.eta, rel=1e-9)
         names = ["+".join(f"block{j}" for j in blocks) for blocks in reference.components]
-        if optimizer.cycle:
+        if optimizer.components:
             assert [group["name"] for group in optimizer.param_groups] == names
         for parameter, block in zip(parameters, reference.w, strict=True):
             assert parameter.tolist() == pytest.approx(block, rel=1e-5, abs=1e-8)
@@ -286,7 +286,11 @@ def test_the_order_of_components_does_not_change_a_components_search(joint):
         model = copy.deepcopy(start)
         groups = split(model, by_layer)
         optimizer = PLASLS([groups[place] for place in order], first_steps=1, joint=joint, growth_steps=0.5)
-        optimizer.progress.whole, optimizer.progress.accepted_once, optimizer.progress.position = False, True, turn
+        (
+            optimizer.turns.progress.whole_network_phase,
+            optimizer.turns.progress.accepted_once,
+            optimizer.turns.progress.next_component,
+        ) = False, True, turn
         for group in optimizer.param_groups:
             group["lr"] = whole.param_groups[0]["lr"]
         of_model = dict(zip(model.parameters(), moments.values(), strict=True))
@@ -331,7 +335,7 @@ def test_the_points_accepted_satisfy_the_condition_in_float64_and_those_rejected
 
     rejected = 0
     for x, y in batches(60):
-        c = 0.1 if optimizer.progress.accepted_once else 0.5
+        c = 0.1 if optimizer.turns.progress.accepted_once else 0.5
         unmoved, *trials = points_of_a_step(model, optimizer, x, y)
         base = in_float64(unmoved, x, y)
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(base, list(exact.parameters()))])
@@ -402,7 +406,7 @@ def test_a_step_without_a_search_that_is_not_finite_changes_nothing(fault):
     optimizer = always_accepts(model)
     train(model, optimizer, batches(4))
     before = weights(model)
-    assert optimizer.progress.since + 1 < optimizer.progress.interval
+    assert optimizer.turns.progress.steps_since_search + 1 < optimizer.turns.progress.interval
     optimizer.step(lambda: model[0].weight.sum() * fault)
     w = model[0].weight
     optimizer.step(lambda: (w - w.detach()).abs().sqrt().sum())
@@ -459,7 +463,7 @@ def test_the_strict_test_lets_the_step_size_collapse():
 
 def test_a_tolerance_by_the_loss_alone_does_not_keep_the_step_size():
     """Near convergence a cross-entropy is far smaller than the numbers that it is computed from."""
-    assert smallest_step_size(lambda model: AdamSLS(model.parameters(), magnitude=0.0), 600) < 1e-6
+    assert smallest_step_size(lambda model: AdamSLS(model.parameters(), loss_scale=0.0), 600) < 1e-6
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -713,7 +717,7 @@ def test_a_failed_search_moves_nothing_that_was_searched_and_keeps_the_step_size
     optimizer.step(closure)
     assert not optimizer.search.accepted
     assert [group["lr"] for group in optimizer.param_groups] == sizes
-    if optimizer.search.component == "all" or (optimizer.cycle and optimizer.cycle.joint == "always"):
+    if optimizer.search.component == "all" or (optimizer.components and optimizer.components.joint == "always"):
         assert torch.equal(weights(model), before)
 
 
@@ -732,11 +736,11 @@ def test_a_search_fails_after_max_trials_of_which_the_first_may_take_ten_times_a
     assert (optimizer.search.trials, optimizer.search.accepted) == (50, False)
     assert torch.equal(weights(model), before)
     train(model, optimizer, batches(3))
-    assert optimizer.progress.accepted_once
+    assert optimizer.turns.progress.accepted_once
     for _ in range(3):
         calls.clear()
-        progress, cycle = optimizer.progress, optimizer.cycle
-        jointly = cycle is not None and not progress.whole and cycle.tests_jointly(progress.searches)
+        turn = optimizer.turns.next([group["lr"] for group in optimizer.param_groups])
+        jointly = turn is not None and turn.joint
         optimizer.step(closure)
         assert optimizer.search.trials == (5 + 2 if jointly else 5)  # two ask who is to blame
 
@@ -939,7 +943,7 @@ BAD: dict[str, list[object]] = {
     "growth_steps": [0, -5],
     "max_trials": [0, 1.5, True],
     "rounding": [-1, math.nan],
-    "magnitude": [-1, math.inf],
+    "loss_scale": [-1, math.inf],
     "max_nonfinite": [0],
     "max_interval": [0, 1.5, math.inf],
     "first_steps": [0, "never", 2.5],

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from optim import PLASLS, split
-from optim.replay import Randomness
+from optim.evaluation.replay import Randomness
 
 STEPS = 12
 
@@ -281,7 +281,7 @@ def test_modules_inside_one_whose_output_is_no_tensor_are_spared(monkeypatch):
     monkeypatch.setitem(OWN, "Opaque", Opaque)
     count, counts = counting(monkeypatch, torch.nn.Linear, "forward")
     part, its_state, optimizer = run("Opaque", True, steps=14, before_step=count)
-    assert len(optimizer._trust.opaque) == 2  # the last one is never before the searched component
+    assert len(optimizer.evaluator.suffix_check.opaque) == 2  # the last one is never before the searched component
     assert_same_in_full(part, its_state, "Opaque", steps=14)
     last = max(k for k in range(13) if part[k][0] == "blocks 2 2")
     assert counts[last + 1] == 4 + 2 * part[last][3]  # a trial runs the linear layer of that block, and the head
@@ -310,7 +310,7 @@ class Borrowing(torch.nn.Module):
 def test_a_module_that_is_called_inside_one_that_does_not_hold_it_is_seen(monkeypatch):
     monkeypatch.setitem(OWN, "Borrowing", Borrowing)
     part, its_state, optimizer = run("Borrowing", True, steps=14)
-    assert not optimizer._trust.keep_all
+    assert not optimizer.evaluator.suffix_check.keep_all
     assert_same_in_full(part, its_state, "Borrowing", steps=14)
 
 
@@ -361,7 +361,7 @@ class Detour(torch.nn.Module):
 def test_a_trial_that_takes_another_way_is_evaluated_in_full(monkeypatch):
     monkeypatch.setitem(OWN, "Detour", Detour)
     part, its_state, optimizer = run("Detour", True, steps=9)
-    assert not optimizer._trust.keep_all
+    assert not optimizer.evaluator.suffix_check.keep_all
     assert_same_in_full(part, its_state, "Detour", steps=9)
 
 

@@ -1,4 +1,4 @@
-"""optim/trials.py: the trial point takes the parameters' place and leaves nothing behind."""
+"""optim/points.py: the trial point takes the parameters' place and leaves nothing behind."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import PLASLS, SGDSLS, AdamSLS, adam, split, trials
+from optim import PLASLS, SGDSLS, AdamSLS, directions, points, split
 from tests.small import network, train
 
 
@@ -21,8 +21,8 @@ def test_chunks_of_any_size_find_the_same(make, chunk, small, monkeypatch):
         return train(model, make(split(model, lambda name: name), weight_decay=0.01, **own))
 
     whole = run()
-    monkeypatch.setattr(trials, "CHUNK", chunk)
-    monkeypatch.setattr(trials, "SMALL", small)
+    monkeypatch.setattr(points, "CHUNK", chunk)
+    monkeypatch.setattr(points, "SMALL", small)
     chunked = run()
     assert [tried for tried, *_ in chunked] == [tried for tried, *_ in whole]
     for column in (1, 2):
@@ -39,8 +39,8 @@ def test_the_fused_direction_is_the_plain_one(steps):
         optimizer.step()
     g, state = torch.randn(500, generator=generator, dtype=torch.float64), optimizer.state[w]
     before = copy.deepcopy(state)
-    (plain,) = adam.plain_directions(optimizer.param_groups[0], 0.0, [g], [state])
-    fused = adam.fused_direction(optimizer.param_groups[0], g, state, trials.Scratch())
+    (plain,) = directions.plain_directions(optimizer.param_groups[0], 0.0, [g], [state])
+    fused = directions.fused_direction(optimizer.param_groups[0], g, state, points.Scratch())
     assert torch.allclose(fused, plain, rtol=1e-13, atol=0)
     assert all(torch.equal(state[name], before[name]) for name in before)
 
@@ -58,7 +58,7 @@ def test_small_parameters_of_different_ages_keep_their_own_bias_corrections():
 
     together = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "SMALL", 0)
+        patch.setattr(points, "SMALL", 0)
         apart = run()
     assert together == [pytest.approx(found) for found in apart]
 
@@ -72,8 +72,8 @@ def test_the_trial_point_takes_the_memory_of_the_last_steps_gradients(monkeypatc
     train(model, optimizer, 1)
     gradients = {p.grad.data_ptr() for p in model.parameters()}
     seen = []
-    show = trials.Point.show
-    monkeypatch.setattr(trials.Point, "show", lambda point: (seen.append(point.trial.data_ptr()), show(point)))
+    show = points.Point.show
+    monkeypatch.setattr(points.Point, "show", lambda point: (seen.append(point.trial.data_ptr()), show(point)))
     train(model, optimizer, 1)
     assert set(seen) == gradients
 
@@ -143,12 +143,12 @@ def test_an_error_while_the_trial_point_is_made_leaves_the_weights(where, monkey
         raise MemoryError
 
     if where == "torch.add":
-        monkeypatch.setattr(trials, "SMALL", 0)  # each of the four parameters by itself
+        monkeypatch.setattr(points, "SMALL", 0)  # each of the four parameters by itself
         count = iter(range(3))
         add = torch.add
         monkeypatch.setattr(torch, "add", lambda *a, **k: add(*a, **k) if next(count, None) is not None else broken())
     else:
-        monkeypatch.setattr(optimizer.ranks, "means", lambda values: values if values.ndim == 0 else broken())
+        monkeypatch.setattr(optimizer.evaluator.ranks, "means", lambda values: values if values.ndim == 0 else broken())
     with pytest.raises(MemoryError):
         train(model, optimizer, 1)
     monkeypatch.undo()

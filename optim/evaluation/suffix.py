@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .loss import Closure, shown, tried
-from .masks import Masks
+from .loss import Closure
 from .replay import Randomness
 
 # What a module may return beside tensors and be recorded: nobody can change it.
@@ -23,7 +22,7 @@ _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 
 @dataclass
-class Trust:
+class SuffixCheck:
     """What is known about one model: where the evaluation of suffixes has given the bits of the full one.
 
     The first search of each component evaluates its first trial both ways. Where they differ, all outputs before the
@@ -36,15 +35,15 @@ class Trust:
     off: bool = False
     opaque: WeakSet[Module] = field(default_factory=WeakSet)  # modules whose output cannot be recorded
 
-    def lose(self, full: float, suffix: float | Exception) -> None:
+    def fail(self, full: float, suffix: float | Exception) -> None:
         self.verified.clear()
         if not self.keep_all:
             self.keep_all = True
             return
         self.off = True
+        found = f"the loss {suffix!r}" if isinstance(suffix, float) else f"an exception ({suffix!r})"
         warnings.warn(
-            f"trials evaluate the whole network: from the searched component on gave {shown(suffix)} "
-            f"instead of {full!r}",
+            f"trials evaluate the whole network: from the searched component on gave {found} instead of {full!r}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -57,11 +56,11 @@ class Suffix:
     the random state there; of modules inside one another only the outer one. `evaluate` returns these outputs instead
     of running the modules. An output that only recorded modules took is not kept: NaNs of its shape stand for it.
 
-    Exact for modules whose output depends on their inputs, parameters, buffers and random numbers only; `Trust` has
-    it verified.
+    Exact for modules whose output depends on their inputs, parameters, buffers and random numbers only; `SuffixCheck`
+    has it verified.
 
     Args:
-        trust: of earlier steps.
+        check: what earlier steps have found.
         closures: the step's.
         component: its name.
         parameters: that the trials change.
@@ -71,33 +70,41 @@ class Suffix:
 
     def __init__(
         self,
-        trust: Trust,
+        check: SuffixCheck,
         closures: Sequence[Closure],
         component: str,
         parameters: Iterable[Tensor],
         modules: Iterable[Module],
-        randomness: Randomness | Masks,
+        randomness: Randomness,
     ) -> None:
-        self._trust, self._component = trust, component
+        self._check, self._component = check, component
         changes = _Changes(parameters)
         known = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-        self.closures = [_Recorded(closure, changes, known, randomness, trust) for closure in closures]
+        self.closures = [_Recorded(closure, changes, known, randomness, check) for closure in closures]
 
-    def evaluate(self, again: Callable[..., float]) -> float:
-        """`MiniBatchLoss.again`, from the component on."""
-        if self._trust.off or not any(closure.records for closure in self.closures):
-            return again()
-        if self._component in self._trust.verified:
+    def evaluate(self, reevaluate: Callable[..., float]) -> float:
+        """`MiniBatchLoss.reevaluate`, from the component on."""
+        if self._check.off or not any(closure.records for closure in self.closures):
+            return reevaluate()
+        if self._component in self._check.verified:
             with self._skipping():
-                return again()
-        full, suffix = again(), tried(again, self._skipping())
+                return reevaluate()
+        full, suffix = reevaluate(), self._tried(reevaluate)
         if suffix == full:
-            self._trust.verified.add(self._component)
+            self._check.verified.add(self._component)
         elif full == full:  # no NaN, which proves nothing
-            self._trust.lose(full, suffix)
+            self._check.fail(full, suffix)
             for closure in self.closures:
                 closure.records = []
         return full
+
+    def _tried(self, reevaluate: Callable[..., float]) -> float | Exception:
+        """To compare with the full one; its error, too."""
+        try:
+            with self._skipping():
+                return reevaluate(counted=False)
+        except Exception as error:
+            return error
 
     @contextmanager
     def _skipping(self) -> Iterator[None]:
@@ -176,10 +183,10 @@ class _Recorded:
     """One closure: the first call records, later ones skip what is recorded while `skips` is set."""
 
     def __init__(
-        self, closure: Closure, changes: _Changes, modules: list[Module], randomness: Randomness | Masks, trust: Trust
+        self, closure: Closure, changes: _Changes, modules: list[Module], randomness: Randomness, check: SuffixCheck
     ) -> None:
         self._closure, self._changes, self._modules = closure, changes, modules
-        self._randomness, self._trust = randomness, trust
+        self._randomness, self._check = randomness, check
         self._calls: list[_Call] = []
         self._recorded = self._reached = False
         self.records: list[_Record] = []
@@ -202,7 +209,7 @@ class _Recorded:
         changes = self._changes.inside(module)
         if caller is not None and caller.whole and not changes:
             return forward(*args, **kwargs)
-        call = _Call(len(self.records), caller, whole=not changes and module not in self._trust.opaque)
+        call = _Call(len(self.records), caller, whole=not changes and module not in self._check.opaque)
         self._take(call, (args, kwargs))
         self._calls.append(call)
         try:
@@ -230,7 +237,7 @@ class _Recorded:
     def _add(self, module: Module, call: _Call, output: Any) -> None:
         leaves, structure = tree_flatten(output)
         if not all(isinstance(leaf, (Tensor, *_PLAIN)) for leaf in leaves):
-            self._trust.opaque.add(module)  # such as a cache; the modules inside are recorded one by one from now on
+            self._check.opaque.add(module)  # such as a cache; the modules inside are recorded one by one from now on
             return
         held = [_Leaf(leaf, leaf._version) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.records[call.start :] = [_Record(module, call, held, structure, self._randomness.get())]
@@ -256,7 +263,7 @@ class _Recorded:
 
     def _is_needed(self, leaf: _Leaf, skipped: set[_Call]) -> bool:
         """Whether anything but recorded calls takes it."""
-        if self._trust.keep_all or not (leaf.tensor.is_floating_point() or leaf.tensor.is_complex()):
+        if self._check.keep_all or not (leaf.tensor.is_floating_point() or leaf.tensor.is_complex()):
             return True
         return not leaf.takers or not all(taker.is_in(skipped) for taker in leaf.takers)
 

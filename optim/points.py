@@ -1,84 +1,118 @@
-"""Trial points of the weights, and the search along a line of them."""
-
-from __future__ import annotations
+"""Trial points w + eta d in w's place, and the slopes <g, d>."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .armijo import Armijo, Backtracking, backtrack
-from .loss import MiniBatchLoss
-from .masks import Masks
 from .merging import Group
-from .suffix import Suffix
 
-if TYPE_CHECKING:
-    from .line_search import LineSearch
-
-# One number -> a step size for each involved group: the line of a search.
-Path = Callable[[float], list[float]]
 State = Mapping[str, Any]
+"""The host's state of one parameter, as in `optimizer.state[parameter]`."""
 
-# Nothing is known before the first accepted step size, so its search may go further.
-FIRST_SEARCH = 10
-
-# Entries of the weights that are worked on at a time: what one operation writes, the next one finds in the cache.
-# An accelerator gains by few large operations instead.
+# Entries of the weights that are worked on at a time: what one operation writes, the next one finds in the cache (2^18
+# floats are 1 MiB; smaller chunks cost more calls). An accelerator gains by few large operations instead.
 CHUNK, ON_ACCELERATOR = 2**18, 2**24
-# What is copied into one piece with others, so that operations are fewer.
+# What is copied into one piece with others, so that operations are fewer: below it a call costs more than the copy.
 SMALL = 2**14
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
-class Trials:
-    """Searches over trial points of the involved groups; on leaving, the weights are the unmoved ones, bit for bit.
+class Direction(Protocol):
+    """The direction d that a search tests. It is no part of the move, which is the host's own step."""
+
+    def of(
+        self,
+        group: Group,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[State],
+        scratch: "Scratch",
+    ) -> Sequence[Tensor]:
+        """d for slices of the group's parameters; the host's moments stay as they are.
+
+        Args:
+            group: the param group.
+            parameters: slices of some of its parameters, of one device and data type: several of any shape, or one
+                vector, in which several parameters may lie behind one another.
+            gradients: their gradients.
+            states: the host's state of each one, where tensors of the parameter's shape are the same slice; all are
+                empty where the host has not seen the parameters yet.
+            scratch: memory for vectors that are not needed after the next call.
+        """
+
+    def place(
+        self, group: Group, points: list["Point"], states: Mapping[Tensor, State], size: float
+    ) -> tuple[list[Tensor], list["Point"]]:
+        """Write trial points w + eta d at once, for directions that can do so faster than through `of`.
+
+        Args:
+            group: the param group.
+            points: of its parameters.
+            states: the host's state of each parameter.
+            size: eta.
+
+        Returns:
+            The terms of the slope <g, d> of those that were written, and the points that were not.
+        """
+
+
+class TrialPoints:
+    """The line of one step's search: while it is open the parameters hold trial points, afterwards the unmoved weights.
 
     The trial point is the one copy of the weights that is held: d is made anew for each point, a chunk at a time. While
-    trials are evaluated, it is what the parameters hold.
+    trials are evaluated, it is what the parameters hold; on leaving, these are the unmoved ones, bit for bit.
+
+    Args:
+        direction: d.
+        groups: the param groups that move.
+        states: the host's state of each parameter.
+        sizes: step sizes of the first trial point, which is made in the same pass over d as the slopes.
+        base: f(w).
+        tolerance: how much of a change of f may be rounding.
+        evaluate: f at the weights that the parameters hold.
+        mean: over all ranks, of a tensor of numbers.
+        memory: what the trial point of a parameter may be written into (see `last_gradients`).
 
     Attributes:
         slopes: <g, d> for each group.
-        condition: the acceptance test of this step.
     """
 
     slopes: list[float]
 
     def __init__(
         self,
-        optimizer: LineSearch,
+        direction: Direction,
         groups: Sequence[Group],
-        loss: MiniBatchLoss,
-        suffix: Suffix | None,
+        states: Mapping[Tensor, State],
         sizes: Sequence[float],
+        *,
+        base: float,
+        tolerance: float,
+        evaluate: Callable[[], float],
+        mean: Callable[[Tensor], Tensor],
         memory: Mapping[Tensor, Tensor],
-        masks: Masks | None,
     ) -> None:
-        """`sizes`: step sizes of the first trial point, made in the same pass over d as the slopes; `memory`: what
-        the trial point of a parameter may be written into.
-        """
-        settings = optimizer.settings
-        self.optimizer, self.groups, self.loss, self.suffix, self._memory = optimizer, groups, loss, suffix, memory
-        self._again = partial(masks.evaluate, loss.again) if masks else loss.again
-        tolerance = settings.rounding * loss.rounding_error(settings.magnitude) if settings.rounding else 0.0
-        self._known = optimizer.progress.accepted_once
-        self.condition = Armijo(settings.c if self._known else settings.first_c, tolerance)
-        self._sizes = list(sizes)
+        self.base, self.tolerance = base, tolerance
+        self._direction, self._groups, self._states, self._sizes = direction, groups, states, list(sizes)
+        self._evaluate, self._mean, self._memory = evaluate, mean, memory
         self._points: list[list[Point]] = []
         self._scratch = Scratch()
 
-    def __enter__(self) -> Trials:
+    def __enter__(self) -> "TrialPoints":
         try:
             self._points = [
-                [Point(p, self._memory.get(p)) for p in group["params"] if p.grad is not None] for group in self.groups
+                [Point(p, self._memory.get(p)) for p in group["params"] if p.grad is not None] for group in self._groups
             ]
-            self.slopes = self.optimizer.ranks.means(torch.stack(self._place(self._sizes))).tolist()
+            device = self._groups[0]["params"][0].device
+            # One gather for all slopes: with several ranks each one is a message.
+            slopes = torch.stack([slope.to(device) for slope in self._place(self._sizes)])
+            self.slopes = self._mean(slopes).tolist()
             for point in chain.from_iterable(self._points):
                 point.show()
         except BaseException:
@@ -86,48 +120,38 @@ class Trials:
             raise
         return self
 
-    def search(self, path: Path, start: float, max_trials: int | None = None) -> Backtracking:
-        """Backtrack along the path from `start`; max_trials: None takes the optimizer's setting."""
-        settings = self.optimizer.settings
-        return backtrack(
-            lambda t: self._value(path(t)),
-            lambda t: sum(size * slope for size, slope in zip(path(t), self.slopes, strict=True)),
-            base=self.loss.base,
-            start=start,
-            condition=self.condition,
-            factor=settings.backtracking if self._known else settings.first_backtracking,
-            max_trials=max_trials or settings.max_trials * (1 if self._known else FIRST_SEARCH),
-        )
-
-    def _value(self, sizes: list[float]) -> float:
-        if sizes != self._sizes:
+    def value(self, sizes: Sequence[float]) -> float:
+        """f at the trial point where each group has moved by its step size."""
+        if list(sizes) != self._sizes:
             self._place(sizes)
-            self._sizes = sizes
-        torch.clear_autocast_cache()  # of an autocast around the step: it holds the weights of the point before
-        return self.suffix.evaluate(self._again) if self.suffix else self._again()
+            self._sizes = list(sizes)
+        return self._evaluate()
+
+    def predicted(self, sizes: Sequence[float]) -> float:
+        """The change of f at the trial point, to first order."""
+        return sum(size * slope for size, slope in zip(sizes, self.slopes, strict=True))
 
     def _place(self, sizes: Sequence[float]) -> list[Tensor]:
-        """The trial point w + eta d; returns <g, d> for each group."""
+        """Write the trial point w + eta d; returns <g, d> for each group."""
         return [
             self._place_group(group, points, size)
-            for group, points, size in zip(self.groups, self._points, sizes, strict=True)
+            for group, points, size in zip(self._groups, self._points, sizes, strict=True)
         ]
 
-    def _place_group(self, group: Group, points: list[Point], size: float) -> Tensor:
-        device = self.loss.value.device
-        dots, left = self.optimizer._place_at_once(group, points, size)
-        for chunk in _chunks(left, self.optimizer.state):
-            directions = self.optimizer._directions(group, chunk.unmoved, chunk.gradients, chunk.states, self._scratch)
+    def _place_group(self, group: Group, points: list["Point"], size: float) -> Tensor:
+        dots, left = self._direction.place(group, points, self._states, size)
+        for chunk in _chunks(left, self._states):
+            directions = self._direction.of(group, chunk.unmoved, chunk.gradients, chunk.states, self._scratch)
             chunk.place(directions, size)
             dots += [_dot(g, d) for g, d in zip(chunk.gradients, directions, strict=True)]
         if not dots:
-            return torch.zeros((), dtype=torch.float64, device=device)
+            return torch.zeros((), dtype=torch.float64)
+        device = dots[0].device
         return torch.stack([dot.to(device, torch.float64) for dot in dots]).sum()
 
     def __exit__(self, *exception: object) -> None:
         for point in chain.from_iterable(self._points):
             point.hide()
-        torch.clear_autocast_cache()
 
 
 class Scratch:

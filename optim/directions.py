@@ -1,16 +1,84 @@
-"""Adam's direction for gradients that its moments have not seen yet (paper Eq. 3), without touching the moments."""
+"""The directions d that are tested: the gradient's and Adam's, for moments that have not seen the gradient yet."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from . import compiled
 from .merging import Group
-from .trials import Scratch, State
+from .points import Point, Scratch, State
 
 FUSED = (torch.float32, torch.float64)
 """Data types that `fused_direction` is used for."""
+
+
+class Gradient:
+    """d = -g, of the gradient with a coupled weight decay in it (paper Eq. 1)."""
+
+    def of(
+        self,
+        group: Group,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[State],
+        scratch: Scratch,
+    ) -> Sequence[Tensor]:
+        return torch._foreach_neg(with_decay(group["weight_decay"], parameters, gradients))
+
+    def place(
+        self, group: Group, points: list[Point], states: Mapping[Tensor, State], size: float
+    ) -> tuple[list[Tensor], list[Point]]:
+        return [], points
+
+
+class Adam:
+    """Adam's direction for gradients that its moments have not seen yet (paper Eq. 3), without touching the moments.
+
+    v is updated first, in a copy; the move updates it again, for good.
+
+    Args:
+        momentum: whether d is the move that Adam takes, m_hat / (sqrt(v_hat) + eps), instead of that without momentum.
+        by_c: whether C code writes trial points where it can (`compiled`); None: where there is a compiler.
+    """
+
+    def __init__(self, momentum: bool = False, by_c: bool | None = None) -> None:
+        self.momentum, self.by_c = momentum, by_c
+
+    def of(
+        self,
+        group: Group,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[State],
+        scratch: Scratch,
+    ) -> Sequence[Tensor]:
+        beta1 = group["betas"][0] if self.momentum else 0.0
+        decay, decoupled = group["weight_decay"], group.get("decoupled_weight_decay", False)
+        if not decoupled:
+            gradients = with_decay(decay, parameters, gradients)
+        g = gradients[0]
+        if len(gradients) == 1 and g.is_cpu and g.ndim == 1 and g.dtype in FUSED and not (beta1 or group["amsgrad"]):
+            directions = [fused_direction(group, g.contiguous(), states[0], scratch)]
+        else:
+            directions = plain_directions(group, beta1, gradients, states)
+        if decay and decoupled:
+            torch._foreach_sub_(directions, parameters, alpha=decay)
+        return directions
+
+    def place(
+        self, group: Group, points: list[Point], states: Mapping[Tensor, State], size: float
+    ) -> tuple[list[Tensor], list[Point]]:
+        knows = not self.momentum and not group["amsgrad"]
+        if not knows or self.by_c is False or (self.by_c is None and not compiled.is_available()):
+            return [], points
+        return compiled.place(group, points, states, size)
+
+
+def with_decay(decay: float, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    """The gradients of f + decay/2 |w|^2."""
+    return list(torch._foreach_add(gradients, parameters, alpha=decay)) if decay else gradients
 
 
 def plain_directions(group: Group, beta1: float, gradients: list[Tensor], states: Sequence[State]) -> list[Tensor]:

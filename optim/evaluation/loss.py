@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -60,7 +59,7 @@ class MiniBatchLoss:
 
     # -- f(w_k) and its gradient --------------------------------------------------------------------------
 
-    def first(self) -> None:
+    def evaluate_with_gradient(self) -> None:
         """Evaluate f(w_k); its gradient is in p.grad afterwards, which must be empty before.
 
         Raises:
@@ -105,8 +104,8 @@ class MiniBatchLoss:
 
     # -- f at a trial point -------------------------------------------------------------------------------
 
-    def again(self, counted: bool = True) -> float:
-        """f at the weights as they are now, with the randomness of `first`; the gradients stay as they are.
+    def reevaluate(self, counted: bool = True) -> float:
+        """f at the weights as they are now, with the randomness of the first one; the gradients stay as they are.
 
         Counted unless it is a check of an evaluation before, which a resumed run may repeat.
         """
@@ -133,18 +132,18 @@ class MiniBatchLoss:
 
     # -- how precise it is --------------------------------------------------------------------------------
 
-    def rounding_error(self, magnitude: float) -> float:
+    def rounding_error(self, loss_scale: float) -> float:
         r"""How much of f may be rounding, in units of f.
 
         .. math:: \epsilon_f \max(|f|, \mu) + \epsilon_w \|w \odot g\|_2
 
-        where epsilon_f is the machine precision of the losses and mu the `magnitude` of what they are computed from;
-        epsilon_w is the machine precision in which the network itself is evaluated where that is coarser (autocast,
-        weights in half precision), else 0: rounding w_i to it moves f by up to epsilon_w |w_i g_i|, and the examples'
-        losses together, so that their mean is no more precise.
+        where epsilon_f is the machine precision of the losses and mu the `loss_scale`, the size of what they are
+        computed from; epsilon_w is the machine precision in which the network itself is evaluated where that is coarser
+        (autocast, weights in half precision), else 0: rounding w_i to it moves f by up to epsilon_w |w_i g_i|, and the
+        examples' losses together, so that their mean is no more precise.
         """
         precision = torch.finfo(self.value.dtype).eps
-        error = precision * max(abs(self.base), magnitude)
+        error = precision * max(abs(self.base), loss_scale)
         coarse = max(torch.finfo(dtype).eps for dtype in self._evaluated_in())
         if coarse > precision:
             squares = [(p.detach() * p.grad).float().square().sum() for p in self._parameters if p.grad is not None]
@@ -154,20 +153,6 @@ class MiniBatchLoss:
     def _evaluated_in(self) -> set[torch.dtype]:
         types = {self.value.dtype} | {parameter.dtype for parameter in self._parameters}
         return types if self._replay.modules.autocast is None else types | {self._replay.modules.autocast}
-
-
-def tried(again: Callable[..., float], spared: AbstractContextManager[None]) -> float | Exception:
-    """`MiniBatchLoss.again` once more where it is spared something, to compare with the full one; its error, too."""
-    try:
-        with spared:
-            return again(counted=False)
-    except Exception as error:
-        return error
-
-
-def shown(result: float | Exception) -> str:
-    """What `tried` gave, in words."""
-    return f"the loss {result!r}" if isinstance(result, float) else f"an exception ({result!r})"
 
 
 def _losses(closure: Closure) -> Tensor:

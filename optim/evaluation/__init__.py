@@ -1,0 +1,6 @@
+"""The closure again, and everything that makes it safe or cheap, behind one door: `Evaluator`."""
+
+from .evaluator import Alone, Evaluation, Evaluator
+from .loss import Closure
+
+__all__ = ["Alone", "Closure", "Evaluation", "Evaluator"]

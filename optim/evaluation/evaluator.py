@@ -1,0 +1,151 @@
+"""The door: one optimizer's evaluations of its closures, first with the gradient, then again at trial points."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .loss import Closure, MiniBatchLoss, closures_of
+from .ranks import Ranks
+from .replay import Modules, Randomness, Replay
+from .suffix import Suffix, SuffixCheck
+
+
+class Alone(NamedTuple):
+    """The one component that moves in a step's trials: they may start at the first module that it changes."""
+
+    name: str
+    parameters: Sequence[Tensor]
+
+
+class Evaluator:
+    """What is known of an optimizer's closures from step to step.
+
+    A copy finds it anew: modules and process groups are of this process.
+
+    Args:
+        counts: of evaluations, as "forwards" and "backwards".
+        grad_scaler: as of `LineSearch`.
+    """
+
+    def __init__(self, counts: Counter[str], grad_scaler: Any = None) -> None:
+        self.counts, self.grad_scaler = counts, grad_scaler
+        self.ranks = Ranks()
+        self.suffix_check: SuffixCheck | None = None
+        self._modules: Modules | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Evaluator, (self.counts, self.grad_scaler)
+
+    def compare_again(self) -> None:
+        """The ranks' states have changed: the next step compares them."""
+        self.ranks = Ranks()
+
+    @contextmanager
+    def step(
+        self, optimizer: torch.optim.Optimizer, closure: Closure | Sequence[Closure], alone: Alone | None
+    ) -> Iterator["Evaluation"]:
+        """One step's evaluations; afterwards random states and buffers are what the first one alone has left.
+
+        Raises:
+            TypeError: what was given is no closure and no list of them.
+        """
+        closures = closures_of(closure)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        devices = {parameter.device for parameter in parameters}
+        suffix = self._suffix(closures, alone, devices) if alone else None
+        with Replay(devices, self._modules) as replay:
+            loss = MiniBatchLoss(
+                list(suffix.closures) if suffix else closures,
+                parameters,
+                replay,
+                self.ranks,
+                self.counts,
+                self.grad_scaler,
+            )
+
+            def evaluate_with_gradient() -> None:
+                loss.evaluate_with_gradient()
+                self._modules = replay.modules
+                self._finish_gradients(optimizer, parameters)
+
+            reevaluate = partial(suffix.evaluate, loss.reevaluate) if suffix else loss.reevaluate
+            try:
+                yield Evaluation(loss, self.ranks, evaluate_with_gradient, reevaluate)
+            finally:
+                torch.clear_autocast_cache()  # of an autocast around the step: it holds the weights of a trial point
+
+    def _suffix(self, closures: Sequence[Closure], alone: Alone, devices: set[torch.device]) -> Suffix | None:
+        """Of modules that a step before has run, uncompiled."""
+        if self._modules is None or self._modules.compiled:
+            return None
+        self.suffix_check = self.suffix_check or SuffixCheck()
+        if self.suffix_check.off:
+            return None
+        changed = [parameter for parameter in alone.parameters if parameter.requires_grad]
+        return Suffix(self.suffix_check, closures, alone.name, changed, self._modules.ran, Randomness(devices))
+
+    def _finish_gradients(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+        """Average over ranks, refuse sparse ones, unscale."""
+        self.ranks.average_gradients(parameters)  # which tells the others of a rank's sparse ones
+        if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters):
+            raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(optimizer)
+            self.grad_scaler.update()
+
+
+class Evaluation:
+    """f of one step.
+
+    Attributes:
+        evaluate_with_gradient: f(w_k); its gradient is in p.grad afterwards, which must be empty before: the mean over
+            ranks, unscaled.
+        value: f(w_k) as the caller gets it, a detached tensor of shape [] in the closures' data type.
+        base: f(w_k) in float64, the mean over ranks.
+    """
+
+    def __init__(
+        self,
+        loss: MiniBatchLoss,
+        ranks: Ranks,
+        evaluate_with_gradient: Callable[[], None],
+        reevaluate: Callable[[], float],
+    ) -> None:
+        self._loss, self._ranks, self._reevaluate = loss, ranks, reevaluate
+        self.evaluate_with_gradient = evaluate_with_gradient
+
+    @property
+    def value(self) -> Tensor:
+        return self._loss.value
+
+    @property
+    def base(self) -> float:
+        return self._loss.base
+
+    def reevaluate(self) -> float:
+        """f at the weights as they are now, with the randomness of the first evaluation; gradients stay as they are."""
+        torch.clear_autocast_cache()  # it holds the weights of the point before
+        return self._reevaluate()
+
+    def rounding_error(self, loss_scale: float) -> float:
+        """See `MiniBatchLoss.rounding_error`."""
+        return self._loss.rounding_error(loss_scale)
+
+    def is_finite(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether f(w_k) and all these parameters' gradients are, on all ranks."""
+        gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel()]
+        if not math.isfinite(self.base) or not gradients:
+            return math.isfinite(self.base)
+        # The largest entry where the norm is not finite: over many finite ones it may be, in float16 above all.
+        return any(math.isfinite(self._sum_of_norms(gradients, order)) for order in (2, math.inf))
+
+    def _sum_of_norms(self, gradients: list[Tensor], order: float) -> float:
+        norms = torch._foreach_norm(gradients, order)
+        device = gradients[0].device
+        return float(self._ranks.means(torch.stack([norm.to(device) for norm in norms]).double().sum()))

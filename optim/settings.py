@@ -1,0 +1,223 @@
+"""The settings, each written once: its name, its default, what is allowed, what it means."""
+
+import inspect
+import math
+import numbers
+import textwrap
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+RENAMED = {"magnitude": "loss_scale"}
+"""settings of older versions: old name -> new name"""
+REMOVED = {"keep_masks": "it made a step 2 % faster at most"}
+"""settings of older versions that have no successor, and why"""
+
+
+class Allowed(NamedTuple):
+    """A test of a value, and its words for an error."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def setting(default: Any, allowed: Allowed, meaning: str) -> Any:
+    """A dataclass field whose value is checked, and whose meaning is a part of `help`."""
+    return field(default=default, metadata={"allowed": allowed, "meaning": meaning})
+
+
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+SHARE = Allowed(lambda value: _is_number(value) and 0 < value < 1, "between 0 and 1")
+ABOVE_0 = Allowed(lambda value: _is_number(value) and 0 < value < math.inf, "above 0")
+NOT_NEGATIVE = Allowed(lambda value: _is_number(value) and 0 <= value < math.inf, "0 or above")
+COUNT = Allowed(is_count, "a whole number from 1")
+BOUND = Allowed(lambda value: value is None or ABOVE_0.holds(value), "above 0, or None")
+SWITCH = Allowed(lambda value: isinstance(value, bool), "True or False")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How any of the optimizers searches."""
+
+    c: float = setting(0.1, SHARE, "sufficient decrease of the Armijo condition (Eq. 1 and 5).")
+    first_c: float = setting(
+        0.5,
+        SHARE,
+        "the same until a first step size is accepted. Adam's first direction is a sign vector that fits one "
+        "mini-batch; at 1/2 the search goes no further than the minimum of a parabola. With c = 0.1 there, a 6-layer "
+        "encoder stays on the plateau of a constant answer for one seed in three. The paper has `c` there, too.",
+    )
+    backtracking: float = setting(0.9, SHARE, "delta, the factor of a rejected step size.")
+    initial_step_size: float = setting(0.1, ABOVE_0, "eta_0, where the first search starts.")
+    first_backtracking: float = setting(
+        0.5,
+        SHARE,
+        "the factor until a first step size is accepted: for Adam's directions it lies some powers of ten below eta_0 "
+        "(45 trials with 0.9, 8 with 0.5). The paper has `backtracking` there, too.",
+    )
+    growth_steps: float = setting(
+        500.0,
+        Allowed(lambda value: _is_number(value) and value > 0, "above 0 (inf: no growth)"),
+        "n, the steps in which an accepted step size may double: a search starts from eta 2^(1/n) (Eq. 2, where n is "
+        "m/b).",
+    )
+    max_trials: int = setting(
+        100,
+        COUNT,
+        "trials of a search at most; the first search may take ten times as many. In a joint search of components it "
+        "bounds those that shrink all, after those that shrink one alone.",
+    )
+    max_interval: int = setting(
+        1,
+        Allowed(is_count, "a whole number of steps from 1"),
+        "steps from one search to the next at most. A search that takes its first trial doubles them, any other sets "
+        "them to 1, so that a step size is tested where it is unsettled; steps in between take it untested, at the "
+        "cost of the host's own step. 1: a search at every step, as in the paper.",
+    )
+    rounding: float = setting(
+        4.0,
+        NOT_NEGATIVE,
+        "tolerance of the test in units of the loss's rounding error; 0: the paper's strict test. The difference of "
+        "two losses has two such errors, and each is itself a sum: with 4 no step size collapses in 5,000 steps, in "
+        "float32 and bfloat16.",
+    )
+    loss_scale: float = setting(
+        1.0,
+        NOT_NEGATIVE,
+        "that error is taken to be machine precision times max(|loss|, loss_scale), as a cross-entropy near 0 is the "
+        "logarithm of a number near 1; smaller than 1 for losses that are small by nature, as a squared error of small "
+        "numbers.",
+    )
+    max_nonfinite: int = setting(
+        10, COUNT, "steps in a row without a finite loss and gradient before a step raises FloatingPointError."
+    )
+    clip_norm: float | None = setting(
+        None,
+        BOUND,
+        "the gradient is scaled to at most this norm before the search, as by torch.nn.utils.clip_grad_norm_; g is the "
+        "clipped gradient in all that follows. None: not clipped.",
+    )
+    clip_value: float | None = setting(
+        None, BOUND, "its entries are cut to [-clip_value, clip_value], as by torch.nn.utils.clip_grad_value_."
+    )
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """Which direction of Adam is tested, and how its trial points are written."""
+
+    direction: Literal["gradient", "momentum"] = setting(
+        "gradient",
+        Allowed(lambda value: value in ("gradient", "momentum"), "'gradient' or 'momentum'"),
+        '"gradient" tests d as above; "momentum" tests the direction that is taken.',
+    )
+    compiled: bool | None = setting(
+        None,
+        Allowed(lambda value: value is None or isinstance(value, bool), "True, False or None"),
+        "whether trial points in main memory are made by C code, in one pass over memory, which the machine's C "
+        "compiler (`cc`, or that of the environment variable CC) builds in a fifth of a second. None: where there is "
+        "one. What that code does not know (momentum, amsgrad, types other than float32 and float64) is done without "
+        "it; step sizes differ by rounding.",
+    )
+
+
+@dataclass(frozen=True)
+class ComponentSettings:
+    """How the components of PLASLS take turns."""
+
+    first_steps: int | Literal["settled"] = setting(
+        "settled",
+        Allowed(lambda value: value == "settled" or is_count(value), "a whole number from 1, or 'settled'"),
+        "whole-network searches before the components' own: a number (1 is the paper's text, 6 the published code), or "
+        '"settled": until three in a row have taken their first trial.',
+    )
+    joint: int | Literal["always", "never"] = setting(
+        "always",
+        Allowed(
+            lambda value: value in ("always", "never") or is_count(value),
+            "'always', 'never' or a whole number of steps from 1",
+        ),
+        'how the joint move is tested. "never": each component\'s trial moves that component alone (Eq. 6), and the '
+        'move of all together is untested. "always": the trial moves all components, each with its own step size, and '
+        "must decrease f by c times the sum of all predicted decreases; the searched component's step size is shrunk "
+        "first, then all together. A number n: Eq. 6, and every n-th step the joint test instead.",
+    )
+    growth: Literal["searched", "all"] = setting(
+        "searched",
+        Allowed(lambda value: value in ("searched", "all"), "'searched' or 'all'"),
+        '"searched": a step size grows (Eq. 2) when its component is searched; "all": all grow at every step.',
+    )
+    merge_threshold: float = setting(
+        1e-12,
+        NOT_NEGATIVE,
+        "lambda of Algorithm 1: after a step, if the smallest step size is at most this, its component is merged with "
+        "that of the second smallest. 0: never.",
+    )
+    suffix: bool = setting(
+        True,
+        SWITCH,
+        "whether trials that move one component only start at the first module that it changes, with the outputs "
+        "before it from the step's first evaluation. The bits are those of the full evaluation, which each component's "
+        "first search verifies.",
+    )
+
+
+def take(kind: type[T], given: dict[str, Any]) -> T:
+    """The settings of one kind, out of the arguments that an optimizer was given; the others stay in `given`.
+
+    Raises:
+        ValueError: a value is out of range; says what is allowed.
+    """
+    for old, new in RENAMED.items():
+        if old in given and new in {each.name for each in fields(kind)}:  # type: ignore[arg-type]
+            warnings.warn(f"the setting {old} is called {new} now", FutureWarning, stacklevel=4)
+            given[new] = given.pop(old)
+    for name in REMOVED.keys() & given.keys():
+        raise TypeError(f"the setting {name} was taken out: {REMOVED[name]}")
+    own = {each.name: given.pop(each.name) for each in fields(kind) if each.name in given}  # type: ignore[arg-type]
+    settings = kind(**own)
+    for each in fields(kind):  # type: ignore[arg-type]
+        allowed = each.metadata["allowed"]
+        require(each.name, value := getattr(settings, each.name), allowed.holds(value), allowed.words)
+    return settings
+
+
+def require(name: str, value: object, holds: bool, allowed: str) -> None:
+    """Raises: ValueError: it does not hold."""
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def documented(*kinds: type) -> Callable[[type[T]], type[T]]:
+    """Class decorator: an optimizer's docstring and signature show its settings of these kinds."""
+    known = [each for kind in kinds for each in fields(kind)]
+
+    def document(cls: type[T]) -> type[T]:
+        whole: Any = {"break_on_hyphens": False, "break_long_words": False}
+        lines = [f"{each.name} ({each.default!r}): {each.metadata['meaning']}" for each in known]
+        wrapped = [
+            textwrap.fill(line, 112, initial_indent=" " * 8, subsequent_indent=" " * 12, **whole) for line in lines
+        ]
+        cls.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", "    Settings (defaults):", *wrapped, "    "])
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+                *(inspect.Parameter(each.name, keyword, default=each.default, annotation=each.type) for each in known),
+                inspect.Parameter("grad_scaler", keyword, default=None),
+                inspect.Parameter("host", inspect.Parameter.VAR_KEYWORD),
+            ]
+        )
+        return cls
+
+    return document

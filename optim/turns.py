@@ -1,0 +1,153 @@
+"""Whose turn it is to be searched (paper Sec. III-C), and when: numbers only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .armijo import growth
+from .search import Found
+from .settings import ComponentSettings, Settings
+
+# Whole-network searches in a row that take their first trial: then the step size has settled. One may be luck while
+# Adam's first directions still change from step to step. A choice: no run has compared it with 2 or 5.
+SETTLED_AFTER = 3
+
+RENAMED = {"whole": "whole_network_phase", "since": "steps_since_search", "position": "next_component"}
+"""names in the checkpoints of older versions -> names now"""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A step's search.
+
+    Attributes:
+        component: the position of the component whose turn it is; None: the whole network is searched.
+        joint: whether all components move in the trials, each with its own step size.
+        moving: the positions of the components that move in the trials.
+        starts: the step size of each component that the search starts from, also of those that do not move in it.
+    """
+
+    component: int | None
+    joint: bool
+    moving: Sequence[int]
+    starts: list[float]
+
+    @property
+    def first_trial(self) -> list[float]:
+        """The step sizes of the first trial, one for each component that moves."""
+        return [self.starts[j] for j in self.moving]
+
+    def sizes(self, found: Found) -> list[float]:
+        """The step sizes of all components after a search that was accepted."""
+        sizes = list(self.starts)
+        for j, size in zip(self.moving, found.sizes, strict=True):
+            sizes[j] = size
+        return sizes
+
+
+@dataclass
+class Progress:
+    """What must survive a checkpoint beside torch's own state.
+
+    Attributes:
+        whole_network_phase: the whole-network searches (first steps) are not over.
+        first_trials: whole-network searches in a row that took their first trial.
+        whole_steps: whole-network searches in that phase.
+        searches: component searches, for the joint test every few steps.
+        next_component: the position of the component whose turn comes next.
+        accepted_once: a step size has been accepted.
+        nonfinite: steps in a row with a loss or gradient that is not finite.
+        interval: steps from one search to the next.
+        steps_since_search: steps since the last search.
+    """
+
+    whole_network_phase: bool = True
+    first_trials: int = 0
+    whole_steps: int = 0
+    searches: int = 0
+    next_component: int = 0
+    accepted_once: bool = False
+    nonfinite: int = 0
+    interval: int = 1
+    steps_since_search: int = 0
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> "Progress":
+        """Of a checkpoint, of this version or an older one; what that did not save starts anew.
+
+        Raises:
+            ValueError: a newer version has saved it.
+        """
+        values = {RENAMED.get(name, name): value for name, value in saved.items()}
+        unknown = sorted(values.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: a newer version has saved it")
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Turns:
+    """The order of the searches.
+
+    Args:
+        settings: of the search.
+        components: how components take turns; None: all param groups share one step size.
+    """
+
+    def __init__(self, settings: Settings, components: ComponentSettings | None) -> None:
+        self.settings, self.components = settings, components
+        self.progress = Progress()
+
+    def is_whole(self, count: int) -> bool:
+        """Whether all of so many components share one step size now."""
+        return self.components is None or self.progress.whole_network_phase or count == 1
+
+    def next(self, sizes: Sequence[float]) -> Turn | None:
+        """The turn of this step, given the components' step sizes; None: a step between searches, which takes them."""
+        progress, count = self.progress, len(sizes)
+        steps = progress.steps_since_search + 1
+        if steps < progress.interval:
+            return None
+        grown = growth(steps, self.settings.growth_steps) if progress.accepted_once else 1.0
+        if self.is_whole(count):
+            return Turn(None, False, range(count), [sizes[0] * grown] * count)
+        component = progress.next_component % count
+        all_grow = self.components is not None and self.components.growth == "all"
+        starts = [size * (grown if all_grow or j == component else 1.0) for j, size in enumerate(sizes)]
+        joint = self._tests_jointly()
+        return Turn(component, joint, range(count) if joint else [component], starts)
+
+    def _tests_jointly(self) -> bool:
+        joint = self.components.joint if self.components is not None else "never"
+        return joint == "always" or (isinstance(joint, int) and (self.progress.searches + 1) % joint == 0)
+
+    def skip(self) -> None:
+        """A step without a search was done."""
+        self.progress.steps_since_search += 1
+
+    def count(self, turn: Turn, found: Found) -> None:
+        """A search was done: who is next, when, and whether the whole-network phase is over."""
+        progress = self.progress
+        progress.accepted_once |= found.accepted
+        progress.steps_since_search = 0
+        at_once = found.accepted and found.trials <= 1
+        first_steps = turn.component is None and self.components is not None and len(turn.starts) > 1
+        progress.interval = min(2 * progress.interval, self.settings.max_interval) if at_once and not first_steps else 1
+        if turn.component is not None:
+            progress.next_component = (turn.component + 1) % len(turn.starts)
+            progress.searches += 1
+        elif self.components is not None and progress.whole_network_phase:
+            progress.whole_steps += 1
+            progress.first_trials = progress.first_trials + 1 if at_once else 0
+            if self.components.first_steps == "settled":
+                progress.whole_network_phase = progress.first_trials < SETTLED_AFTER
+            else:
+                progress.whole_network_phase = progress.whole_steps < self.components.first_steps
+
+    def merge(self, absorbed: int, count: int) -> None:
+        """The component at position `absorbed` is gone; so many are left."""
+        if absorbed < self.progress.next_component:
+            self.progress.next_component -= 1
+        self.progress.next_component %= count
