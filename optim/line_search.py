@@ -14,12 +14,9 @@ from .evaluation import Alone, Closure, Evaluation, Evaluator
 from .merging import Group, merge_smallest, regrouped
 from .points import Direction, TrialPoints, last_gradients
 from .search import Found, Rule, Search, search, search_jointly
-from .settings import ComponentSettings, Settings, require, take
+from .settings import ComponentSettings, Settings, refuse, require, take
 from .turns import Progress, Turn, Turns
 
-# Nothing is known before the first accepted step size, so its search may take so many times max_trials: 1,000 halvings
-# reach from 0.1 below anything that float64 holds.
-FIRST_SEARCH = 10
 COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched", "merges", "nonfinite")
 
 
@@ -69,7 +66,7 @@ class LineSearch(torch.optim.Optimizer):
         self, params: Iterable[Any], direction: Direction, *, grad_scaler: Any = None, **settings: Any
     ) -> None:
         self.settings = take(Settings, settings)
-        _refuse(settings)
+        refuse(settings)
         self.direction: Direction = direction
         self.criterion: Criterion = Armijo(self.settings.c)
         self.turns = Turns(self.settings, self.components)
@@ -104,8 +101,8 @@ class LineSearch(torch.optim.Optimizer):
         """
         sizes = self._step_sizes()
         if closure is None:
-            return self._step_without_closure(sizes)
-        self._refuse_unusual_calls()
+            self._step_without_closure(sizes)
+            return None
         turn = self.turns.next(sizes)  # whose turn it is; None in a step between searches
         moving = [self.param_groups[j] for j in turn.moving] if turn else []
         with self.evaluator.step(self, closure, self._alone(turn)) as f:
@@ -142,25 +139,20 @@ class LineSearch(torch.optim.Optimizer):
             searched = turn.moving if all(map(math.isfinite, line.slopes)) else ()
             if not self._is_finite(f, known=searched):
                 return None
+            rule = Rule.of(settings, self.criterion, first=not self.turns.progress.accepted_once)
             if not any(line.slopes):  # nothing moves, so there is nothing to test
                 turn = replace(turn, starts=before)
                 found = Found(tuple(turn.first_trial), math.nan, 0, accepted=True)
             elif turn.joint and turn.component is not None:
-                found = search_jointly(line, turn.starts, turn.component, self._rule())
+                found = search_jointly(line, turn.starts, turn.component, rule)
             else:
-                found = search(line, turn.first_trial[0], self._rule())
+                found = search(line, turn.first_trial[0], rule)
         if found.accepted:
             self.criterion.remember(f.base, found.value, line.predicted(found.sizes))
             for group, size in zip(self.param_groups, turn.sizes(found), strict=True):
                 group["lr"] = size
         self._record(turn, line, found, before)
         return found
-
-    def _rule(self) -> Rule:
-        settings = self.settings
-        if self.turns.progress.accepted_once:
-            return Rule(self.criterion, settings.backtracking, settings.max_trials)
-        return Rule(Armijo(settings.first_c), settings.first_backtracking, FIRST_SEARCH * settings.max_trials)
 
     def _record(self, turn: Turn, line: TrialPoints, found: Found, before: Sequence[float]) -> None:
         groups, component = self.param_groups, turn.component or 0
@@ -236,14 +228,6 @@ class LineSearch(torch.optim.Optimizer):
             group["lr"] = size
         return [group["lr"] for group in self.param_groups]
 
-    def _refuse_unusual_calls(self) -> None:
-        if getattr(self, "grad_scale", None) is not None:
-            raise RuntimeError(
-                "GradScaler.step takes no closure; allowed: the optimizer's grad_scaler=..., and step(closure)"
-            )
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError("torch.inference_mode() allows no gradients: step(closure) must be called outside of it")
-
     def _alone(self, turn: Turn | None) -> Alone | None:
         """The component that moves alone in this step's trials."""
         if turn is None or turn.component is None or turn.joint or not (self.components and self.components.suffix):
@@ -301,7 +285,7 @@ class LineSearch(torch.optim.Optimizer):
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # which says what is wrong
         group = dict(param_group)
-        _refuse(group)
+        refuse(group)
         # A number beyond all that merges have used up.
         name = group.setdefault("name", f"group_{len(self.sizes)}" if self.sizes else "all")
         if not isinstance(name, str) or not name or name in self.sizes or "+" in name:
@@ -369,12 +353,3 @@ class LineSearch(torch.optim.Optimizer):
         self.counts.update(own.get("counts", {}))
         self.search = None
         self.evaluator.compare_again()
-
-
-def _refuse(settings: dict[str, Any]) -> None:
-    """Of torch's optimizers' arguments, those that a line search cannot have: for all groups, or for one."""
-    if "lr" in settings:
-        raise TypeError("there is no lr: the line search finds it; initial_step_size is where it starts")
-    for name in ("maximize", "capturable", "differentiable"):
-        if settings.get(name):
-            raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")

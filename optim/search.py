@@ -5,25 +5,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from .armijo import Backtracking, Criterion, backtrack
+from .armijo import Armijo, Backtracking, Criterion, backtrack
+from .settings import Settings
 
 # A component that is to blame for a rejected joint trial shrinks alone to a tenth, before all shrink: what a tenth of
 # its move does not cure, it has not caused.
 SMALLEST_SHARE = 0.1
+# Nothing is known before the first accepted step size, so its search may take so many times max_trials: 1,000 halvings
+# reach from 0.1 to where float64 ends.
+FIRST_SEARCH = 10
 
 
 class Line(Protocol):
-    """The loss of one step along its trial points w + eta d.
+    """The loss of one step along its trial points w + eta d."""
 
-    Attributes:
-        base: f(w).
-        slopes: <g, d> of each component that moves.
-        tolerance: how much of a change of f may be rounding, in units of f.
-    """
+    @property
+    def base(self) -> float:
+        """f(w)."""
 
-    base: float
-    slopes: Sequence[float]
-    tolerance: float
+    @property
+    def slopes(self) -> Sequence[float]:
+        """<g, d> of each component that moves."""
+
+    @property
+    def tolerance(self) -> float:
+        """How much of a change of f may be rounding, in units of f."""
 
     def predicted(self, sizes: Sequence[float]) -> float:
         """The change of f at a trial point, to first order: the sum of eta <g, d> over what moves."""
@@ -45,6 +51,18 @@ class Rule:
     criterion: Criterion
     factor: float
     max_trials: int
+
+    @classmethod
+    def of(cls, settings: Settings, criterion: Criterion, first: bool) -> "Rule":
+        """By the settings.
+
+        Args:
+            criterion: of all searches but the first.
+            first: whether no step size has been accepted yet.
+        """
+        if first:
+            return cls(Armijo(settings.first_c), settings.first_backtracking, FIRST_SEARCH * settings.max_trials)
+        return cls(criterion, settings.backtracking, settings.max_trials)
 
     @property
     def max_shrinks_of_one(self) -> int:

@@ -198,6 +198,20 @@ def require(name: str, value: object, holds: bool, allowed: str) -> None:
         raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
 
 
+def refuse(arguments: dict[str, Any]) -> None:
+    """Of torch's optimizers' arguments, those that a line search cannot have: for all groups, or for one.
+
+    Raises:
+        TypeError: there is an `lr`.
+        ValueError: one of the others is set.
+    """
+    if "lr" in arguments:
+        raise TypeError("there is no lr: the line search finds it; initial_step_size is where it starts")
+    for name in ("maximize", "capturable", "differentiable"):
+        if arguments.get(name):
+            raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
+
+
 def documented(*kinds: type) -> Callable[[type[T]], type[T]]:
     """Class decorator: an optimizer's docstring and signature show its settings of these kinds."""
     known = [each for kind in kinds for each in fields(kind)]

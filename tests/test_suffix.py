@@ -319,14 +319,14 @@ def test_only_the_boundary_is_kept():
     kept = []
 
     def look(model, optimizer, k):
-        suffix = optimizer._suffix
+        suffix = optimizer.evaluator._suffix
 
         def kept_by(*args):
             made = suffix(*args)
             kept.append(made)
             return made
 
-        optimizer._suffix = kept_by
+        optimizer.evaluator._suffix = kept_by
 
     run("BERT", True, steps=5, before_step=lambda m, o, k: look(m, o, k) if k == 4 else None)
     (closure,) = kept[0].closures

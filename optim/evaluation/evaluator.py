@@ -54,7 +54,14 @@ class Evaluator:
 
         Raises:
             TypeError: what was given is no closure and no list of them.
+            RuntimeError: the step is called by GradScaler.step, or under torch.inference_mode.
         """
+        if getattr(optimizer, "grad_scale", None) is not None:
+            raise RuntimeError(
+                "GradScaler.step takes no closure; allowed: the optimizer's grad_scaler=..., and step(closure)"
+            )
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("torch.inference_mode() allows no gradients: step(closure) must be called outside of it")
         closures = closures_of(closure)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         devices = {parameter.device for parameter in parameters}
