@@ -1,35 +1,37 @@
 """What accepts a trial point, how a step size shrinks and how it grows: numbers and callables, no model."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 
 class Criterion(Protocol):
-    """What accepts a trial point, and what it remembers from one step to the next."""
+    """What accepts a trial point, and what it remembers from one search of a component to the next."""
+
+    def begin(self, slope: float) -> None:
+        """A search begins, at a point with this slope <g, d>."""
 
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
-        r"""Whether the decrease is enough.
+        """Whether the decrease is enough.
 
         Args:
             base: f(w).
             trial: f at the trial point; one that is not finite is rejected.
-            predicted: its change to first order, \eta <g, d>, negative for a descent direction.
+            predicted: its change to first order, eta <g, d>, negative for a descent direction.
             tolerance: how much of base - trial may be rounding, in units of f.
         """
 
-    def remember(self, base: float, trial: float, predicted: float) -> None:
-        """A trial was accepted, and the weights move."""
+    def end(self, base: float, trial: float) -> None:
+        """The search has accepted its last trial, and the weights move."""
 
     def state_dict(self) -> dict[str, float]:
         """What it remembers, for a checkpoint."""
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from what `state_dict` gave."""
 
 
-@dataclass(frozen=True)
 class Armijo:
     r"""Sufficient decrease (paper Eq. 1 and 5), with a tolerance for the rounding of f.
 
@@ -38,26 +40,77 @@ class Armijo:
     where
 
     - c: share of the decrease predicted by the slope that a trial must reach, 0 < c < 1;
-    - eta <g, d>: predicted change of f at the trial, `predicted` below, negative for a descent direction;
+    - eta <g, d>: predicted change of f at the trial, negative for a descent direction;
     - tau: `tolerance`, how much of f(w) - f(w + eta d) may be rounding, in units of f; 0 is the paper's strict test.
 
     Near convergence f(w) - f(w + eta d) is smaller than the rounding error of either value. The strict test then
     accepts and rejects by chance, and step sizes collapse (paper Fig. 1).
     """
 
-    c: float
+    def __init__(self, c: float) -> None:
+        self.c = c
+
+    def begin(self, slope: float) -> None:
+        """Each search is judged by itself."""
 
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
         return math.isfinite(trial) and trial <= base + self.c * predicted + tolerance
 
-    def remember(self, base: float, trial: float, predicted: float) -> None:
-        """It has no memory: each step is judged by itself."""
+    def end(self, base: float, trial: float) -> None:
+        """Each search is judged by itself."""
 
     def state_dict(self) -> dict[str, float]:
         return {}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         pass
+
+
+class Smoothed:
+    r"""Sufficient decrease on average over searches, as in SaLSA ("No learning rates needed", arXiv 2407.20650).
+
+    .. math:: h \ge c\,\eta\,s, \qquad
+        h = \beta h' + (1 - \beta)\,(f(w) - f(w + \eta d) + \tau), \qquad
+        s = \beta s' + (1 - \beta)\,|\langle g, d\rangle|
+
+    where h' is h at the last accepted trial and s' is s at the last search; both start from 0. eta is the trial's step
+    size; where components move by different ones, their mean weighted by the slopes. A single mini-batch whose
+    loss falls by less than c times what its slope predicts no longer shrinks the step size, and one that falls by more
+    no longer lets it grow. With beta = 0 this is Armijo's condition.
+
+    Args:
+        c: as of `Armijo`.
+        smoothing: beta, 0 <= beta < 1.
+    """
+
+    def __init__(self, c: float, smoothing: float) -> None:
+        self.c, self.smoothing = c, smoothing
+        self.decrease = self.slope = 0.0
+        self._unsmoothed = math.nan  # <g, d> at this search
+
+    def begin(self, slope: float) -> None:
+        self._unsmoothed = slope
+        self.slope = self.smoothing * self.slope + (1 - self.smoothing) * abs(slope)
+
+    def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
+        size = predicted / self._unsmoothed
+        return math.isfinite(trial) and self._smoothed(base - trial + tolerance) >= self.c * size * self.slope
+
+    def end(self, base: float, trial: float) -> None:
+        self.decrease = self._smoothed(base - trial)
+
+    def _smoothed(self, decrease: float) -> float:
+        return self.smoothing * self.decrease + (1 - self.smoothing) * decrease
+
+    def state_dict(self) -> dict[str, float]:
+        return {"decrease": self.decrease, "slope": self.slope}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.decrease, self.slope = state.get("decrease", 0.0), state.get("slope", 0.0)
+
+
+# Rejected trials of a search before the precision of the loss is measured: a search that needs fewer has other reasons.
+MEASURED_AFTER = 3
 
 
 @dataclass(frozen=True)
@@ -80,6 +133,7 @@ def backtrack(
     tolerance: float,
     factor: float,
     max_trials: int,
+    measure: Callable[[], float] | None = None,
 ) -> Backtracking:
     """Shrink the step size by `factor` from `start` until the criterion accepts it (paper Sec. III-A).
 
@@ -95,15 +149,24 @@ def backtrack(
         tolerance: how much of a change of the loss may be rounding.
         factor: delta of the paper, 0 < factor < 1.
         max_trials: evaluations at most.
+        measure: by one more evaluation, what of a change of the loss may be rounding. It is asked after
+            `MEASURED_AFTER` rejected trials; the largest step size that this tolerance accepts is taken then, without
+            another trial.
     """
-    step_size, value = start, math.nan
+    step_size, value, tried = start, math.nan, []
     for trials in range(max_trials):
         promised = predicted(step_size)
         if not -math.inf < promised < 0 or (trials > 0 and -promised <= tolerance):
             return Backtracking(step_size, value, trials, accepted=False)
         value = evaluate(step_size)
+        tried.append((step_size, value))
         if criterion.accepts(base, value, promised, tolerance):
             return Backtracking(step_size, value, trials + 1, accepted=True)
+        if measure is not None and trials + 1 == MEASURED_AFTER:
+            tolerance = measure()
+            for size, seen in tried:
+                if criterion.accepts(base, seen, predicted(size), tolerance):
+                    return Backtracking(size, seen, trials + 1, accepted=True)
         step_size *= factor
     return Backtracking(step_size, value, max_trials, accepted=False)
 

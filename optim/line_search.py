@@ -4,19 +4,22 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .armijo import Armijo, Criterion
+from .armijo import Armijo, Criterion, Smoothed
 from .evaluation import Alone, Closure, Evaluation, Evaluator
 from .merging import Group, merge_smallest, regrouped
 from .points import Direction, TrialPoints, last_gradients
-from .search import Found, Rule, Search, search, search_jointly
+from .search import Found, Rule, Search, search, search_jointly, tangent_zero
 from .settings import ComponentSettings, Settings, refuse, require, take
 from .turns import Progress, Turn, Turns
 
+# What a param group shows as its step size before the first search where no start was given.
+UNKNOWN = 0.1
 COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched", "merges", "nonfinite")
 
 
@@ -68,13 +71,19 @@ class LineSearch(torch.optim.Optimizer):
         self.settings = take(Settings, settings)
         refuse(settings)
         self.direction: Direction = direction
-        self.criterion: Criterion = Armijo(self.settings.c)
+        self.criteria: dict[str, Criterion] = {"all": self._criterion()}
+        """what accepts a trial of the whole network, and of each component alone"""
         self.turns = Turns(self.settings, self.components)
         self.search = None
         self.counts: Counter[str] = Counter()
         self.evaluator = Evaluator(self.counts, grad_scaler)
         self.sizes: dict[str, int] = {}  # of the components as they were given: name -> number of parameters
-        super().__init__(params, lr=self.settings.initial_step_size, **settings)  # type: ignore[call-arg]
+        shown = self.settings.initial_step_size or UNKNOWN
+        super().__init__(params, lr=shown, **settings)  # type: ignore[call-arg]
+
+    def _criterion(self) -> Criterion:
+        settings = self.settings
+        return Smoothed(settings.c, settings.smoothing) if settings.criterion == "smoothed" else Armijo(settings.c)
 
     # -- the step (paper Sec. III) ------------------------------------------------------------------------
 
@@ -131,7 +140,7 @@ class LineSearch(torch.optim.Optimizer):
             self.state,
             turn.first_trial,
             base=f.base,
-            tolerance=settings.rounding * f.rounding_error(settings.loss_scale) if settings.rounding else 0.0,
+            tolerance=self._tolerance(f),
             evaluate=f.reevaluate,
             mean=self.evaluator.ranks.means,
             memory=memory,
@@ -139,7 +148,13 @@ class LineSearch(torch.optim.Optimizer):
             searched = turn.moving if all(map(math.isfinite, line.slopes)) else ()
             if not self._is_finite(f, known=searched):
                 return None
-            rule = Rule.of(settings, self.criterion, first=not self.turns.progress.accepted_once)
+            criterion = self._criterion_of(turn)
+            criterion.begin(sum(line.slopes))
+            first = not self.turns.progress.accepted_once
+            measures = settings.loss_scale is None and settings.rounding > 0
+            rule = Rule.of(settings, criterion, first, partial(self._measure, f, line) if measures else None)
+            if first and settings.initial_step_size is None and any(turn.starts):
+                turn = turn.starting_at(tangent_zero(line))
             if not any(line.slopes):  # nothing moves, so there is nothing to test
                 turn = replace(turn, starts=before)
                 found = Found(tuple(turn.first_trial), math.nan, 0, accepted=True)
@@ -148,15 +163,31 @@ class LineSearch(torch.optim.Optimizer):
             else:
                 found = search(line, turn.first_trial[0], rule)
         if found.accepted:
-            self.criterion.remember(f.base, found.value, line.predicted(found.sizes))
+            criterion.end(f.base, found.value)
             for group, size in zip(self.param_groups, turn.sizes(found), strict=True):
                 group["lr"] = size
         self._record(turn, line, found, before)
         return found
 
+    def _tolerance(self, f: Evaluation) -> float:
+        """How much of a change of f may be rounding."""
+        settings = self.settings
+        if not settings.rounding:
+            return 0.0
+        return settings.rounding * f.rounding_error(settings.loss_scale or 0.0, self.turns.progress.error_at(f.base))
+
+    def _measure(self, f: Evaluation, line: TrialPoints) -> float:
+        """The same, after a measurement."""
+        if f.base:
+            progress = self.turns.progress
+            progress.measured_error, progress.measured_at = line.change_by_rounding(), abs(f.base)
+        line.tolerance = self._tolerance(f)
+        return line.tolerance
+
     def _record(self, turn: Turn, line: TrialPoints, found: Found, before: Sequence[float]) -> None:
         groups, component = self.param_groups, turn.component or 0
-        self.turns.count(turn, found)
+        predicted = line.predicted(found.sizes)
+        self.turns.count(turn, found, decrease=(found.value - line.base) / predicted if predicted else math.nan)
         self.counts["searches"] += 1
         self.counts["trials"] += found.trials
         self.counts["failures"] += not found.accepted
@@ -191,15 +222,20 @@ class LineSearch(torch.optim.Optimizer):
 
     def _move(self, frozen: Sequence[Group]) -> None:
         """The host's own step; a frozen group's moments are updated, its weights stay, bit for bit."""
+        sizes, factor = self._step_sizes(), self.turns.move_factor()
+        for group in self.param_groups:
+            group["lr"] *= factor
         kept = [(p, p.detach().clone()) for group in frozen for p in group["params"] if p.grad is not None]
         # Called below torch's hook wrapper, which is around this class's step already: hooks fire once.
         step: Any = super().step
-        if getattr(step, "hooked", False):
-            step.__wrapped__(self)
-        else:
-            step()
+        try:
+            step.__wrapped__(self) if getattr(step, "hooked", False) else step()
+        finally:
+            for group, size in zip(self.param_groups, sizes, strict=True):
+                group["lr"] = size
         for parameter, origin in kept:
             parameter.copy_(origin)
+        self.turns.progress.steps += 1
 
     def _merge(self) -> None:
         if self.components is None or self.turns.progress.whole_network_phase or self.search is None:
@@ -213,6 +249,12 @@ class LineSearch(torch.optim.Optimizer):
         self.counts["merges"] += 1
         self.search = replace(self.search, merged=merged)
         self.turns.merge(names.index(merged[1]), len(self.param_groups))
+
+    def _criterion_of(self, turn: Turn) -> Criterion:
+        """Of the component that is searched alone, or of the whole network."""
+        alone = turn.component is not None and not turn.joint
+        name = self.param_groups[turn.moving[0]]["name"] if alone else "all"
+        return self.criteria.setdefault(name, self._criterion())  # new where components were merged
 
     # -- what a step needs --------------------------------------------------------------------------------
 
@@ -307,9 +349,10 @@ class LineSearch(torch.optim.Optimizer):
             del self.param_groups[-1]
             raise ValueError(wrong)
         self.sizes[name] = len(added)
+        self.criteria[name] = self._criterion()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("settings", "components", "direction", "criterion", "turns", "search", "counts", "evaluator", "sizes")
+        own = ("settings", "components", "direction", "criteria", "turns", "search", "counts", "evaluator", "sizes")
         return super().__getstate__() | {name: self.__dict__[name] for name in own if name in self.__dict__}
 
     def state_dict(self) -> dict[str, Any]:
@@ -317,7 +360,7 @@ class LineSearch(torch.optim.Optimizer):
         # In a group: torch.distributed.checkpoint drops what is beside groups and state, and names that are new to it.
         state["param_groups"][0]["line_search"] = {
             "progress": self.turns.progress.as_dict(),
-            "criterion": self.criterion.state_dict(),
+            "criteria": {name: kept for name, each in self.criteria.items() if (kept := each.state_dict())},
             "counts": dict.fromkeys(COUNTS, 0) | self.counts,
         }
         return state
@@ -337,7 +380,7 @@ class LineSearch(torch.optim.Optimizer):
         if own is None:
             raise ValueError("the state holds no line search: another optimizer has saved it, or it was flattened")
         groups = [{k: v for k, v in group.items() if k != "line_search"} for group in state_dict["param_groups"]]
-        if unknown := sorted({*own} - {"progress", "criterion", "counts"}):
+        if unknown := sorted({*own} - {"progress", "criteria", "counts"}):
             raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: a newer version has saved it")
         progress = Progress.from_saved(own.get("progress", {}))
         before = self.param_groups
@@ -348,7 +391,9 @@ class LineSearch(torch.optim.Optimizer):
             self.param_groups = before
             raise
         self.turns.progress = progress
-        self.criterion.load_state_dict(own.get("criterion", {}))
+        self.criteria = {name: self._criterion() for name in ("all", *self.sizes, *own.get("criteria", {}))}
+        for name, state in own.get("criteria", {}).items():
+            self.criteria[name].load_state_dict(state)
         self.counts.clear()
         self.counts.update(own.get("counts", {}))
         self.search = None

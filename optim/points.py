@@ -1,5 +1,6 @@
 """Trial points w + eta d in w's place, and the slopes <g, d>."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,16 @@ class TrialPoints:
             self._place(sizes)
             self._sizes = list(sizes)
         return self._evaluate()
+
+    def change_by_rounding(self) -> float:
+        """|f(w') - f(w)| at a point w' = w + eta d that differs from w by about a rounding error of the weights."""
+        points = list(chain.from_iterable(self._points))
+        moved = [(point.trial - point.unmoved).flatten() for point in points]
+        distance = math.sqrt(sum(float(each.double().square().sum()) for each in moved))
+        weights = math.sqrt(sum(float(point.unmoved.double().square().sum()) for point in points))
+        precision = max(torch.finfo(point.unmoved.dtype).eps for point in points)
+        share = min(1.0, precision * weights / distance) if distance else 1.0
+        return abs(self.value([share * size for size in self._sizes]) - self.base)
 
     def predicted(self, sizes: Sequence[float]) -> float:
         """The change of f at the trial point, to first order."""

@@ -1,6 +1,7 @@
 """The search for step sizes along a line of trial points: numbers only, the line is anything with values and slopes."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -46,23 +47,33 @@ class Rule:
         criterion: what accepts a trial.
         factor: delta, by which a rejected step size shrinks.
         max_trials: evaluations at most.
+        bracketing: whether the step size is bracketed (`bracket`) instead of shrunk.
+        measure: the line's tolerance by one more evaluation, as of `backtrack`; it holds for the line from then on.
     """
 
     criterion: Criterion
     factor: float
     max_trials: int
 
+    bracketing: bool = False
+    measure: Callable[[], float] | None = None
+
     @classmethod
-    def of(cls, settings: Settings, criterion: Criterion, first: bool) -> "Rule":
+    def of(
+        cls, settings: Settings, criterion: Criterion, first: bool, measure: Callable[[], float] | None = None
+    ) -> "Rule":
         """By the settings.
 
         Args:
             criterion: of all searches but the first.
             first: whether no step size has been accepted yet.
+            measure: as above.
         """
         if first:
-            return cls(Armijo(settings.first_c), settings.first_backtracking, FIRST_SEARCH * settings.max_trials)
-        return cls(criterion, settings.backtracking, settings.max_trials)
+            most = FIRST_SEARCH * settings.max_trials
+            bracketing = settings.first_search == "bracket"
+            return cls(Armijo(settings.first_c), settings.first_backtracking, most, bracketing, measure)
+        return cls(criterion, settings.backtracking, settings.max_trials, measure=measure)
 
     @property
     def max_shrinks_of_one(self) -> int:
@@ -119,7 +130,7 @@ class Search:
 def search(line: Line, start: float, rule: Rule) -> Found:
     """One step size for all that moves: the whole network, or one component alone (paper Eq. 6)."""
     along: Along = lambda t: [t] * len(line.slopes)  # noqa: E731
-    return _found(_backtrack(line, along, start, rule), along)
+    return _found((bracket if rule.bracketing else _backtrack)(line, along, start, rule), along)
 
 
 def search_jointly(line: Line, starts: Sequence[float], turn: int, rule: Rule) -> Found:
@@ -163,6 +174,54 @@ def search_jointly(line: Line, starts: Sequence[float], turn: int, rule: Rule) -
     return _found(replace(found, trials=tried + found.trials), all_scaled)
 
 
+def tangent_zero(line: Line) -> float:
+    """|f| / |<g, d>|, where the tangent of the loss reaches 0: of the right unit, if not of the right size."""
+    size = abs(line.base) / max(abs(sum(line.slopes)), sys.float_info.min)
+    return size if 0 < size < math.inf else 1.0
+
+
+def bracket(line: Line, along: "Along", start: float, rule: Rule) -> Backtracking:
+    r"""The first step size: near the minimum of the loss along d, from a start that may be wrong by many powers of ten.
+
+    Along a line a loss is close to a parabola f - s t + q t^2 with s = |<g, d>|. A trial at eta that falls by
+
+    .. math:: r = \frac{f(w) - f(w + \eta d)}{\eta s}, \qquad t^* = \frac{\eta}{2 (1 - r)}
+
+    of what the slope predicts puts the parabola's minimum at t*. A trial is good where the criterion accepts it (with
+    c = 1/2: up to the minimum) or the loss cannot resolve its decrease, which is then too small a step. From a
+    good one the search goes on towards t*, from any other back to it, by a factor of 10 at most, or by more and more
+    where a trial tells nothing of the parabola; between a good one and a bad one it takes their geometric mean. It ends
+    at a good trial that is within a factor of 1.5 of t*, or of 3 of a bad one.
+    """
+    good, bad = None, math.inf
+    jump, size = 10.0, start
+    for trials in range(1, rule.max_trials + 1):
+        predicted = line.predicted(along(size))
+        if not -math.inf < predicted < 0:
+            break
+        value = line.value(along(size))
+        share = (line.base - value) / -predicted  # r, NaN where the loss is not finite
+        unresolved = math.isfinite(value) and -predicted <= 2 * line.tolerance
+        minimum = size / (2 * (1 - share)) if share < 1 else math.inf
+        if unresolved or rule.criterion.accepts(line.base, value, predicted, line.tolerance):
+            good = Backtracking(size, value, trials, accepted=True)
+            if bad < 3 * size or (not unresolved and minimum < 1.5 * size):
+                return good
+            further = jump * size if unresolved else min(minimum, 10 * size)
+            size = further if further < bad else math.sqrt(size * bad)
+        else:
+            bad = size
+            if good is not None and bad < 3 * good.step_size:
+                break
+            told = math.isfinite(value) and share > 0
+            nearer = min(max(0.9 * minimum, size / 10), 0.7 * size) if told else size / jump
+            size = nearer if good is None or nearer > good.step_size else math.sqrt(good.step_size * bad)
+        jump = min(10 * jump, 1e4) if unresolved or not share > 0 else 10.0
+    if good is None:
+        return Backtracking(size, math.nan, trials, accepted=False)
+    return replace(good, trials=trials)
+
+
 Along = Callable[[float], list[float]]
 """One number -> a step size for each component that moves."""
 
@@ -177,6 +236,7 @@ def _backtrack(line: Line, along: Along, start: float, rule: Rule) -> Backtracki
         tolerance=line.tolerance,
         factor=rule.factor,
         max_trials=rule.max_trials,
+        measure=rule.measure,
     )
 
 

@@ -49,7 +49,25 @@ SWITCH = Allowed(lambda value: isinstance(value, bool), "True or False")
 class Settings:
     """How any of the optimizers searches."""
 
-    c: float = setting(0.1, SHARE, "sufficient decrease of the Armijo condition (Eq. 1 and 5).")
+    criterion: Literal["armijo", "smoothed"] = setting(
+        "armijo",
+        Allowed(lambda value: value in ("armijo", "smoothed"), "'armijo' or 'smoothed'"),
+        'what accepts a trial: "armijo" judges each mini-batch by itself (Eq. 1 and 5), "smoothed" the average over '
+        "searches (`Smoothed`).",
+    )
+    c: float = setting(0.1, SHARE, "sufficient decrease of the criterion: the share of the predicted one.")
+    smoothing: float = setting(
+        0.9,
+        Allowed(lambda value: _is_number(value) and 0 <= value < 1, "0 or above, below 1"),
+        "beta of the smoothed criterion, the weight of what it remembers.",
+    )
+    first_search: Literal["bracket", "backtrack"] = setting(
+        "backtrack",
+        Allowed(lambda value: value in ("bracket", "backtrack"), "'bracket' or 'backtrack'"),
+        'how the first step size is found: "backtrack" shrinks from initial_step_size; "bracket" comes near the '
+        "minimum of the loss along the direction from either side, wherever it starts, so that the loss, the data and "
+        "the weights may be in any unit.",
+    )
     first_c: float = setting(
         0.5,
         SHARE,
@@ -58,7 +76,12 @@ class Settings:
         "encoder stays on the plateau of a constant answer for one seed in three. The paper has `c` there, too.",
     )
     backtracking: float = setting(0.9, SHARE, "delta, the factor of a rejected step size.")
-    initial_step_size: float = setting(0.1, ABOVE_0, "eta_0, where the first search starts.")
+    initial_step_size: float | None = setting(
+        0.1,
+        BOUND,
+        "eta_0, where the first search starts. None: |f| / |<g, d>|, where the tangent reaches 0, which has the right "
+        "unit whatever the loss is measured in.",
+    )
     first_backtracking: float = setting(
         0.5,
         SHARE,
@@ -71,6 +94,12 @@ class Settings:
         "n, the steps in which an accepted step size may double: a search starts from eta 2^(1/n) (Eq. 2, where n is "
         "m/b).",
     )
+    search_growth: float = setting(
+        1.0,
+        Allowed(lambda value: _is_number(value) and 1 <= value < math.inf, "1 or above"),
+        "a search starts from the last step size times this, beside the growth of Eq. 2. Where the last accepted trial "
+        "fell by nearly all that its slope predicts, and this is above 1, it doubles.",
+    )
     max_trials: int = setting(
         100,
         COUNT,
@@ -80,9 +109,21 @@ class Settings:
     max_interval: int = setting(
         1,
         Allowed(is_count, "a whole number of steps from 1"),
-        "steps from one search to the next at most. A search that takes its first trial doubles them, any other sets "
-        "them to 1, so that a step size is tested where it is unsettled; steps in between take it untested, at the "
-        "cost of the host's own step. 1: a search at every step, as in the paper.",
+        "steps from one search to the next at most; steps in between take the step size untested, at the cost of the "
+        "host's own step. 1: a search at every step, as in the paper.",
+    )
+    interval_growth: int | None = setting(
+        None,
+        Allowed(lambda value: value is None or is_count(value), "a whole number of steps from 1, or None"),
+        "after k steps the next search comes ceil(k / interval_growth) steps later, at most max_interval, but at once "
+        "where a search has more than halved the step size. None: a search that takes its first trial doubles the "
+        "steps to the next one, any other sets them to 1.",
+    )
+    total_steps: int | None = setting(
+        None,
+        Allowed(lambda value: value is None or is_count(value), "a whole number of steps from 1, or None"),
+        "the steps of the whole run, where they are known: moves then take the step size times a factor that falls "
+        "from 1 to 0 along half a cosine. Searches test it without the factor. None: no decay.",
     )
     rounding: float = setting(
         4.0,
@@ -91,12 +132,13 @@ class Settings:
         "two losses has two such errors, and each is itself a sum: with 4 no step size collapses in 5,000 steps, in "
         "float32 and bfloat16.",
     )
-    loss_scale: float = setting(
+    loss_scale: float | None = setting(
         1.0,
-        NOT_NEGATIVE,
+        Allowed(lambda value: value is None or NOT_NEGATIVE.holds(value), "0 or above, or None"),
         "that error is taken to be machine precision times max(|loss|, loss_scale), as a cross-entropy near 0 is the "
-        "logarithm of a number near 1; smaller than 1 for losses that are small by nature, as a squared error of small "
-        "numbers.",
+        "logarithm of a number near 1. None: it is machine precision times |loss| until a search has rejected three "
+        "trials; then it is measured, by one evaluation at weights that differ by rounding. So losses may be in any "
+        "unit.",
     )
     max_nonfinite: int = setting(
         10, COUNT, "steps in a row without a finite loss and gradient before a step raises FloatingPointError."

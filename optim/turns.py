@@ -1,7 +1,8 @@
 """Whose turn it is to be searched (paper Sec. III-C), and when: numbers only."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .armijo import growth
@@ -11,6 +12,10 @@ from .settings import ComponentSettings, Settings
 # Whole-network searches in a row that take their first trial: then the step size has settled. One may be luck while
 # Adam's first directions still change from step to step. A choice: no run has compared it with 2 or 5.
 SETTLED_AFTER = 3
+
+# A trial that falls by such a share of the predicted decrease is far on this side of the minimum: on a parabola it has
+# gone less than a fifth of the way.
+NEARLY_LINEAR = 0.9
 
 RENAMED = {"whole": "whole_network_phase", "since": "steps_since_search", "position": "next_component"}
 """names in the checkpoints of older versions -> names now"""
@@ -37,6 +42,11 @@ class Turn:
         """The step sizes of the first trial, one for each component that moves."""
         return [self.starts[j] for j in self.moving]
 
+    def starting_at(self, size: float) -> "Turn":
+        """The same with another start of what is searched."""
+        searched = self.moving if self.component is None else [self.component]
+        return replace(self, starts=[size if j in searched else start for j, start in enumerate(self.starts)])
+
     def sizes(self, found: Found) -> list[float]:
         """The step sizes of all components after a search that was accepted."""
         sizes = list(self.starts)
@@ -59,6 +69,10 @@ class Progress:
         nonfinite: steps in a row with a loss or gradient that is not finite.
         interval: steps from one search to the next.
         steps_since_search: steps since the last search.
+        steps: steps that have moved the weights.
+        nearly_linear: the last accepted trial fell by nearly all that its slope predicts.
+        measured_error: of the loss by rounding, as last measured; 0: never.
+        measured_at: the loss where it was measured.
     """
 
     whole_network_phase: bool = True
@@ -70,6 +84,14 @@ class Progress:
     nonfinite: int = 0
     interval: int = 1
     steps_since_search: int = 0
+    steps: int = 0
+    nearly_linear: bool = False
+    measured_error: float = 0.0
+    measured_at: float = math.inf
+
+    def error_at(self, loss: float) -> float:
+        """Of a loss by rounding, from the last measurement: in proportion where the loss has fallen since."""
+        return self.measured_error * min(1.0, abs(loss) / self.measured_at)
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "Progress":
@@ -110,7 +132,7 @@ class Turns:
         steps = progress.steps_since_search + 1
         if steps < progress.interval:
             return None
-        grown = growth(steps, self.settings.growth_steps) if progress.accepted_once else 1.0
+        grown = self._growth(steps) if progress.accepted_once else 1.0
         if self.is_whole(count):
             return Turn(None, False, range(count), [sizes[0] * grown] * count)
         component = progress.next_component % count
@@ -119,22 +141,40 @@ class Turns:
         joint = self._tests_jointly()
         return Turn(component, joint, range(count) if joint else [component], starts)
 
+    def _growth(self, steps: int) -> float:
+        by_search = self.settings.search_growth
+        if by_search > 1 and self.progress.nearly_linear:
+            by_search = max(2.0, by_search)
+        return growth(steps, self.settings.growth_steps) * by_search
+
     def _tests_jointly(self) -> bool:
         joint = self.components.joint if self.components is not None else "never"
         return joint == "always" or (isinstance(joint, int) and (self.progress.searches + 1) % joint == 0)
+
+    def move_factor(self) -> float:
+        r"""The share of the step size that this step's move takes, as a part of `total_steps` K is done.
+
+        .. math:: \frac{1 + \cos(\pi k / K)}{2}, \qquad k = 0, 1, \ldots
+        """
+        total = self.settings.total_steps
+        return 1.0 if total is None else (1 + math.cos(math.pi * min(self.progress.steps / total, 1.0))) / 2
 
     def skip(self) -> None:
         """A step without a search was done."""
         self.progress.steps_since_search += 1
 
-    def count(self, turn: Turn, found: Found) -> None:
-        """A search was done: who is next, when, and whether the whole-network phase is over."""
+    def count(self, turn: Turn, found: Found, decrease: float) -> None:
+        """A search was done: who is next, when, and whether the whole-network phase is over.
+
+        Args:
+            decrease: of the loss at the last trial, as a share of the predicted one.
+        """
         progress = self.progress
+        progress.interval = self._interval(turn, found)
         progress.accepted_once |= found.accepted
         progress.steps_since_search = 0
+        progress.nearly_linear = found.accepted and decrease >= NEARLY_LINEAR
         at_once = found.accepted and found.trials <= 1
-        first_steps = turn.component is None and self.components is not None and len(turn.starts) > 1
-        progress.interval = min(2 * progress.interval, self.settings.max_interval) if at_once and not first_steps else 1
         if turn.component is not None:
             progress.next_component = (turn.component + 1) % len(turn.starts)
             progress.searches += 1
@@ -145,6 +185,18 @@ class Turns:
                 progress.whole_network_phase = progress.first_trials < SETTLED_AFTER
             else:
                 progress.whole_network_phase = progress.whole_steps < self.components.first_steps
+
+    def _interval(self, turn: Turn, found: Found) -> int:
+        """Steps to the next search."""
+        settings, progress = self.settings, self.progress
+        if settings.interval_growth is not None:
+            halved = max(found.sizes) < max(turn.first_trial) / 2
+            unsettled = progress.accepted_once and (halved or not found.accepted)
+            due = math.ceil((progress.steps + 1) / settings.interval_growth)
+            return 1 if unsettled else min(due, settings.max_interval)
+        at_once = found.accepted and found.trials <= 1
+        first_steps = turn.component is None and self.components is not None and len(turn.starts) > 1
+        return min(2 * progress.interval, settings.max_interval) if at_once and not first_steps else 1
 
     def merge(self, absorbed: int, count: int) -> None:
         """The component at position `absorbed` is gone; so many are left."""

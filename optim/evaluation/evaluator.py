@@ -140,9 +140,9 @@ class Evaluation:
         torch.clear_autocast_cache()  # it holds the weights of the point before
         return self._reevaluate()
 
-    def rounding_error(self, loss_scale: float) -> float:
+    def rounding_error(self, loss_scale: float, measured: float) -> float:
         """See `MiniBatchLoss.rounding_error`."""
-        return self._loss.rounding_error(loss_scale)
+        return self._loss.rounding_error(loss_scale, measured)
 
     def is_finite(self, parameters: Iterable[Tensor]) -> bool:
         """Whether f(w_k) and all these parameters' gradients are, on all ranks."""

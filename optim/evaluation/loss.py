@@ -132,18 +132,18 @@ class MiniBatchLoss:
 
     # -- how precise it is --------------------------------------------------------------------------------
 
-    def rounding_error(self, loss_scale: float) -> float:
+    def rounding_error(self, loss_scale: float, measured: float = 0.0) -> float:
         r"""How much of f may be rounding, in units of f.
 
-        .. math:: \epsilon_f \max(|f|, \mu) + \epsilon_w \|w \odot g\|_2
+        .. math:: \max(\epsilon_f |f|, \epsilon_f \mu, \rho) + \epsilon_w \|w \odot g\|_2
 
-        where epsilon_f is the machine precision of the losses and mu the `loss_scale`, the size of what they are
-        computed from; epsilon_w is the machine precision in which the network itself is evaluated where that is coarser
-        (autocast, weights in half precision), else 0: rounding w_i to it moves f by up to epsilon_w |w_i g_i|, and the
-        examples' losses together, so that their mean is no more precise.
+        where epsilon_f is the machine precision of the losses, mu the `loss_scale`, the size of what they are computed
+        from, and rho the error that has been `measured`; epsilon_w is the machine precision in which the network itself
+        is evaluated where that is coarser (autocast, weights in half precision), else 0: rounding w_i to it moves f by
+        up to epsilon_w |w_i g_i|, and the examples' losses together, so that their mean is no more precise.
         """
         precision = torch.finfo(self.value.dtype).eps
-        error = precision * max(abs(self.base), loss_scale)
+        error = max(precision * max(abs(self.base), loss_scale), measured)
         coarse = max(torch.finfo(dtype).eps for dtype in self._evaluated_in())
         if coarse > precision:
             squares = [(p.detach() * p.grad).float().square().sum() for p in self._parameters if p.grad is not None]
