@@ -194,19 +194,16 @@ def bracket(line: Line, along: "Along", start: float, rule: Rule) -> Backtrackin
     at a good trial that is within a factor of 1.5 of t*, or of 3 of a bad one.
     """
     good, bad = None, math.inf
-    jump, size = 10.0, start
-    for trials in range(1, rule.max_trials + 1):
-        predicted = line.predicted(along(size))
-        if not -math.inf < predicted < 0:
-            break
-        value = line.value(along(size))
+    jump, size, trials = 10.0, start, 0
+    while trials < rule.max_trials and -math.inf < (predicted := line.predicted(along(size))) < 0:
+        value, trials = line.value(along(size)), trials + 1
         share = (line.base - value) / -predicted  # r, NaN where the loss is not finite
         unresolved = math.isfinite(value) and -predicted <= 2 * line.tolerance
         minimum = size / (2 * (1 - share)) if share < 1 else math.inf
         if unresolved or rule.criterion.accepts(line.base, value, predicted, line.tolerance):
             good = Backtracking(size, value, trials, accepted=True)
             if bad < 3 * size or (not unresolved and minimum < 1.5 * size):
-                return good
+                break
             further = jump * size if unresolved else min(minimum, 10 * size)
             size = further if further < bad else math.sqrt(size * bad)
         else:
@@ -217,9 +214,7 @@ def bracket(line: Line, along: "Along", start: float, rule: Rule) -> Backtrackin
             nearer = min(max(0.9 * minimum, size / 10), 0.7 * size) if told else size / jump
             size = nearer if good is None or nearer > good.step_size else math.sqrt(good.step_size * bad)
         jump = min(10 * jump, 1e4) if unresolved or not share > 0 else 10.0
-    if good is None:
-        return Backtracking(size, math.nan, trials, accepted=False)
-    return replace(good, trials=trials)
+    return replace(good or Backtracking(size, math.nan, trials, accepted=False), trials=trials)
 
 
 Along = Callable[[float], list[float]]

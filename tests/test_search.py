@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from optim.armijo import Armijo
-from optim.search import Rule, search, search_jointly
+from optim.search import Rule, search, search_jointly, tangent_zero
 
 RULE = Rule(Armijo(0.1), factor=0.9, max_trials=100)
 
@@ -105,3 +105,56 @@ def test_a_search_that_fails_says_what_it_tried_last():
     found = search(line, 1.0, Rule(Armijo(0.1), 0.9, 7))
     assert (found.accepted, found.trials, found.value) == (False, 7, line.base + 1)
     assert math.isclose(found.sizes[0], 0.9**7)
+
+
+BRACKET = Rule(Armijo(0.5), factor=0.5, max_trials=100, bracketing=True)
+
+
+@pytest.mark.parametrize("exponent", range(-18, 19, 3))
+def test_a_bracketing_search_comes_near_the_minimum_from_any_power_of_ten(exponent):
+    line = Quadratic([3.0], tolerance=1e-14)  # its minimum is at 1
+    found = search(line, 10.0**exponent, BRACKET)
+    assert found.accepted
+    assert 0.3 < found.sizes[0] <= 1.0 + 1e-12
+    assert found.trials == len(line.evaluated)
+    assert found.trials <= 4 + abs(exponent)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1.0, 1e4, 1e9])
+def test_from_where_the_tangent_reaches_0_the_unit_of_the_loss_does_not_matter(unit):
+    one, scaled = Quadratic([3.0, 1.0]), Quadratic([3.0 * unit, 1.0 * unit])
+    found, same = search(one, tangent_zero(one), BRACKET), search(scaled, tangent_zero(scaled), BRACKET)
+    assert found.trials == same.trials <= 3
+    assert same.sizes[0] == pytest.approx(found.sizes[0], rel=1e-9)
+
+
+def test_a_bracketing_search_comes_back_from_where_the_loss_is_not_finite():
+    class Walled(Quadratic):
+        def _f(self, sizes):
+            return super()._f(sizes) if sizes[0] < 1e-7 else math.nan
+
+    line = Walled([1e7])
+    found = search(line, 1.0, BRACKET)
+    assert found.accepted
+    assert 1e-8 <= found.sizes[0] < 1e-7
+
+
+def test_a_bracketing_search_goes_on_where_the_loss_cannot_resolve_its_steps():
+    class Rounded(Quadratic):
+        def value(self, sizes):
+            return round(super().value(sizes), 3)
+
+    line = Rounded([1.0], tolerance=2e-3)
+    found = search(line, 1e-9, BRACKET)
+    assert found.accepted
+    assert 0.3 < found.sizes[0] <= 1.01
+
+
+def test_a_bracketing_search_along_an_ascent_direction_fails_without_a_trial():
+    class Uphill(Quadratic):
+        def predicted(self, sizes):
+            return sum(sizes)
+
+    line = Uphill([1.0])
+    found = search(line, 1.0, BRACKET)
+    assert (found.accepted, found.trials) == (False, 0)

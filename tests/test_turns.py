@@ -1,5 +1,8 @@
 """optim/turns.py: whose turn it is, on numbers."""
 
+import itertools
+import math
+
 import pytest
 
 from optim.search import Found
@@ -15,14 +18,14 @@ def after_first_steps(count=3, **settings):
     turns = Turns(Settings(), ComponentSettings(first_steps=1, **settings))
     sizes = [0.1] * count
     turn = turns.next(sizes)
-    turns.count(turn, found(turn.first_trial))
+    turns.count(turn, found(turn.first_trial), 0.5)
     return turns, turn.starts
 
 
 def search_of(turns, sizes, trials=1):
     turn = turns.next(sizes)
     result = found(turn.first_trial, trials)
-    turns.count(turn, result)
+    turns.count(turn, result, 0.5)
     return turn, turn.sizes(result)
 
 
@@ -74,8 +77,63 @@ def test_searches_move_apart_while_they_take_their_first_trial_and_close_up_when
             turns.skip()
             continue
         searched.append(step)
-        turns.count(turn, found(turn.first_trial, trials=2 if step in (0, 11) else 1))
+        turns.count(turn, found(turn.first_trial, trials=2 if step in (0, 11) else 1), 0.5)
     assert searched == [0, 1, 3, 7, 11, 12, 14]
+
+
+def searched_steps(settings, steps, shrink=()):
+    turns, sizes, searched = Turns(settings, None), [1.0], []
+    for step in range(1, steps + 1):
+        turn = turns.next(sizes)
+        if turn is None:
+            turns.skip()
+        else:
+            searched.append(step)
+            size = turn.first_trial[0] * (0.4 if step in shrink else 1.0)
+            turns.count(turn, found([size], trials=5 if step in shrink else 2), 0.5)
+        turns.progress.steps += 1
+    return searched
+
+
+def test_searches_grow_apart_with_the_steps_done_up_to_the_largest_distance():
+    searched = searched_steps(Settings(max_interval=16, interval_growth=8), 400)
+    assert searched[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15]
+    assert sum(step <= 80 for step in searched) == 24
+    assert {b - a for a, b in itertools.pairwise(searched) if a > 128} == {16}
+
+
+def test_a_search_that_more_than_halves_the_step_size_is_followed_by_another_at_once():
+    plain = searched_steps(Settings(max_interval=16, interval_growth=8), 80)
+    unsettled = searched_steps(Settings(max_interval=16, interval_growth=8), 80, shrink=[plain[-2]])
+    assert plain[-2] + 1 in unsettled
+    assert plain[-2] + 1 not in plain
+
+
+def test_a_step_size_doubles_where_its_trial_was_nearly_linear_and_grows_less_otherwise():
+    for decrease, growth in ((0.95, 2.0), (0.6, 1.1)):
+        turns = Turns(Settings(search_growth=1.1, growth_steps=math.inf), None)
+        turns.count(turns.next([1.0]), found([1.0]), decrease)
+        assert turns.next([1.0]).starts == [growth]
+    turns = Turns(Settings(growth_steps=math.inf), None)  # the paper's: nothing but Eq. 2
+    turns.count(turns.next([1.0]), found([1.0]), 0.95)
+    assert turns.next([1.0]).starts == [1.0]
+
+
+def test_moves_fall_along_half_a_cosine_where_the_number_of_steps_is_known():
+    turns = Turns(Settings(total_steps=4), None)
+    factors = []
+    for _ in range(6):
+        factors.append(turns.move_factor())
+        turns.progress.steps += 1
+    assert factors == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0, 0], abs=1e-15)
+    assert Turns(Settings(), None).move_factor() == 1.0
+
+
+def test_a_measured_error_falls_with_the_loss_but_does_not_rise_with_it():
+    progress = Progress(measured_error=1e-6, measured_at=0.5)
+    assert progress.error_at(0.05) == pytest.approx(1e-7)
+    assert progress.error_at(5.0) == 1e-6
+    assert Progress().error_at(1.0) == 0
 
 
 def test_after_a_merge_the_turn_stays_with_the_component_that_was_next():
