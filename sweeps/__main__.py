@@ -8,7 +8,6 @@ python -m sweeps splits --split=1,10 --seed=0,1 --epochs=2   any field of train.
 
 import argparse
 import dataclasses
-import json
 import os
 import shlex
 import signal
@@ -81,10 +80,10 @@ def main(args: list[str], run: str = "train.run:run") -> int:
 
 
 def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) -> int:
-    from train.tracking import write_atomically
+    from train.folder import SweepFolder
 
     from .space import STUDY, load
-    from .study import Storage, is_finished, locked, reachable
+    from .study import Storage, is_finished, reachable
     from .workers import run_queue
 
     cores = len(os.sched_getaffinity(0))
@@ -110,9 +109,7 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
         missing = sum(not is_finished(config) for config in cells.values())
         print(f"{space.name}: {len(cells)} cells: {len(cells) - missing} finished, {missing} missing")
         return 0
-    folder = next(iter(cells.values())).folder.parent
-    with locked(folder):
-        write_atomically(folder / "sweep.json", json.dumps(space.manifest(), indent=2))
+    SweepFolder(next(iter(cells.values())).folder.parent).write_manifest(space.manifest())
     with reachable(storage):
         return run_queue(space, storage, workers, call.retry_failed, run)
 

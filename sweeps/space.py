@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from train.config import OUTSIDE_IDENTITY, Config, reads
+from train.candidates import reads
+from train.config import OUTSIDE_IDENTITY, Config, unknown_settings
 from train.errors import InputError
 
 HERE = Path(__file__).parent
@@ -157,7 +158,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     }
     parameters |= changed
     if unknown := [key for key in parameters if key not in FIELDS]:
-        raise InputError(f"unknown setting {', '.join(unknown)} in {name} or {profile}; allowed: {', '.join(FIELDS)}")
+        raise unknown_settings(unknown, f" in {name} or {profile}")
     for key in OUTSIDE_IDENTITY:
         if len(parameters.get(key, [None])) != 1:
             raise InputError(f"--{key}={','.join(map(str, parameters[key]))}: takes one value in a sweep")

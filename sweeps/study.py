@@ -32,8 +32,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from train.config import Config
-from train.errors import InputError, writing
-from train.packaged import first_line
+from train.errors import InputError, first_line
+from train.folder import RunFolder, SweepFolder
 
 from .space import Space
 
@@ -82,17 +82,17 @@ class Queue:
     def __init__(self, space: Space, storage: Storage = Storage()) -> None:  # noqa: B008
         self.cells = space.cells()
         self.metric = space.metric
-        self.folder = next(iter(self.cells.values())).folder.parent
+        self.folder = SweepFolder(next(iter(self.cells.values())).folder.parent)
         self.distributions = {
             key: CategoricalDistribution(list(dict.fromkeys(getattr(config, key) for config in self.cells.values())))
             for key in [*space.varied, "seed"]
         }
         digest = hashlib.sha256("".join(sorted(self.cells)).encode()).hexdigest()[:12]
         self.name = f"{space.name}-{digest}"
-        with locked(self.folder):
-            self.storage, self.database = _storage(storage, self.folder / "journal.log")
+        with self.folder.locked():
+            self.storage, self.database = _storage(storage, self.folder.journal_file)
         # In a journal file every RUNNING trial is one whose lock can be asked.
-        self.place = f"{socket.gethostname()}:{self.folder.resolve()}" if self.database else None
+        self.place = f"{socket.gethostname()}:{self.folder.path.resolve()}" if self.database else None
         with self.alone():
             self.study = optuna.create_study(
                 study_name=self.name,
@@ -110,7 +110,7 @@ class Queue:
         Raises:
             InputError: the sweep's folder cannot be written.
         """
-        with locked(self.folder):
+        with self.folder.locked():
             if self.database is None:
                 yield
                 return
@@ -163,7 +163,7 @@ class Queue:
                 if is_finished(config):
                     self._tell(trial, config)
                     continue
-                lock = try_lock(lock_file(config))
+                lock = RunFolder(config.folder).try_lock()
                 if lock is not None:
                     return Cell(self, trial, config, lock)
                 self.study.tell(trial, state=TrialState.FAIL)  # run by another sweep on this folder
@@ -219,7 +219,7 @@ class Queue:
         return {run_id: error for run_id, error in errors.items() if error and run_id not in finished}
 
     def value(self, config: Config) -> float:
-        return float(summary(config)[self.metric])
+        return float(RunFolder(config.folder).summary()[self.metric])
 
     def _params(self, config: Config) -> dict[str, Any]:
         return {key: getattr(config, key) for key in self.distributions}
@@ -282,62 +282,12 @@ class Cell:
         self.queue.study.tell(self.trial, state=TrialState.FAIL, skip_if_finished=True)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time among those that see the folder looks at a sweep's queue, or its manifest.
-
-    Raises:
-        InputError: the sweep's folder cannot be written.
-    """
-    with writing(f"the sweep folder {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "queue.lock").open("a")
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def is_finished(config: Config) -> bool:
-    return (config.folder / "summary.json").exists()
+    return RunFolder(config.folder).is_finished()
 
 
 def is_running(config: Config) -> bool:
-    if not config.folder.exists():
-        return False
-    lock = try_lock(lock_file(config))
-    if lock is None:
-        return True
-    lock.close()
-    return False
-
-
-def summary(config: Config) -> dict[str, Any]:
-    """What a finished cell says of itself.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    path = config.folder / "summary.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise InputError(f"{path} is damaged; remove it, and the same command finishes the cell again") from None
-
-
-def lock_file(config: Config) -> Path:
-    return config.folder / "lock"
-
-
-def try_lock(path: Path) -> IO[str] | None:
-    """The open, locked file; None where a living process holds the lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    return RunFolder(config.folder).is_running()
 
 
 class _JournalLock(JournalFileOpenLock):

@@ -19,10 +19,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from train.errors import InputError
+from train.errors import InputError, one_line
+from train.folder import RunFolder
 
 from .space import Space
-from .study import Queue, Storage, is_finished, summary
+from .study import Queue, Storage, is_finished
 
 TRIES = 3  # after so many deaths of its process in one call, a cell counts as failed
 PATIENCE = 20.0  # seconds in which a worker must follow a SIGTERM
@@ -57,18 +58,18 @@ def work(space: Space, storage: Storage, run: str, owner: Connection) -> None:
         run_id = cell.config.run_id
         with cell:
             try:
-                send_output_to(cell.config.folder / "log.txt")
+                send_output_to(RunFolder(cell.config.folder).log_file)
                 tell("started")
                 run_cell(cell.config, lambda done, total: tell("step", done, total))
                 cell.finish()
                 tell("finished")
             except (InputError, OSError) as error:  # nothing that another cell would do better
                 traceback.print_exc()
-                tell("refused", _one_line(error))
+                tell("refused", one_line(error))
                 return
             except Exception as error:
                 traceback.print_exc()
-                cell.fail(f"{type(error).__name__}: {_one_line(error)}")
+                cell.fail(f"{type(error).__name__}: {one_line(error)}")
                 tell("failed")
 
 
@@ -88,10 +89,6 @@ def send_output_to(path: Any) -> None:
     with open(path, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 # -- in the owner's process ---------------------------------------------------------------------------------
@@ -129,7 +126,7 @@ def run_queue(space: Space, storage: Storage, workers: int, retry_failed: bool, 
     failed = queue.failed()
     for run_id, error in failed.items():
         config = queue.cells[run_id]
-        print(f"failed: {space.describe(config)}: {error} (see {config.folder / 'log.txt'})", file=sys.stderr)
+        print(f"failed: {space.describe(config)}: {error} (see {RunFolder(config.folder).log_file})", file=sys.stderr)
     if failed:
         print("the same command with --retry-failed runs failed cells again", file=sys.stderr)
     now, elsewhere = owner.finished, queue.finished() - before - owner.finished
@@ -285,7 +282,7 @@ class Progress:
         config = self.queue.cells[run_id]
         # On a machine whose folders are not seen here a cell has had about as many steps as those here.
         known = round(sum(self.total.values()) / len(self.total)) if self.total else 0
-        steps = int(summary(config)["steps"]) if is_finished(config) else known
+        steps = int(RunFolder(config.folder).summary()["steps"]) if is_finished(config) else known
         self.done[run_id] = self.total[run_id] = steps
         self.bar.initial += steps
 

@@ -20,7 +20,8 @@ from optuna.trial import TrialState
 from sweeps import space as sweep_space
 from sweeps.space import FIELDS, load
 from sweeps.study import Queue
-from train.config import Config, reads
+from train.candidates import reads
+from train.config import Config
 from train.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -291,7 +292,7 @@ def test_the_command_line_wins_over_the_profile_and_that_over_the_file(own_files
         (["splits", "--heartbeat=0"], ["--heartbeat=0: must be a whole number of at least 1"]),
         (["splits", "--seed=1,1"], ["two cells are the same run: split=", *4 * ["two cells are the same run: "]]),
         (["splits", "--split=3.5,0,4"], ["--split=3.5: ", "--split=0: "]),
-        (["splits", "--bogus=1"], ["unrecognized arguments: --bogus=1; allowed: "]),
+        (["splits", "--bogus=1"], ["unknown argument --bogus=1; python -m sweeps --help lists what is allowed"]),
     ],
 )
 def test_bad_input_is_one_line_each_before_anything_starts(
@@ -316,7 +317,7 @@ def test_bad_input_is_one_line_each_before_anything_starts(
 def test_a_key_that_is_no_config_field_is_refused(own_files: Path) -> None:
     (own_files / "profiles/odd.yaml").write_text("learning_speed: 3\n")
     (own_files / "random.yaml").write_text("method: random\n")
-    with pytest.raises(InputError, match="unknown setting learning_speed in splits or odd; allowed: task, "):
+    with pytest.raises(InputError, match="unknown setting learning_speed in splits or odd; closest: learning_rate; "):
         load("splits", "odd")
     with pytest.raises(InputError, match=r"random\.yaml: method random is not run here; allowed: grid"):
         load("random", "odd")

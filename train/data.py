@@ -7,43 +7,19 @@ A row is a dict of the task's text columns and "label". `load_rows` -> `small_su
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InputError
 from .packaged import Rows, hub_answers, hub_error, locate
+from .tasks import SMALL, TASKS, Task
 
-if TYPE_CHECKING:  # config.py needs TASKS only, and --help should not wait for torch
+if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 Part = Literal["train", "validation"]
 Batch = dict[str, "Tensor"]
-
-SMALL = 500  # training rows of the small subset (Sec. IV)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A classification task: a sentence or a pair of them, and the names of labels 0, 1, ..."""
-
-    columns: tuple[str, ...]
-    labels: tuple[str, ...]
-    hub_validation: str = "validation"
-    """the validation split's name on the hub"""
-
-
-TASKS = {
-    "sst2": Task(("sentence",), ("negative", "positive")),
-    "mrpc": Task(("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
-    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment")),
-    "mnli": Task(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "validation_matched"),
-    "cola": Task(("sentence",), ("unacceptable", "acceptable")),
-    "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate")),
-    "rte": Task(("sentence1", "sentence2"), ("entailment", "not_entailment")),
-    "wnli": Task(("sentence1", "sentence2"), ("not_entailment", "entailment")),
-}
 
 
 def load_rows(data: str, task: str, part: Part) -> Rows:

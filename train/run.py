@@ -1,7 +1,6 @@
 """run(Config) -> Result: train one run into its folder; knows nothing of the command line."""
 
 import itertools
-import json
 import math
 import os
 import platform
@@ -9,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +18,13 @@ import torch
 from transformers import set_seed
 
 from . import data, parallel
-from .candidates import candidate
+from .candidates import find
 from .config import Config
-from .errors import InputError, writing
+from .errors import InputError
+from .folder import RunFolder, replacing
 from .model import Classifier, check_length, load_classifier, load_tokenizer
-from .tracking import Tracker, history, write_atomically
+from .tasks import METRICS, TASKS
+from .tracking import Tracker
 
 Progress = Callable[[int, int], None]
 
@@ -48,18 +49,15 @@ def run(config: Config, progress: Progress | None = None) -> Result:
         InputError: the model, the data, the run folder or the checkpoint cannot be used.
         SystemExit: SIGTERM came.
     """
-    finished = config.folder / "summary.json"
-    if finished.exists():
-        return Result(config.folder, json.loads(finished.read_text(encoding="utf-8")))
-    with writing(f"the run folder {config.folder}"):
-        config.folder.mkdir(parents=True, exist_ok=True)
-        (config.folder / "error.txt").unlink(missing_ok=True)
+    folder = RunFolder(config.folder)
+    if folder.is_finished():
+        return Result(config.folder, folder.summary())
+    folder.start()
     ranks, threads = parallel.join(), torch.get_num_threads()
     try:
         return Result(config.folder, _Training(config, ranks).train(progress))
     except Exception as error:
-        with suppress(OSError):  # a full disk is the error, and takes no file that says so
-            write_atomically(config.folder / "error.txt", f"{type(error).__name__}: {error}\n")
+        folder.write_error(error)
         raise
     finally:
         parallel.leave()
@@ -87,13 +85,13 @@ def _stop_asked() -> Iterator[threading.Event]:
 
 class _Training:
     def __init__(self, config: Config, ranks: parallel.Ranks = parallel.Ranks()) -> None:  # noqa: B008
-        self.config, self.ranks = config, ranks
+        self.config, self.ranks, self.folder = config, ranks, RunFolder(config.folder)
         if config.threads:
             torch.set_num_threads(config.threads)
         self.device = torch.device(f"cuda:{ranks.local}" if torch.cuda.is_available() else "cpu")
         set_seed(config.seed)
 
-        task = data.TASKS[config.task]
+        self.task = task = TASKS[config.task]
         rows = data.load_rows(config.data, config.task, "train")
         if config.subset == "small":
             rows = data.small_subset(rows, config.seed)
@@ -108,7 +106,7 @@ class _Training:
         check_length(self.model.encoder, config.max_length)
         self.model.to(self.device)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
-        self.optimizer = candidate(config, self.model, self.steps_per_epoch)
+        self.optimizer: torch.optim.Optimizer = find(config.optimizer).build(config, self.model, self.steps_per_epoch)
         self.mean_loss = parallel.replicated(self.model, ranks)
         if not ranks.first:  # dropout is drawn anew for each row, on whichever rank it is
             torch.manual_seed(config.seed + 1_000_003 * ranks.rank)
@@ -130,7 +128,7 @@ class _Training:
                 summary = self._train(tracker, progress, stop)
             if tracker is not None:
                 tracker.finish(summary, self.keep_model() if self.config.keep_model else None)
-                (self.config.folder / "checkpoint.pt").unlink(missing_ok=True)
+                self.folder.checkpoint_file.unlink(missing_ok=True)
             return summary
         except BaseException as error:
             if tracker is not None:
@@ -208,7 +206,8 @@ class _Training:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         self.model.eval()
-        loss = correct = rows = 0.0
+        loss, labels_known = 0.0, len(self.task.labels)
+        confusion = torch.zeros(labels_known**2, dtype=torch.long, device=self.device)
         batches = data.eval_batches(self.held_out, 64, self.tokenizer)
         for batch in itertools.islice(batches, self.ranks.rank, None, self.ranks.count):
             batch = {name: values.to(self.device) for name, values in batch.items()}
@@ -216,10 +215,11 @@ class _Training:
             with self.precision():
                 logits = self.model(**batch)
             loss += float(torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
-            correct += int((logits.argmax(-1) == labels).sum())
-            rows += len(labels)
-        loss, correct, rows = self.ranks.sum([loss, correct, rows], self.device)
-        return {"eval/accuracy": correct / rows, "eval/loss": loss / rows}
+            confusion += torch.bincount(labels * labels_known + logits.argmax(-1), minlength=labels_known**2)
+        loss, *counts = self.ranks.sum([loss, *confusion.tolist()], self.device)
+        table = [counts[start : start + labels_known] for start in range(0, len(counts), labels_known)]
+        metrics = {f"eval/{name}": METRICS[name](table) for name in dict.fromkeys(("accuracy", self.task.metric))}
+        return metrics | {"eval/loss": loss / sum(counts)}
 
     def precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":
@@ -257,8 +257,8 @@ class _Training:
 
     def keep_model(self) -> Path:
         """Write the trained model as a folder: encoder and tokenizer as `--model` takes them, and head.pt."""
-        folder = self.config.folder / "model"
-        with writing(f"the run folder {self.config.folder}"):
+        folder = self.folder.model_folder
+        with self.folder.writing():
             self.model.encoder.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             torch.save(self.model.head.state_dict(), folder / "head.pt")
@@ -269,7 +269,6 @@ class _Training:
     CARRIED = ("step", "samples", "epoch_losses", "all_epoch_losses", "evaluation", "totals")
 
     def checkpoint(self) -> None:
-        path = self.config.folder / "checkpoint.pt"
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -278,23 +277,18 @@ class _Training:
             **{name: getattr(self, name) for name in self.CARRIED},
         }
         if self.ranks.first:
-            partial = path.with_suffix(".partial")
-            try:
-                with writing(f"the run folder {self.config.folder}"):
-                    save(state, partial)
-                    os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with self.folder.writing(), replacing(self.folder.checkpoint_file) as partial:
+                save(state, partial)
         self.saved = time.perf_counter()
 
     def resume(self) -> None:
-        path = self.config.folder / "checkpoint.pt"
+        path = self.folder.checkpoint_file
         if not path.exists():
             return
         try:
             saved = torch.load(path, weights_only=True, map_location="cpu")
             states, lines = saved["random"], saved["step"] + len(saved["all_epoch_losses"])
-            if len(history(self.config.folder, saved["step"])) != lines:
+            if len(self.folder.history_lines(saved["step"])) != lines:
                 return  # a crashed disk has taken some of the history: only a run from the start has all of it
             if len(states) == self.ranks.count:
                 self.model.load_state_dict(saved["model"])
