@@ -2,13 +2,12 @@
 
 import argparse
 import difflib
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .errors import InputError
 
-LONGEST = 160  # characters of what argparse says: it repeats what was typed
+LONGEST = 160  # characters of what was typed, or is said of it
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,20 +17,33 @@ class Parser(argparse.ArgumentParser):
         known, wrong = self.parse_known_args(args, namespace)
         if wrong:
             flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            names = [each.partition("=")[0] for each in wrong]
-            self.error(f"unknown argument {', '.join(wrong)}", closest(names, flags))
+            raise unknown("argument", wrong, flags, self.prog)
         return known
 
-    def error(self, message: str, nearest: str = "") -> NoReturn:
-        text = " ".join(message.split())
-        short = text if len(text) <= LONGEST else text[:LONGEST] + " ..."
-        raise InputError(f"{short}{nearest}; {self.prog} --help lists what is allowed")
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{_short(message)}; {self.prog} --help lists what is allowed")
 
 
-def closest(wrong: Iterable[str], allowed: Sequence[str]) -> str:
-    """`; closest: ...`, what is allowed and looks like one of those that are wrong; nothing where none does."""
-    found = [name for each in itertools.islice(wrong, 3) for name in difflib.get_close_matches(each, allowed, n=2)]
-    return f"; closest: {', '.join(dict.fromkeys(found))}" if found else ""
+def unknown(what: str, wrong: Sequence[str], allowed: Sequence[str], prog: str, where: str = "") -> InputError:
+    """One line on words that are none of those allowed, with the closest ones that are.
+
+    Args:
+        what: what they were taken for.
+        wrong: the words, or NAME=VALUE, of which the name is compared.
+        allowed: too many to be listed.
+        prog: whose --help lists them.
+        where: where the words stand, for the end of the sentence.
+    """
+    names = [each.partition("=")[0] for each in wrong[:3]]
+    near = dict.fromkeys(found for name in names for found in difflib.get_close_matches(name, allowed, n=2))
+    closest = f"; closest: {', '.join(near)}" if near else ""
+    told = _short(f"unknown {what} {', '.join(wrong)}")
+    return InputError(f"{told}{where}{closest}; {prog} --help lists what is allowed")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def positive(option: str, text: str) -> int:

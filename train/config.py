@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .arguments import Parser, closest
+from .arguments import Parser, unknown
 from .candidates import find, reads
 from .errors import InputError
 from .tasks import TASKS
@@ -141,17 +141,16 @@ class Config:
             InputError: names every key that is unknown and every value that is out of range.
         """
         fields = [field.name for field in dataclasses.fields(cls)]
-        unknown = [key for key in values if key not in fields]
-        if unknown:
-            raise unknown_settings(unknown)
+        if wrong := [key for key in values if key not in fields]:
+            raise unknown_settings(wrong)
         try:
             return _ADAPTER.validate_python({k: None if v == "None" else v for k, v in values.items()})
         except ValidationError as error:
-            wrong: dict[str, list[str]] = {}
+            problems: dict[str, list[str]] = {}
             for problem in error.errors():
-                wrong.setdefault(str(problem["loc"][0]), []).append(problem["msg"])
+                problems.setdefault(str(problem["loc"][0]), []).append(problem["msg"])
             raise InputError(
-                "; ".join(f"--{key}={values[key]}: {', or '.join(messages)}" for key, messages in wrong.items())
+                "; ".join(f"--{key}={values[key]}: {', or '.join(messages)}" for key, messages in problems.items())
             ) from None
 
     @classmethod
@@ -175,8 +174,7 @@ class Config:
 
 def unknown_settings(keys: Sequence[str], where: str = "") -> InputError:
     """One line on keys that are no Config field."""
-    near = closest(keys, [field.name for field in dataclasses.fields(Config)])
-    return InputError(f"unknown setting {', '.join(keys)}{where}{near}; python -m train --help lists what is allowed")
+    return unknown("setting", keys, [field.name for field in dataclasses.fields(Config)], "python -m train", where)
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
