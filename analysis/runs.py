@@ -15,7 +15,8 @@ import pyarrow.compute
 import pyarrow.feather
 import pyarrow.json
 
-from train.config import OUTSIDE_IDENTITY, reads
+from train.candidates import reads
+from train.config import OUTSIDE_IDENTITY
 from train.errors import InputError
 
 # What is learned: results are compared within a task, never between tasks.

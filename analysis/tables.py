@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from train.config import reads
+from train.candidates import reads
 from train.errors import InputError
 
 from . import stats

@@ -1,14 +1,16 @@
 """How long a sweep takes: training rows times what a row has taken, in finished runs here or else where we measured."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from train.candidates import find
 from train.config import Config
-from train.data import SMALL
+from train.errors import InputError
+from train.folder import SweepFolder
+from train.tasks import SMALL
 
 
 class Cost(NamedTuple):
@@ -37,8 +39,6 @@ MEASURED: dict[tuple[str, int], dict[str, Cost]] = {
         "mnli": Cost(0.556, 0.175),
     },
 }
-# Trials a step: README's table of the splits 1 and 10 on the 12-layer encoder; SGDSLS: 14 steps, embedded profile.
-TRIALS = {"adam": 0.0, "sgdsls": 1.1, "adamsls": 1.9, "plasls": 2.5}
 # Of two runs at a time on two cores each is slower: 15 cells of the embedded profile took 15.4 min, not 10.6.
 SIDE_BY_SIDE = 1.45
 # (training, validation) rows where counting them would be a download.
@@ -79,7 +79,8 @@ def _measured(config: Config, rows: tuple[int, int] | None) -> float | None:
         return None
     training, validation = rows
     evaluations = sum(map(config.is_evaluated, range(1, config.epochs + 1))) / config.epochs
-    return SIDE_BY_SIDE * (cost.step + (TRIALS[config.optimizer] + evaluations * validation / training) * cost.forward)
+    forwards = find(config.optimizer).trials + evaluations * validation / training
+    return SIDE_BY_SIDE * (cost.step + forwards * cost.forward)
 
 
 def _rows(config: Config) -> tuple[int, int] | None:
@@ -109,11 +110,10 @@ def _seconds_a_row(cells: list[Config]) -> dict[tuple[Any, ...], float]:
     """Median over the finished runs of all sweeps in the same folder, by kind."""
     found = defaultdict(list)
     for out in {config.out for config in cells}:
-        for path in Path(out).glob("*/*/summary.json"):
+        for folder in SweepFolder.finished_runs(out):
             try:
-                summary = json.loads(path.read_text(encoding="utf-8"))
-                config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-                found[_kind(config)].append(summary["time/total"] / summary["samples"])
-            except (OSError, ValueError, KeyError):  # of another version, or damaged: it tells nothing here
+                summary = folder.summary()
+                found[_kind(folder.config())].append(summary["time/total"] / summary["samples"])
+            except (InputError, KeyError):  # of another version, or damaged: it tells nothing here
                 continue
     return {kind: median(values) for kind, values in found.items()}

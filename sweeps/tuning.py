@@ -6,19 +6,11 @@ trial whose process has died is queued again with the same choice, and finds the
 """
 
 import dataclasses
-import fcntl
 import hashlib
-import multiprocessing
-import multiprocessing.connection
 import pkgutil
-import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +19,16 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from train.candidates import find
 from train.config import Config
-from train.errors import InputError
+from train.errors import InputError, one_line
+from train.folder import RunFolder, SweepFolder
 
 from .space import Space
-from .study import lock_file, locked, open_journal, summary, try_lock
-from .workers import PATIENCE, TRIES, end_with_owner, send_output_to
+from .storage import open_journal
+from .team import TRIES, Team, Tell, send_output_to
 
 IMPORTANCE = optuna.importance.PedAnovaImportanceEvaluator()
-REFUSED = 2  # exit status of a worker that met what every choice would meet
 STARTUP = 8  # trials drawn at random before the sampler has something to learn from
 RETRIED = "retried"  # the study's list of failed trials whose choice is queued again
 
@@ -64,8 +57,9 @@ class Plan:
         self.trials = max(1, space.run_cap // len(self.seeds))
         one_choice = {key: _any(found) for key, found in self.searched.items()}
         self.one_trial = [self.config(one_choice, seed) for seed in self.seeds]
-        self.folder = self.one_trial[0].folder.parent
-        self.journal = self.folder / "journal.log"
+        self.held_against = None if "optimizer" in self.searched else find(self.one_trial[0].optimizer).held_against
+        self.folder = SweepFolder(self.one_trial[0].folder.parent)
+        self.journal = self.folder.journal_file
         what = repr([[config.run_id for config in self.one_trial], sorted(self.searched.items())])
         self.name = f"{space.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
 
@@ -73,11 +67,15 @@ class Plan:
         return Config.from_dict(self.fixed | choice | {"seed": seed})
 
     def reference(self) -> list[Config]:
-        """What a study of ADAM is held against: untuned ADAMSLS, on the same seeds."""
-        if self.fixed.get("optimizer") != "adam":
+        """What a study of a candidate is held against, on the same seeds: ADAM against untuned ADAMSLS."""
+        if self.held_against is None:
             return []
         plain = {key: getattr(Config(), key) for key in self.searched}
-        return [dataclasses.replace(self.config(plain, seed), optimizer="adamsls") for seed in self.seeds]
+        return [dataclasses.replace(self.config(plain, seed), optimizer=self.held_against) for seed in self.seeds]
+
+    def result(self, config: Config) -> float:
+        """What a finished run has come to."""
+        return float(RunFolder(config.folder).summary()[self.space.metric])
 
     def missing(self) -> int:
         """Trials that have not ended."""
@@ -104,7 +102,7 @@ class Tuning(Plan):
     def __init__(self, space: Space, run: str) -> None:
         super().__init__(space)
         self.train = pkgutil.resolve_name(run)
-        with locked(self.folder):
+        with self.folder.locked():
             self.study = optuna.create_study(
                 study_name=self.name,
                 storage=open_journal(self.journal),
@@ -115,7 +113,7 @@ class Tuning(Plan):
 
     def retry_failed(self) -> None:
         """Queue the choices of trials that raised an error again, in their place."""
-        with locked(self.folder):
+        with self.folder.locked():
             failed = [trial for trial in self.ended() if "error" in trial.user_attrs]
             self.study.set_user_attr(RETRIED, [*self.study.user_attrs.get(RETRIED, []), *(t.number for t in failed)])
             for trial in failed:
@@ -123,7 +121,7 @@ class Tuning(Plan):
 
     def take(self) -> "Trial | None":
         """The next trial, marked as this process's own; None where all are done or being done."""
-        with locked(self.folder):
+        with self.folder.locked():
             if self._untaken() < 1:
                 return None
             # By the trial's number: no two processes draw the same choice, and what is drawn can be repeated.
@@ -131,14 +129,14 @@ class Tuning(Plan):
                 seed=len(self.study.trials), n_startup_trials=STARTUP, constant_liar=True
             )
             trial = self.study.ask(self.searched)
-            lock = try_lock(self._lock_of(trial))
+            lock = self.folder.try_lock_trial(self.name, trial.number)
             assert lock is not None, "a new trial's lock is nobody's"
             self.lock = lock
             return trial
 
     def untaken(self) -> int:
         """Trials that have not ended and are run by nobody."""
-        with locked(self.folder):
+        with self.folder.locked():
             return self._untaken()
 
     def _untaken(self) -> int:
@@ -163,7 +161,7 @@ class Tuning(Plan):
 
     def _requeued(self, trial: FrozenTrial) -> bool:
         """Whether its process has died; its choice then waits for the next one who takes a trial."""
-        lock = try_lock(self._lock_of(trial))
+        lock = self.folder.try_lock_trial(self.name, trial.number)
         if lock is None:
             return False
         self.study.tell(trial.number, state=TrialState.FAIL)
@@ -171,20 +169,18 @@ class Tuning(Plan):
         lock.close()
         return True
 
-    def _lock_of(self, trial: Trial | FrozenTrial) -> Path:
-        return self.folder / "trials" / f"{self.name}-{trial.number}"
-
     def run(self, trial: Trial) -> None:
         """Train its seeds, and tell the study."""
         try:
             value = self.objective(trial)
         except optuna.TrialPruned:
             self.study.tell(trial, state=TrialState.PRUNED)
-        except (InputError, OSError):
+        except (InputError, OSError):  # nothing that another choice would do better
+            traceback.print_exc()
             raise
         except Exception as error:
             traceback.print_exc()
-            trial.set_user_attr("error", " ".join(f"{type(error).__name__}: {error}".split()))
+            trial.set_user_attr("error", f"{type(error).__name__}: {one_line(error)}")
             self.study.tell(trial, state=TrialState.FAIL)
         else:
             self.study.tell(trial, value)
@@ -203,9 +199,9 @@ class Tuning(Plan):
 
     def value(self, config: Config) -> float:
         """A run's result; where another process is at the same run, after it."""
-        with _alone_on(config):
+        with RunFolder(config.folder).locked():
             self.train(config)
-        return float(summary(config)[self.space.metric])
+        return self.result(config)
 
 
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
@@ -220,14 +216,6 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(found, key=lambda trial: trial.datetime_complete or trial.number)
 
 
-@contextmanager
-def _alone_on(config: Config) -> Iterator[None]:
-    lock_file(config).parent.mkdir(parents=True, exist_ok=True)
-    with lock_file(config).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -236,24 +224,17 @@ def _any(found: BaseDistribution) -> Any:
     return found.choices[0] if isinstance(found, CategoricalDistribution) else found.low
 
 
-# -- processes ----------------------------------------------------------------------------------------------
+# -- all of it ------------------------------------------------------------------------------------------------
 
 
-def work(space: Space, run: str) -> None:
-    """Run trials until none is left, in this process; what it prints goes to log.txt."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    threading.Thread(target=end_with_owner, daemon=True).start()
-    try:
-        tuning = Tuning(space, run)
-        send_output_to(tuning.folder / "log.txt")
-        for config in tuning.reference():
-            tuning.value(config)
-        while (trial := tuning.take()) is not None:
-            tuning.run(trial)
-    except (InputError, OSError) as error:  # nothing that another choice would do better
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(REFUSED)
+def work(space: Space, run: str, tell: Tell) -> None:
+    """Run trials until none is left, in this process; what it prints goes to the study's log."""
+    tuning = Tuning(space, run)
+    send_output_to(tuning.folder.log_file)
+    for config in tuning.reference():
+        tuning.value(config)
+    while (trial := tuning.take()) is not None:
+        tuning.run(trial)
 
 
 def tune(space: Space, workers: int, retry_failed: bool, run: str) -> int:
@@ -274,36 +255,20 @@ def tune(space: Space, workers: int, retry_failed: bool, run: str) -> int:
     tuning = Tuning(space, run)
     if retry_failed:
         tuning.retry_failed()
-    spawn = multiprocessing.get_context("spawn")
     deaths, told = 0, len(tuning.ended())
-    team: list[SpawnProcess] = []
-    try:
+    with Team(work, space, run) as team:
         while tuning.missing():
-            for process in [process for process in team if process.exitcode is not None]:
-                team.remove(process)
-                deaths += process.exitcode != 0
-                if process.exitcode == REFUSED:
-                    last = (tuning.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-1]
-                    raise InputError(last.removeprefix("error: "))
             if deaths >= TRIES:
-                raise InputError(f"{deaths} of the study's processes have died; see {tuning.folder / 'log.txt'}")
-            for _ in range(min(workers - len(team), tuning.untaken())):
-                team.append(spawn.Process(target=work, args=(space, run)))
-                team[-1].start()
-            multiprocessing.connection.wait([process.sentinel for process in team], timeout=2)
+                raise InputError(f"{deaths} of the study's processes have died; see {tuning.folder.log_file}")
+            team.start(min(workers - len(team.workers), tuning.untaken()))
+            for worker, message in team.listen(2):
+                deaths += message is None and worker.process.exitcode != 0
             told = _tell_progress(tuning, told)
-    finally:
-        for process in team:
-            process.terminate()
-        for process in team:
-            process.join(PATIENCE)
-            process.kill()
-            process.join()
     _tell_progress(tuning, told)
     print(report(tuning))
     failed = [trial for trial in tuning.ended() if "error" in trial.user_attrs]
     for trial in failed:
-        print(f"failed: {tuning.describe(trial)} (see {tuning.folder / 'log.txt'})", file=sys.stderr)
+        print(f"failed: {tuning.describe(trial)} (see {tuning.folder.log_file})", file=sys.stderr)
     if failed:
         print("the same command with --retry-failed runs failed trials again", file=sys.stderr)
     return int(bool(failed))
@@ -339,19 +304,20 @@ def report(tuning: Tuning) -> str:
         shares = ", ".join(f"{key} {value:.2f}" for key, value in importances.items())
         lines.append(f"Importance (PED-ANOVA over {len(complete)} trials, few tell little): {shares}")
     if reference := tuning.reference():
-        lines.append(_answer(tuning, [float(summary(config)[tuning.space.metric]) for config in reference]))
+        lines.append(_answer(tuning, [tuning.result(config) for config in reference]))
     return "\n".join([*lines, *map(str, figures(tuning))])
 
 
 def _answer(tuning: Tuning, reference: list[float]) -> str:
     target, runs = float(np.mean(reference)), 0
     better = np.greater_equal if tuning.space.goal == "maximize" else np.less_equal
-    said = f"Untuned ADAMSLS has {target:.4f} after {len(reference)} runs, one a seed."
+    tuned, untuned = (find(key).name for key in (tuning.one_trial[0].optimizer, tuning.held_against or ""))
+    said = f"Untuned {untuned} has {target:.4f} after {len(reference)} runs, one a seed."
     for number, trial in enumerate(tuning.ended(), start=1):
         runs += len(trial.user_attrs.get("values", []))
         if trial.state == TrialState.COMPLETE and better(trial.values[0], target):
-            return f"{said} ADAM's best choice reaches it with tuning trial {number}, after {runs} runs."
-    return f"{said} ADAM's best choice has not reached it in {runs} runs."
+            return f"{said} {tuned}'s best choice reaches it with tuning trial {number}, after {runs} runs."
+    return f"{said} {tuned}'s best choice has not reached it in {runs} runs."
 
 
 def _importances(tuning: Tuning) -> dict[str, float]:
@@ -370,7 +336,7 @@ def figures(tuning: Tuning) -> list[Path]:
     from matplotlib.ticker import NullFormatter
     from optuna.visualization import matplotlib as plots
 
-    folder = tuning.folder / "figures"
+    folder = tuning.folder.figures_folder
     folder.mkdir(exist_ok=True)
     study, named = tuning.study, {"target_name": tuning.space.metric}
     files = []

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from train.config import Config, reads
+from train.candidates import find, reads
+from train.config import Config
 
 STEPS_PER_EPOCH, BATCH = 16, 32
 
@@ -95,7 +96,7 @@ def write_run(config: Config, arm: int, diverges: bool = False) -> None:
         )
         took = float(random.normal(0.55, 0.02))
         seconds += took
-        if config.optimizer != "adam":
+        if find(config.optimizer).searches:
             trials_in_all += trials
             lines[-1] |= {"search/component": components[searched], "search/trials": trials}
             lines[-1] |= {"search/accepted": True, "search/merged": None}
@@ -138,7 +139,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def _components(config: Config) -> list[str]:
-    if config.optimizer != "plasls" or config.split == 1:
+    if not reads(config.optimizer, "split") or config.split == 1:
         return ["all"]
     if config.split == "qkv":
         return ["query", "key", "value", "rest"]

@@ -67,7 +67,7 @@ def test_without_a_server_saving_is_one_line(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("analysis.dashboard.workspaces", lambda entity, project: [Refused()])
     with pytest.raises(InputError, match=r"--entity=me: W&B did not take the workspaces \(no server\); allowed: "):
         main(["--entity=me"])
-    with pytest.raises(InputError, match="unrecognized arguments: --colour=red"):
+    with pytest.raises(InputError, match="unknown argument --colour=red"):
         main(["--colour=red"])
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from sweeps.__main__ import _sweep, arguments
-from sweeps.estimate import MEASURED, SIDE_BY_SIDE, TRIALS, estimate
+from sweeps.estimate import MEASURED, SIDE_BY_SIDE, estimate
 from sweeps.space import load, studies, sweeps
+from train.candidates import CANDIDATES
 
 from .fake_runs import write_sweep
 
@@ -45,7 +46,7 @@ def test_the_list_has_every_sweep_with_its_cells_and_time(tmp_path: Path, capsys
 def test_the_time_is_that_of_the_rows(tmp_path: Path) -> None:
     cells = list(load("small", "embedded", {"out": [str(tmp_path)], "seed": [0]}).cells().values())
     cost = MEASURED["minilm-l6", 40]["sst2"]
-    trained = len(cells) * 3 * 500 * cost.step + 3 * 500 * sum(TRIALS.values()) * cost.forward
+    trained = len(cells) * 3 * 500 * cost.step + 3 * 500 * sum(row.trials for row in CANDIDATES.values()) * cost.forward
     evaluated = len(cells) * 3 * 300 * cost.forward
     found = estimate(cells)
     assert found is not None

@@ -18,14 +18,14 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from train.candidates import ScheduledAdam, candidate
-from train.config import OUTSIDE_IDENTITY, READ_BY, Config, reads
+from train.builders import ScheduledAdam
+from train.candidates import CANDIDATES, USED_BY, reads
+from train.config import OUTSIDE_IDENTITY, Config
 from train.errors import InputError
 from train.model import load_classifier
 from train.run import run
 
 ROOT = Path(__file__).parents[1]
-CANDIDATES = ["adam", "sgdsls", "adamsls", "plasls"]
 
 
 def config(tiny: Path, out: Path, **settings: Any) -> Config:
@@ -58,7 +58,7 @@ def test_every_candidate_learns_and_leaves_a_whole_run_folder(tiny, tmp_path, op
         losses = [row["train/loss"] for row in steps[6 * number : 6 * number + 6]]
         assert row["train/epoch_loss"] == pytest.approx(sum(losses) / 6, rel=1e-12)
     names = {key.removeprefix("step_size/") for key in steps[-1] if key.startswith("step_size/")}
-    assert names == ({"embeddings", "layer_1", "layer_2", "head"} if optimizer == "plasls" else {"all"})
+    assert names == ({"embeddings", "layer_1", "layer_2", "head"} if reads(optimizer, "split") else {"all"})
     summary = json.loads((result.folder / "summary.json").read_text())
     assert summary["eval/accuracy"] == epochs[-1]["eval/accuracy"]
     assert summary["search/trials"] == sum(row.get("search/trials", 0) for row in steps)
@@ -304,8 +304,8 @@ def test_which_settings_an_optimizer_reads_is_what_is_said_of_it(tiny, tmp_path,
             return getattr(settings, key)
 
     settings = config(tiny, tmp_path, optimizer=optimizer)
-    candidate(Watched(), load_classifier(settings.model, 2, None, 0), steps_per_epoch=6)
-    assert asked & set(READ_BY) == {key for key in READ_BY if reads(optimizer, key)}
+    CANDIDATES[optimizer].build(Watched(), load_classifier(settings.model, 2, None, 0), steps_per_epoch=6)
+    assert asked & set(USED_BY) == {key for key in USED_BY if reads(optimizer, key)}
 
 
 def test_the_run_id_is_a_digest_of_what_changes_the_result():
@@ -345,12 +345,12 @@ def is_one_line_error(done: "subprocess.CompletedProcess[str]") -> bool:
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("--colour=red", ["--colour=red", "allowed", "--split"]),
+        ("--sede=1", ["--sede=1; closest: --seed, --sweep; python -m train --help"]),
         ("--split=3.5", ["--split=3.5", "integer", "'qkv'"]),
         ("--split=0", ["--split=0", "greater than 0", "'qkv'"]),
         ("--merge_threshold=-1", ["--merge_threshold=-1", "greater than or equal to 0"]),
         ("--task=stsb", ["--task=stsb", "sst2", "mrpc", "qnli", "mnli"]),
-        ("--optimizer=lion", ["--optimizer=lion", "'adam'", "'plasls'"]),
+        ("--optimizer=lion", ["--optimizer=lion", f"allowed: {', '.join(CANDIDATES)}"]),
         ("--c=nan", ["--c=nan", "finite"]),
         ("--sweep=../x", ["--sweep=../x", "plain name"]),
     ],

@@ -9,7 +9,8 @@ from types import FrameType
 def main(args: list[str]) -> int:
     # Before torch and transformers are imported, as they take seconds and a misspelt flag need not wait.
     from .config import Config
-    from .errors import InputError
+    from .errors import InputError, one_line
+    from .tasks import TASKS
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)  # before the first step; from then on train.run sees to it
@@ -31,7 +32,7 @@ def main(args: list[str]) -> int:
             result = run(config, progress)
     except (InputError, OSError) as error:
         if first or not isinstance(error, InputError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit) as end:
         if first:
@@ -39,9 +40,9 @@ def main(args: list[str]) -> int:
         return 130 if isinstance(end, KeyboardInterrupt) else int(end.code or 0)
     if not first:
         return 0
-    s = result.summary
+    s, metric = result.summary, TASKS[config.task].metric
     print(
-        f"{result.folder}: accuracy {s['eval/accuracy']:.4f}, training loss of the last epoch "
+        f"{result.folder}: {metric} {s[f'eval/{metric}']:.4f}, training loss of the last epoch "
         f"{s['train/epoch_loss']:.4f}, {s['steps']} steps in {s['time/total']:.0f} s"
     )
     return 0

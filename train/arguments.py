@@ -1,17 +1,49 @@
 """Command lines whose errors are one line each."""
 
 import argparse
-from typing import NoReturn
+import difflib
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from .errors import InputError
 
+LONGEST = 160  # characters of what was typed, or is said of it
+
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises InputError, with all that is allowed, where argparse prints its usage and exits."""
+    """An ArgumentParser that raises InputError, in one short line, where argparse prints its usage and exits."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        known, wrong = self.parse_known_args(args, namespace)
+        if wrong:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--") and flag != "--help"]
+            raise unknown("argument", wrong, flags, self.prog)
+        return known
 
     def error(self, message: str) -> NoReturn:
-        named = [name for action in self._actions for name in action.option_strings or [str(action.metavar)]]
-        raise InputError(f"{message}; allowed: {' '.join(named)}")
+        raise InputError(f"{_short(message)}; {self.prog} --help lists what is allowed")
+
+
+def unknown(what: str, wrong: Sequence[str], allowed: Sequence[str], prog: str, where: str = "") -> InputError:
+    """One line on words that are none of those allowed, with the closest ones that are.
+
+    Args:
+        what: what they were taken for.
+        wrong: the words, or NAME=VALUE, of which the name is compared.
+        allowed: too many to be listed.
+        prog: whose --help lists them.
+        where: where the words stand, for the end of the sentence.
+    """
+    names = [each.partition("=")[0] for each in wrong[:3]]
+    near = dict.fromkeys(found for name in names for found in difflib.get_close_matches(name, allowed, n=2))
+    closest = f"; closest: {', '.join(near)}" if near else ""
+    told = _short(f"unknown {what} {', '.join(wrong)}")
+    return InputError(f"{told}{where}{closest}; {prog} --help lists what is allowed")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def positive(option: str, text: str) -> int:

@@ -11,39 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .arguments import Parser
-from .data import TASKS
+from .arguments import Parser, unknown
+from .candidates import find, reads
 from .errors import InputError
+from .tasks import TASKS
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 # Where a run is kept and how it is watched does not change its result, so it is no part of its identity.
 OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads", "checkpoint_minutes")
-# The optimizers that read a setting, where not all of them do (train.candidates).
-READ_BY = {
-    **dict.fromkeys(("learning_rate", "warmup"), ("adam",)),
-    **dict.fromkeys(
-        (
-            "c",
-            "first_c",
-            "backtracking",
-            "initial_step_size",
-            "first_backtracking",
-            "growth_steps",
-            "rounding",
-            "max_interval",
-        ),
-        ("sgdsls", "adamsls", "plasls"),
-    ),
-    "direction": ("adamsls", "plasls"),
-    **dict.fromkeys(("split", "growth", "first_steps", "joint", "merge_threshold"), ("plasls",)),
-}
-
-
-def reads(optimizer: str, key: str) -> bool:
-    """Whether the setting can change the optimizer's result: nothing compares ADAMSLS's learning rates."""
-    return optimizer in READ_BY.get(key, (optimizer,))
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
@@ -52,7 +29,7 @@ class Config:
 
     # what is learned
     task: str = "sst2"
-    """a GLUE task of train.data.TASKS"""
+    """a GLUE task of train.tasks.TASKS"""
     subset: Literal["small", "full"] = "small"
     """small: 500 training rows drawn at random by the seed; full: all of them"""
     model: str = "bert-base-uncased"
@@ -69,8 +46,8 @@ class Config:
     """epochs between evaluations, beside the one after the last epoch; end: that one alone"""
 
     # how it is learned
-    optimizer: Literal["adam", "sgdsls", "adamsls", "plasls"] = "plasls"
-    """the candidate"""
+    optimizer: str = "plasls"
+    """a candidate of train.candidates.CANDIDATES"""
     split: PositiveInt | Literal["qkv"] = 10
     """components of plasls: 1, 4, 7, 10, any number, or qkv"""
     epochs: PositiveInt = 5
@@ -133,6 +110,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise InputError(f"--task={self.task}: unknown task; allowed: {', '.join(TASKS)}")
+        find(self.optimizer)
         for key in ("sweep", "profile"):
             value = getattr(self, key)
             if not value or Path(value).name != value:
@@ -140,8 +118,8 @@ class Config:
 
     @property
     def run_id(self) -> str:
-        """Digest of all fields that can change the result: the same configuration is the same run."""
-        identity = {k: v for k, v in self.as_dict().items() if k not in OUTSIDE_IDENTITY}
+        """Digest of all fields that can change the result, of which a candidate's own are those that it reads."""
+        identity = {k: v for k, v in self.as_dict().items() if k not in OUTSIDE_IDENTITY and reads(self.optimizer, k)}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -163,17 +141,16 @@ class Config:
             InputError: names every key that is unknown and every value that is out of range.
         """
         fields = [field.name for field in dataclasses.fields(cls)]
-        unknown = [key for key in values if key not in fields]
-        if unknown:
-            raise InputError(f"unknown setting {', '.join(unknown)}; allowed: {', '.join(fields)}")
+        if wrong := [key for key in values if key not in fields]:
+            raise unknown_settings(wrong)
         try:
             return _ADAPTER.validate_python({k: None if v == "None" else v for k, v in values.items()})
         except ValidationError as error:
-            wrong: dict[str, list[str]] = {}
+            problems: dict[str, list[str]] = {}
             for problem in error.errors():
-                wrong.setdefault(str(problem["loc"][0]), []).append(problem["msg"])
+                problems.setdefault(str(problem["loc"][0]), []).append(problem["msg"])
             raise InputError(
-                "; ".join(f"--{key}={values[key]}: {', or '.join(messages)}" for key, messages in wrong.items())
+                "; ".join(f"--{key}={values[key]}: {', or '.join(messages)}" for key, messages in problems.items())
             ) from None
 
     @classmethod
@@ -193,6 +170,11 @@ class Config:
                 help=f"{described} [{field.default}]".replace("%", "%%"),
             )
         return cls.from_dict(vars(parser.parse_args(args)))
+
+
+def unknown_settings(keys: Sequence[str], where: str = "") -> InputError:
+    """One line on keys that are no Config field."""
+    return unknown("setting", keys, [field.name for field in dataclasses.fields(Config)], "python -m train", where)
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

@@ -22,3 +22,13 @@ def writing(what: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{what} cannot be written ({error.strerror}); --out takes a writable folder") from None
+
+
+def one_line(error: BaseException) -> str:
+    """All that an error says, in one line."""
+    return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first thing that an error says; its kind if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

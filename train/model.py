@@ -16,8 +16,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .errors import InputError
-from .packaged import first_line, hub_answers, hub_error, locate
+from .errors import InputError, first_line
+from .packaged import hub_answers, hub_error, locate
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 

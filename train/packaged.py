@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import InputError
+from .errors import InputError, first_line
 
 DOWNLOAD_SECONDS = 900
 HUB_SECONDS = 10
@@ -278,10 +278,6 @@ def hub_error(name: str, kind: Literal["model", "data"], error: Exception) -> In
     else:
         problem = f"no such folder, and the hub does not serve it ({first_line(error)})"
     return InputError(f"--{kind}={name}: {problem}; allowed: a hub id, a folder, or packaged: {packaged}")
-
-
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """One writer for the two places where a run is kept: its folder and Weights & Biases."""
 
-import json
-import math
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from .config import Config
-from .errors import InputError, writing
+from .errors import InputError, one_line
+from .folder import RunFolder
 
 Row = Mapping[str, Any]
 
@@ -17,35 +17,8 @@ Row = Mapping[str, Any]
 AXES = {"train/*": "samples", "eval/*": "epoch", "search/*": "step", "step_size/*": "step", "time/*": "step"}
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """A reader finds the old text or the whole new one, never a part, be the disk full or the power gone."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def history(folder: Path, steps: float = math.inf) -> list[str]:
-    """The lines of history.jsonl up to a step, without those that a killed writer or a crashed disk has spoilt."""
-    path = folder / "history.jsonl"
-    kept = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-            if row["step"] <= steps:
-                kept.append(line.decode() + "\n")
-        except (ValueError, TypeError, KeyError):
-            continue
-    return kept
-
-
 class Tracker:
-    """Writes config.json, history.jsonl (a line a logged step, flushed), summary.json, and the W&B run.
+    """Writes a run's configuration, history (a line a logged step) and summary, and the W&B run.
 
     Args:
         config: the run.
@@ -57,24 +30,18 @@ class Tracker:
     """
 
     def __init__(self, config: Config, steps_kept: int) -> None:
-        self.folder = config.folder
-        with writing(f"the run folder {self.folder}"):
-            write_atomically(
-                self.folder / "config.json", json.dumps(config.as_dict() | {"run_id": config.run_id}, indent=2)
-            )
-            write_atomically(self.folder / "history.jsonl", "".join(history(self.folder, steps_kept)))
-            self._file = (self.folder / "history.jsonl").open("a", encoding="utf-8")
+        self.folder = RunFolder(config.folder)
+        self.folder.write_config(config.as_dict() | {"run_id": config.run_id})
+        self._history = self.folder.continue_history(steps_kept)
         self._wandb = _tracked(config) if config.track else None
 
     def log(self, row: Row) -> None:
-        with writing(f"the run folder {self.folder}"):
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+        self._history.log(row)
         if self._wandb is not None:
             self._wandb.log(dict(row))
 
     def finish(self, summary: Row, model: Path | None = None) -> None:
-        """The presence of summary.json means finished, so it is written last.
+        """The summary in the run folder means finished, so it is written last.
 
         Args:
             summary: what the run has come to.
@@ -84,8 +51,7 @@ class Tracker:
             _log_media(self._wandb, self.folder, summary, model)
             self._wandb.summary.update(dict(summary))
         self.close(0)
-        with writing(f"the run folder {self.folder}"):
-            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2))
+        self.folder.write_summary(summary)
 
     def close(self, exit_code: int, preempted: bool = False) -> None:
         """End the W&B run.
@@ -94,8 +60,7 @@ class Tracker:
             exit_code: 0 if the run has finished.
             preempted: the run goes on when it is called again; W&B's own sweeps then queue it again.
         """
-        with suppress(OSError):  # what a full disk did not take was told when it was written
-            self._file.close()
+        self._history.close()
         if self._wandb is not None:
             if preempted:
                 self._wandb.mark_preempting()
@@ -113,6 +78,7 @@ def wandb_run(folder: Path, **settings: Any) -> Any:
     Raises:
         InputError: W&B cannot be used.
     """
+    check_wandb()
     # The offline log must hold all but the last line after a SIGKILL, so it is flushed every second.
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
     mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
@@ -131,9 +97,27 @@ def wandb_run(folder: Path, **settings: Any) -> Any:
         )
     except wandb.errors.Error as error:
         raise InputError(
-            f"Weights & Biases cannot be used ({' '.join(str(error).split())}); "
+            f"Weights & Biases cannot be used ({one_line(error)}); "
             "allowed: WANDB_MODE=offline, WANDB_MODE=disabled or --track=False"
         ) from None
+
+
+def check_wandb() -> None:
+    """Look at W&B's own environment variables, such as WANDB_MODE, before anything is done.
+
+    Raises:
+        InputError: one has a value that W&B does not take.
+    """
+    import wandb
+
+    try:
+        wandb.Settings().update_from_env_vars({name: value for name, value in os.environ.items() if value})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = f"WANDB_{problem['loc'][0]}".upper()
+        raise InputError(f"{name}={os.environ.get(name)}: {problem['msg']}") from None
+    except wandb.errors.Error as error:
+        raise InputError(f"Weights & Biases cannot be used: {one_line(error)}") from None
 
 
 def _tracked(config: Config) -> Any:
@@ -152,12 +136,12 @@ def _tracked(config: Config) -> Any:
     return run
 
 
-def _log_media(run: Any, folder: Path, summary: Row, model: Path | None) -> None:
+def _log_media(run: Any, folder: RunFolder, summary: Row, model: Path | None) -> None:
     """The table of epochs, and the model as an artifact."""
     import wandb
 
-    columns: list[str | int] = ["epoch", "samples", "train/epoch_loss", "eval/accuracy", "eval/loss", "time/total"]
-    rows = [row for line in history(folder) if "train/epoch_loss" in (row := json.loads(line))]
+    columns: list[Any] = ["epoch", "samples", "train/epoch_loss", "eval/accuracy", "eval/loss", "time/total"]
+    rows = [row for row in folder.history() if "train/epoch_loss" in row]
     run.log({"tables/epochs": wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])})
     if model is not None:
         # Named by the run's digest: the same configuration is another version of the same artifact.

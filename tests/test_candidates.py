@@ -1,0 +1,58 @@
+"""train/candidates.py and train/tasks.py: a row says all that the study knows of a candidate or a task."""
+
+import dataclasses
+import pkgutil
+from typing import Any
+
+import pytest
+
+from train.candidates import CANDIDATES, USED_BY, Candidate, find, reads
+from train.config import Config
+from train.errors import InputError
+from train.tasks import METRICS, TASKS, accuracy
+
+
+@pytest.mark.parametrize("row", CANDIDATES.values(), ids=CANDIDATES)
+def test_a_row_names_settings_a_builder_and_candidates_that_there_are(row: Candidate) -> None:
+    assert set(row.settings) <= {field.name for field in dataclasses.fields(Config)}
+    assert callable(pkgutil.resolve_name(row.builder))
+    assert row.held_against is None or find(row.held_against).searches
+    assert row.searches == (row.trials > 0)
+
+
+def test_no_two_candidates_look_alike() -> None:
+    for key in ("key", "name", "colour"):
+        assert len({getattr(row, key) for row in CANDIDATES.values()}) == len(CANDIDATES)
+
+
+def test_a_setting_is_read_by_all_candidates_or_by_those_whose_rows_name_it() -> None:
+    assert {setting for row in CANDIDATES.values() for setting in row.settings} == set(USED_BY)
+    for key, row in CANDIDATES.items():
+        for setting in USED_BY:
+            assert reads(key, setting) == (setting in row.settings)
+        assert reads(key, "batch_size")
+
+
+def test_an_unknown_candidate_is_one_line_that_names_those_allowed() -> None:
+    said = f"--optimizer=lion: unknown candidate; allowed: {', '.join(CANDIDATES)}$"
+    with pytest.raises(InputError, match=said):
+        find("lion")
+    with pytest.raises(InputError, match=said):
+        Config(optimizer="lion")
+
+
+def test_a_run_id_is_a_digest_of_the_settings_that_its_candidate_reads() -> None:
+    """Whatever else a configuration says, or will say with a new setting of other candidates, it is the same run."""
+    plain = {key: Config(optimizer=key) for key in CANDIDATES}
+    others: dict[str, Any] = {"learning_rate": 1.0, "c": 0.3, "split": 4, "joint": "never", "batch_size": 8}
+    for key, config in plain.items():
+        for setting, other in others.items():
+            changed = dataclasses.replace(config, **{setting: other})
+            assert (changed.run_id != config.run_id) == reads(key, setting), (key, setting)
+    assert len({config.run_id for config in plain.values()}) == len(CANDIDATES)
+
+
+def test_every_task_is_judged_by_a_metric_that_there_is() -> None:
+    assert {task.metric for task in TASKS.values()} <= METRICS.keys()
+    assert accuracy([[3, 1], [2, 4]]) == 7 / 10
+    assert accuracy([[0, 0, 5], [0, 0, 0], [0, 0, 5]]) == 0.5

@@ -1,0 +1,268 @@
+"""A run's folder and a sweep's folder: the names and formats of their files, which no other module spells.
+
+Nothing here imports torch.
+"""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import InputError, one_line, writing
+
+
+class RunFolder:
+    """`<out>/<sweep>/<run id>/`: what a run leaves behind.
+
+    - `config.json`: its configuration and run id; `history.jsonl`: a line a logged step;
+    - `summary.json`: what it has come to; written last, so that its presence means finished;
+    - `error.txt`: why the last try failed; `log.txt`: what its worker printed;
+    - `checkpoint.pt`: what an unfinished run resumes from; `model/`: the trained model, if it is kept;
+    - `lock`: locked while the run is being run, which the kernel frees when its holder dies;
+    - `wandb/`: W&B's own.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.history_file = self.path / "history.jsonl"
+        self.summary_file = self.path / "summary.json"
+        self.error_file = self.path / "error.txt"
+        self.log_file = self.path / "log.txt"
+        self.checkpoint_file = self.path / "checkpoint.pt"
+        self.lock_file = self.path / "lock"
+        self.model_folder = self.path / "model"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def writing(self) -> AbstractContextManager[None]:
+        """An OSError inside becomes an InputError of one line."""
+        return writing(f"the run folder {self.path}")
+
+    def start(self) -> None:
+        """Make the folder for a further try.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with self.writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.error_file.unlink(missing_ok=True)
+
+    # -- what the run was asked, and what it has come to ------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """The Config's fields, and "run_id".
+
+        Raises:
+            InputError: the file is not there, or damaged.
+        """
+        return _read(self.config_file)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        with self.writing():
+            write_atomically(self.config_file, json.dumps(config, indent=2))
+
+    def is_finished(self) -> bool:
+        return self.summary_file.exists()
+
+    def summary(self) -> dict[str, Any]:
+        """What a finished run has come to.
+
+        Raises:
+            InputError: the file is not there, or damaged.
+        """
+        return _read(self.summary_file, "; remove it, and the same command finishes the run again")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Mark the run as finished."""
+        with self.writing():
+            write_atomically(self.summary_file, json.dumps(summary, indent=2))
+
+    def error(self) -> str:
+        """Why the last try failed; nothing where the run has finished, or nothing has failed."""
+        if self.is_finished() or not self.error_file.is_file():
+            return ""
+        return self.error_file.read_text(encoding="utf-8")
+
+    def write_error(self, error: BaseException) -> None:
+        with suppress(OSError):  # a full disk is the error, and takes no file that says so
+            write_atomically(self.error_file, f"{type(error).__name__}: {error}\n")
+
+    # -- its lines --------------------------------------------------------------------------------------------
+
+    def history_lines(self, steps: float = math.inf) -> list[str]:
+        """The lines up to a step, without those that a killed writer or a crashed disk has spoilt."""
+        kept = []
+        for line in self.history_file.read_bytes().splitlines() if self.history_file.exists() else ():
+            try:
+                if json.loads(line)["step"] <= steps:
+                    kept.append(line.decode() + "\n")
+            except (ValueError, TypeError, KeyError):
+                continue
+        return kept
+
+    def history(self) -> list[dict[str, Any]]:
+        """What was logged, a row a line."""
+        return [json.loads(line) for line in self.history_lines()]
+
+    def continue_history(self, steps: float) -> "History":
+        """Drop the lines after a step, as what came after it is about to be done again, and go on from there."""
+        with self.writing():
+            write_atomically(self.history_file, "".join(self.history_lines(steps)))
+            return History(self)
+
+    # -- who runs it ------------------------------------------------------------------------------------------
+
+    def try_lock(self) -> IO[str] | None:
+        """The open, locked file; None where a living process holds the lock. Closing it frees the lock."""
+        return try_lock(self.lock_file)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Wait until nobody else runs it; nobody else can inside."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.lock_file.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def is_running(self) -> bool:
+        if not self.path.exists():
+            return False
+        lock = self.try_lock()
+        if lock is None:
+            return True
+        lock.close()
+        return False
+
+
+class History:
+    """A run's history, open at its end."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.file = folder.history_file.open("a", encoding="utf-8")
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Write a line, and flush it.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        with self.folder.writing():
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+
+    def close(self) -> None:
+        with suppress(OSError):  # what a full disk did not take was told when it was written
+            self.file.close()
+
+
+class SweepFolder:
+    """`<out>/<sweep>/`: the run folders of a sweep or a study, and what says which of them belong to it.
+
+    - `sweep.json`: the manifest: which run folders the last call was about, for those who read the results;
+    - `journal.log`: the queue's own record, unless it is kept in a database; `queue.lock`: locked by who looks at it;
+    - `figures/`: what was drawn of it;
+    - of a study: `log.txt`: what its workers printed; `trials/`: the locks of its trials.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest_file = self.path / "sweep.json"
+        self.journal_file = self.path / "journal.log"
+        self.lock_file = self.path / "queue.lock"
+        self.log_file = self.path / "log.txt"
+        self.figures_folder = self.path / "figures"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def started(cls, out: str | Path) -> list[str]:
+        """The names of the sweeps in `out` that have been started."""
+        return sorted(path.parent.name for path in Path(out).glob("*/sweep.json"))
+
+    @staticmethod
+    def finished_runs(out: str | Path) -> list[RunFolder]:
+        """Of all sweeps in `out`."""
+        return [RunFolder(path.parent) for path in Path(out).glob("*/*/summary.json")]
+
+    def run(self, run_id: str) -> RunFolder:
+        return RunFolder(self.path / run_id)
+
+    def is_started(self) -> bool:
+        return self.manifest_file.is_file()
+
+    def manifest(self) -> dict[str, Any]:
+        """As `sweeps.space.Space.manifest` makes it.
+
+        Raises:
+            InputError: the file is not there, or damaged.
+        """
+        return _read(self.manifest_file)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        with self.locked():
+            write_atomically(self.manifest_file, json.dumps(manifest, indent=2))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time among those that see the folder looks at a sweep's queue, or its manifest.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        with writing(f"the sweep folder {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self.lock_file.open("a")
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def try_lock_trial(self, study: str, number: int) -> IO[str] | None:
+        """As RunFolder.try_lock, of a study's trial."""
+        return try_lock(self.path / "trials" / f"{study}-{number}")
+
+
+def try_lock(path: Path) -> IO[str] | None:
+    """The open, locked file; None where a living process holds the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader finds the old text or the whole new one, never a part, be the disk full or the power gone."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path that is written inside, and takes `path`'s place at the end, if nothing was raised."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(path: Path, advice: str = "") -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({one_line(error)}){advice}") from None
