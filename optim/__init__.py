@@ -2,7 +2,7 @@
 
 from .components import split
 from .line_search import LineSearch
-from .optimizers import PAPER, PLASLS, SGDSLS, AdamSLS
+from .optimizers import PAPER, PAPER_SEARCH, PLASLS, SGDSLS, AdamSLS
 from .search import Search
 
-__all__ = ["PAPER", "PLASLS", "SGDSLS", "AdamSLS", "LineSearch", "Search", "split"]
+__all__ = ["PAPER", "PAPER_SEARCH", "PLASLS", "SGDSLS", "AdamSLS", "LineSearch", "Search", "split"]

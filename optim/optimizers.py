@@ -10,13 +10,26 @@ from .directions import Adam, Gradient
 from .line_search import LineSearch
 from .settings import AdamSettings, ComponentSettings, Settings, documented, take
 
-PAPER: dict[str, Any] = {
-    "first_steps": 1,
+PAPER_SEARCH: dict[str, Any] = {
+    "criterion": "armijo",
+    "c": 0.1,
     "first_c": 0.1,
+    "first_search": "backtrack",
+    "initial_step_size": 0.1,
+    "backtracking": 0.9,
     "first_backtracking": 0.9,
-    "joint": "never",
+    "growth_steps": 500.0,
+    "search_growth": 1.0,
+    "max_interval": 1,
     "rounding": 0.0,
     "max_trials": 10_000,
+}
+"""The search of the paper's text as settings of any of the optimizers, where it differs from our defaults."""
+
+PAPER: dict[str, Any] = PAPER_SEARCH | {
+    "betas": (0.9, 0.999),
+    "first_steps": 1,
+    "joint": "never",
     "merge_threshold": 1e-12,
 }
 """The paper's text as PLASLS's settings, where it differs from our defaults."""
@@ -61,7 +74,8 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         own = take(AdamSettings, settings)
         if own.compiled:
             compiled.library()  # or the error that says why not
-        super().__init__(params, Adam(momentum=own.direction == "momentum", by_c=own.compiled), **settings)
+        direction = Adam(momentum=own.direction == "momentum", by_c=own.compiled)
+        super().__init__(params, direction, betas=own.betas, **settings)
 
 
 @documented(ComponentSettings, AdamSettings, Settings)

@@ -50,19 +50,19 @@ class Settings:
     """How any of the optimizers searches."""
 
     criterion: Literal["armijo", "smoothed"] = setting(
-        "armijo",
+        "smoothed",
         Allowed(lambda value: value in ("armijo", "smoothed"), "'armijo' or 'smoothed'"),
         'what accepts a trial: "armijo" judges each mini-batch by itself (Eq. 1 and 5), "smoothed" the average over '
         "searches (`Smoothed`).",
     )
-    c: float = setting(0.1, SHARE, "sufficient decrease of the criterion: the share of the predicted one.")
+    c: float = setting(0.5, SHARE, "sufficient decrease of the criterion: the share of the predicted one.")
     smoothing: float = setting(
         0.9,
         Allowed(lambda value: _is_number(value) and 0 <= value < 1, "0 or above, below 1"),
         "beta of the smoothed criterion, the weight of what it remembers.",
     )
     first_search: Literal["bracket", "backtrack"] = setting(
-        "backtrack",
+        "bracket",
         Allowed(lambda value: value in ("bracket", "backtrack"), "'bracket' or 'backtrack'"),
         'how the first step size is found: "backtrack" shrinks from initial_step_size; "bracket" comes near the '
         "minimum of the loss along the direction from either side, wherever it starts, so that the loss, the data and "
@@ -75,9 +75,9 @@ class Settings:
         "mini-batch; at 1/2 the search goes no further than the minimum of a parabola. With c = 0.1 there, a 6-layer "
         "encoder stays on the plateau of a constant answer for one seed in three. The paper has `c` there, too.",
     )
-    backtracking: float = setting(0.9, SHARE, "delta, the factor of a rejected step size.")
+    backtracking: float = setting(0.8, SHARE, "delta, the factor of a rejected step size.")
     initial_step_size: float | None = setting(
-        0.1,
+        None,
         BOUND,
         "eta_0, where the first search starts. None: |f| / |<g, d>|, where the tangent reaches 0, which has the right "
         "unit whatever the loss is measured in.",
@@ -89,13 +89,13 @@ class Settings:
         "(45 trials with 0.9, 8 with 0.5). The paper has `backtracking` there, too.",
     )
     growth_steps: float = setting(
-        500.0,
+        math.inf,
         Allowed(lambda value: _is_number(value) and value > 0, "above 0 (inf: no growth)"),
         "n, the steps in which an accepted step size may double: a search starts from eta 2^(1/n) (Eq. 2, where n is "
         "m/b).",
     )
     search_growth: float = setting(
-        1.0,
+        1.1,
         Allowed(lambda value: _is_number(value) and 1 <= value < math.inf, "1 or above"),
         "a search starts from the last step size times this, beside the growth of Eq. 2. Where the last accepted trial "
         "fell by nearly all that its slope predicts, and this is above 1, it doubles.",
@@ -107,13 +107,13 @@ class Settings:
         "bounds those that shrink all, after those that shrink one alone.",
     )
     max_interval: int = setting(
-        1,
+        16,
         Allowed(is_count, "a whole number of steps from 1"),
         "steps from one search to the next at most; steps in between take the step size untested, at the cost of the "
         "host's own step. 1: a search at every step, as in the paper.",
     )
     interval_growth: int | None = setting(
-        None,
+        8,
         Allowed(lambda value: value is None or is_count(value), "a whole number of steps from 1, or None"),
         "after k steps the next search comes ceil(k / interval_growth) steps later, at most max_interval, but at once "
         "where a search has more than halved the step size. None: a search that takes its first trial doubles the "
@@ -133,7 +133,7 @@ class Settings:
         "float32 and bfloat16.",
     )
     loss_scale: float | None = setting(
-        1.0,
+        None,
         Allowed(lambda value: value is None or NOT_NEGATIVE.holds(value), "0 or above, or None"),
         "that error is taken to be machine precision times max(|loss|, loss_scale), as a cross-entropy near 0 is the "
         "logarithm of a number near 1. None: it is machine precision times |loss| until a search has rejected three "
@@ -156,7 +156,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """Which direction of Adam is tested, and how its trial points are written."""
+    """Which direction of Adam is tested, which is moved along, and how trial points are written."""
+
+    betas: tuple[float, float] = setting(
+        (0.0, 0.999),
+        Allowed(lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value), "two numbers from 0, below 1"),
+        "torch's: of the mean gradient and of its square. With the first one 0 the move is the direction that is "
+        "tested, so that an accepted trial point is the next iterate. Adam's own, and the paper's, are (0.9, 0.999).",
+    )
 
     direction: Literal["gradient", "momentum"] = setting(
         "gradient",

@@ -174,7 +174,8 @@ class Turns:
         progress.accepted_once |= found.accepted
         progress.steps_since_search = 0
         progress.nearly_linear = found.accepted and decrease >= NEARLY_LINEAR
-        at_once = found.accepted and found.trials <= 1
+        # A step size that grows at each search is back where it was after the second trial.
+        at_once = found.accepted and found.trials <= (1 if self.settings.search_growth == 1 else 2)
         if turn.component is not None:
             progress.next_component = (turn.component + 1) % len(turn.starts)
             progress.searches += 1

@@ -1,5 +1,7 @@
 """What the tests of small networks share: a task of three classes, and a look at the weights."""
 
+from functools import partial
+
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -32,3 +34,24 @@ def train(model, optimizer, steps=12):
         optimizer.step(lambda x=x: cross_entropy(model(x), x[:, :3].argmax(1)))
         found.append((optimizer.search.trials, optimizer.search.after, optimizer.search.slope))
     return found
+
+
+CLASSIC = {
+    "criterion": "armijo",
+    "c": 0.1,
+    "first_search": "backtrack",
+    "initial_step_size": 0.1,
+    "loss_scale": 1.0,
+    "backtracking": 0.9,
+    "growth_steps": 500.0,
+    "search_growth": 1.0,
+    "max_interval": 1,
+    "interval_growth": None,
+}
+"""A search at every step by the paper's criterion, which the slow reference knows, with its first search mended."""
+
+
+def classic(optimizer):
+    """The optimizer with these settings as its defaults, and with momentum where it is one of Adam's."""
+    momentum = {} if issubclass(optimizer, torch.optim.SGD) else {"betas": (0.9, 0.999)}
+    return partial(optimizer, **CLASSIC, **momentum)

@@ -10,10 +10,13 @@ import tempfile
 import pytest
 import torch
 
-from optim import PLASLS, AdamSLS, compiled, split
+import optim
+from optim import compiled, split
 from optim.directions import plain_directions
 from optim.points import Point
-from tests.small import network, train
+from tests.small import classic, network, train
+
+PLASLS, AdamSLS = classic(optim.PLASLS), classic(optim.AdamSLS)
 
 pytestmark = pytest.mark.skipif(not compiled.is_available(), reason="no C compiler (cc) on this machine")
 
@@ -147,8 +150,8 @@ def test_other_directions_are_not_made_by_it(options, monkeypatch):
 def test_every_process_finds_the_same_bits(tmp_path):
     """The code is built anew in each."""
     script = (
-        "import sys, torch; from tests.small import network, train; from optim import AdamSLS\n"
-        "model = network(300); found = train(model, AdamSLS(model.parameters(), compiled=True))\n"
+        "import sys, torch; from tests.small import classic, network, train; from optim import AdamSLS\n"
+        "model = network(300); found = train(model, classic(AdamSLS)(model.parameters(), compiled=True))\n"
         "torch.save((list(model.parameters()), found), sys.argv[1])\n"
     )
 

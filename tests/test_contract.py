@@ -26,6 +26,7 @@ from torch.optim.swa_utils import SWALR
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
 from optim.compiled import is_available
+from tests.small import CLASSIC, classic
 
 HERE = Path(__file__).parents[1]
 
@@ -65,32 +66,15 @@ def eq6(params, **settings):
     return PLASLS(params, joint="never", first_steps=1, **settings)
 
 
-UNTUNED = {
-    "criterion": "smoothed",
-    "c": 0.5,
-    "first_search": "bracket",
-    "initial_step_size": None,
-    "loss_scale": None,
-    "backtracking": 0.8,
-    "growth_steps": math.inf,
-    "search_growth": 1.1,
-    "max_interval": 16,
-    "interval_growth": 8,
-}
-
-
-def untuned(optimizer):
-    return lambda params, **settings: optimizer(params, **(UNTUNED | settings))
-
-
 CLASSES = {
     "SGDSLS": SGDSLS,
     "AdamSLS": AdamSLS,
     "PLASLS": PLASLS,
     "PLASLS, Eq. 6": eq6,
-    "SGDSLS, untuned": untuned(SGDSLS),
-    "AdamSLS, untuned": untuned(AdamSLS),
-    "PLASLS, Eq. 6, untuned": untuned(eq6),
+    "SGDSLS, classic": classic(SGDSLS),
+    "AdamSLS, classic": classic(AdamSLS),
+    "PLASLS, classic": classic(PLASLS),
+    "PLASLS, Eq. 6, classic": functools.partial(eq6, **CLASSIC, betas=(0.9, 0.999)),
 }
 every_class = pytest.mark.parametrize("make", CLASSES.values(), ids=CLASSES.keys())
 
@@ -228,10 +212,10 @@ def test_an_optimizer_can_be_printed(make):
 # -- groups with their own settings -----------------------------------------------------------------------------
 
 PER_GROUP = {
-    "SGDSLS": (SGDSLS, {"weight_decay": 0.1}),
-    "AdamSLS coupled": (functools.partial(AdamSLS, betas=(0.0, 0.99)), {"weight_decay": 0.1, "eps": 1e-3}),
+    "SGDSLS": (classic(SGDSLS), {"weight_decay": 0.1}),
+    "AdamSLS coupled": (functools.partial(classic(AdamSLS), betas=(0.0, 0.99)), {"weight_decay": 0.1, "eps": 1e-3}),
     "AdamSLS decoupled": (
-        functools.partial(AdamSLS, betas=(0.0, 0.99), decoupled_weight_decay=True),
+        functools.partial(classic(AdamSLS), betas=(0.0, 0.99), decoupled_weight_decay=True),
         {"weight_decay": 0.1, "betas": (0.0, 0.9), "amsgrad": True},
     ),
 }
@@ -302,7 +286,7 @@ def test_a_group_added_in_training_is_searched_in_its_turn_from_a_step_size_of_t
     assert step_sizes(optimizer) == [*sizes, sizes[0]]
     before = model[3].weight.detach().clone()
     turns = []
-    for x, y in batches(16, seed=3):
+    for x, y in batches(160, seed=3):
         train(model, optimizer, [(x, y)])
         turns += [optimizer.search.component] if optimizer.search.component != "none" else []
     assert not torch.equal(model[3].weight, before)
@@ -501,7 +485,7 @@ def test_mixed_types_shapes_and_strides_train_in_one_optimizer(make, settings):
     strides = [p.stride() for p in model.parameters()]
     optimizer = make(split(model, by_layer), **settings)
     losses = train(model, optimizer, batches(80))
-    assert mean(losses[-10:]) < 0.8 * mean(losses[:10])
+    assert mean(losses[-10:]) < 0.8 * mean(losses[:3])
     assert [p.stride() for p in model.parameters()] == strides
 
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import PLASLS, SGDSLS, AdamSLS, split
-from tests.small import batches, by_layer, weights
+import optim
+from optim import split
+from tests.small import batches, by_layer, classic, weights
+
+PLASLS, SGDSLS, AdamSLS = classic(optim.PLASLS), classic(optim.SGDSLS), classic(optim.AdamSLS)
 
 
 def network(seed=0):

@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import PAPER, PLASLS, SGDSLS, AdamSLS, split
+import optim
+from optim import PAPER, split
 from optim.line_search import COUNTS
 from tests.reference import Reference, logistic, valley
-from tests.small import batches, by_layer, weights
+from tests.small import batches, by_layer, classic, weights
+
+PLASLS, SGDSLS, AdamSLS = classic(optim.PLASLS), classic(optim.SGDSLS), classic(optim.AdamSLS)
 
 NEVER_GROW = math.inf
 MERGE = 0.6  # which the valley's step sizes reach one by one, at steps 69 to 104
@@ -65,7 +68,7 @@ CASES = {
         [2, 3, 1],
     ),
     "PLASLS, the paper's text": (
-        lambda groups: PLASLS(groups, **PAPER, initial_step_size=4.0),
+        lambda groups: PLASLS(groups, **(PAPER | {"initial_step_size": 4.0})),
         {"rounding": 0.0, "eta_0": 4.0, "first_delta": 0.9, "first_c": 0.1},
         [3, 2, 4],
     ),

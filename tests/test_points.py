@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import PLASLS, SGDSLS, AdamSLS, directions, points, split
-from tests.small import network, train
+import optim
+from optim import directions, points, split
+from tests.small import classic, network, train
+
+PLASLS, SGDSLS, AdamSLS = classic(optim.PLASLS), classic(optim.SGDSLS), classic(optim.AdamSLS)
 
 
 @pytest.mark.parametrize("make", [SGDSLS, AdamSLS, PLASLS])

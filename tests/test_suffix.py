@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import PLASLS, split
+import optim
+from optim import split
 from optim.evaluation.replay import Randomness
+from tests.small import classic
+
+PLASLS = classic(optim.PLASLS)
 
 STEPS = 12
 

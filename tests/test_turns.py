@@ -8,6 +8,7 @@ import pytest
 from optim.search import Found
 from optim.settings import ComponentSettings, Settings
 from optim.turns import Progress, Turns
+from tests.small import CLASSIC
 
 
 def found(sizes, trials=1, accepted=True):
@@ -15,7 +16,7 @@ def found(sizes, trials=1, accepted=True):
 
 
 def after_first_steps(count=3, **settings):
-    turns = Turns(Settings(), ComponentSettings(first_steps=1, **settings))
+    turns = Turns(Settings(**CLASSIC), ComponentSettings(first_steps=1, **settings))
     sizes = [0.1] * count
     turn = turns.next(sizes)
     turns.count(turn, found(turn.first_trial), 0.5)
@@ -40,12 +41,22 @@ def test_each_component_has_its_turn_and_then_the_first_one_again():
 
 
 def test_the_whole_network_is_searched_until_three_first_trials_in_a_row():
-    turns = Turns(Settings(), ComponentSettings())
+    turns = Turns(Settings(**CLASSIC), ComponentSettings())
     sizes, whole = [0.1, 0.1], []
     for trials in (4, 1, 1, 2, 1, 1, 1, 1):
         turn, sizes = search_of(turns, sizes, trials)
         whole.append(turn.component is None)
     assert whole == [True] * 7 + [False]
+
+
+def test_where_searches_grow_a_second_trial_is_settled_too():
+    turns, sizes, whole = Turns(Settings(), ComponentSettings()), [0.1, 0.1], []
+    for trials in (1, 3, 1, 2, 2, 1):
+        while (turn := turns.next(sizes)) is None:
+            turns.skip()
+        turns.count(turn, found(turn.first_trial, trials), 0.5)
+        whole.append(turn.component is None)
+    assert whole == [True] * 5 + [False]
 
 
 def test_only_the_searched_step_size_grows_unless_all_are_to():
@@ -69,7 +80,7 @@ def test_the_joint_test_comes_always_never_or_every_nth_step(joint, expected):
 
 
 def test_searches_move_apart_while_they_take_their_first_trial_and_close_up_when_not():
-    turns, sizes = Turns(Settings(max_interval=4), None), [0.1]
+    turns, sizes = Turns(Settings(**(CLASSIC | {"max_interval": 4})), None), [0.1]
     searched = []
     for step in range(16):
         turn = turns.next(sizes)
@@ -114,7 +125,7 @@ def test_a_step_size_doubles_where_its_trial_was_nearly_linear_and_grows_less_ot
         turns = Turns(Settings(search_growth=1.1, growth_steps=math.inf), None)
         turns.count(turns.next([1.0]), found([1.0]), decrease)
         assert turns.next([1.0]).starts == [growth]
-    turns = Turns(Settings(growth_steps=math.inf), None)  # the paper's: nothing but Eq. 2
+    turns = Turns(Settings(growth_steps=math.inf, search_growth=1.0), None)  # the paper's: nothing but Eq. 2
     turns.count(turns.next([1.0]), found([1.0]), 0.95)
     assert turns.next([1.0]).starts == [1.0]
 
