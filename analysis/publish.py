@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from train.arguments import Parser
-from train.errors import InputError
-from train.tracking import wandb_run
+from train.errors import InputError, one_line
+from train.folder import SweepFolder
 
 
 def publish(out: str | Path, sweep: str) -> list[str]:
@@ -23,7 +23,9 @@ def publish(out: str | Path, sweep: str) -> list[str]:
     """
     import wandb
 
-    folder = Path(out) / sweep / "figures"
+    from train.tracking import wandb_run
+
+    folder = SweepFolder(Path(out) / sweep).figures_folder
     media: dict[str, Any] = {}
     for path in sorted(folder.glob("*")):
         if path.suffix == ".png":
@@ -49,7 +51,7 @@ def main(args: list[str]) -> int:
         options = parser.parse_args(args)
         print("\n".join(publish(options.out, options.name)))
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from analysis import exhibits, runs
+from analysis import exhibits, load
 from analysis.__main__ import main
 from train.errors import InputError
 
@@ -82,10 +82,10 @@ def test_nothing_to_show_is_an_error(tmp_path, capsys):
 
 
 def test_line_searches_only_are_shown_where_adam_has_nothing_to_show(study):
-    figure = exhibits.make("trials", runs.load(study, "small"))
+    figure = exhibits.make("trials", load(study, "small"))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SGDSLS", "PLASLS"]
     write_sweep(study, "only-adam", {"learning_rate": [1e-5]}, seeds=1, epochs=1, optimizer="adam")
-    only_adam = runs.load(study, "only-adam")
+    only_adam = load(study, "only-adam")
     with pytest.raises(InputError, match="no run with a line search"):
         exhibits.make("trials", only_adam)
 
