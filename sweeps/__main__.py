@@ -12,17 +12,21 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterable
 from types import FrameType
-from typing import TYPE_CHECKING
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from train.arguments import Parser, positive
 from train.config import Config
 from train.errors import InputError
+from train.folder import RunFolder, SweepFolder
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
-    from .space import Space
+from .estimate import estimate
+from .grid import run_grid
+from .space import STUDY, Space, load, studies, sweeps
+from .storage import Storage, reachable
+from .tuning import Plan, tune
 
 
 def arguments(args: list[str]) -> tuple[argparse.Namespace, dict[str, list[str]]]:
@@ -36,9 +40,10 @@ def arguments(args: list[str]) -> tuple[argparse.Namespace, dict[str, list[str]]
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="sweeps/NAME.yaml or study-NAME; none: list all of them"
     )
+    journal = SweepFolder("OUT/NAME").journal_file
     parser.add_argument("--profile", default="embedded", help="sweeps/profiles/PROFILE.yaml [embedded]")
     parser.add_argument("--workers", default=None, help="processes at a time [one a core, at most 4]")
-    parser.add_argument("--storage", default=None, help="the queue: a file or a database's URL [OUT/NAME/journal.log]")
+    parser.add_argument("--storage", default=None, help=f"the queue: a file or a database's URL [{journal}]")
     parser.add_argument("--heartbeat", default="20", help="seconds between a cell's signs of life in a database [20]")
     parser.add_argument("--retry-failed", action="store_true", help="run failed cells again")
     parser.add_argument("--trials", default=None, help="of a study: choices to try [its file's run_cap / seeds]")
@@ -80,12 +85,6 @@ def main(args: list[str], run: str = "train.run:run") -> int:
 
 
 def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) -> int:
-    from train.folder import SweepFolder
-
-    from .space import STUDY, load
-    from .study import Storage, is_finished, reachable
-    from .workers import run_queue
-
     cores = len(os.sched_getaffinity(0))
     workers = positive("workers", call.workers) if call.workers else min(cores, 4)
     storage = Storage(call.storage, positive("heartbeat", call.heartbeat))
@@ -103,20 +102,18 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
         return _study(space, call, workers, run)
     cells = space.cells()
     if call.dry_run:
+        missing = _unfinished(cells.values())
         for config in cells.values():
-            state = "finished" if is_finished(config) else "missing"
+            state = "missing" if config in missing else "finished"
             print(f"{config.folder}  {state:8}  {shlex.join(space.command_line(config))}")
-        missing = sum(not is_finished(config) for config in cells.values())
-        print(f"{space.name}: {len(cells)} cells: {len(cells) - missing} finished, {missing} missing")
+        print(f"{space.name}: {len(cells)} cells: {len(cells) - len(missing)} finished, {len(missing)} missing")
         return 0
     SweepFolder(next(iter(cells.values())).folder.parent).write_manifest(space.manifest())
     with reachable(storage):
-        return run_queue(space, storage, workers, call.retry_failed, run)
+        return run_grid(space, storage, workers, call.retry_failed, run)
 
 
-def _study(space: "Space", call: argparse.Namespace, workers: int, run: str) -> int:
-    from .tuning import Plan, tune
-
+def _study(space: Space, call: argparse.Namespace, workers: int, run: str) -> int:
     if call.storage:
         raise InputError(f"--storage={call.storage}: a study's queue is the journal in its folder; allowed: none")
     if call.dry_run:
@@ -129,15 +126,10 @@ def _study(space: "Space", call: argparse.Namespace, workers: int, run: str) -> 
 
 
 def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
-    from .estimate import estimate
-    from .space import load, studies, sweeps
-    from .study import is_finished
-    from .tuning import Plan
-
     print(f"{'sweep':<14} {'cells':>5} {'missing':>8} {'time':>10}  what it asks")
     sources = set()
 
-    def line(space: "Space", runs: int, missing: list[Config]) -> None:
+    def line(space: Space, runs: int, missing: list[Config]) -> None:
         found = estimate(missing)
         time = "unknown" if found is None else _time(found.seconds / min(workers, max(1, len(missing))))
         sources.update([found and found.from_runs_here] if missing else [])
@@ -146,12 +138,12 @@ def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
     for name in sweeps():
         space = load(name, profile, changes)
         cells = list(space.cells().values())
-        line(space, len(cells), [config for config in cells if not is_finished(config)])
+        line(space, len(cells), _unfinished(cells))
     for name in studies():
         space = load(name, profile, changes)
         plan = Plan(space)
         untuned = plan.reference()
-        missing = plan.one_trial * plan.missing() + [config for config in untuned if not is_finished(config)]
+        missing = plan.one_trial * plan.missing() + _unfinished(untuned)
         line(space, plan.trials * len(plan.seeds) + len(untuned), missing)
     print(f"Profile {profile}; time of what is missing, {workers} runs at a time; of a study at most.")
     if False in sources:
@@ -162,9 +154,11 @@ def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
     return 0
 
 
-def _range(found: "BaseDistribution") -> str:
-    from optuna.distributions import CategoricalDistribution
+def _unfinished(cells: Iterable[Config]) -> list[Config]:
+    return [config for config in cells if not RunFolder(config.folder).is_finished()]
 
+
+def _range(found: BaseDistribution) -> str:
     if isinstance(found, CategoricalDistribution):
         return ", ".join(map(str, found.choices))
     return f"{found.low:g} to {found.high:g}{', on a logarithmic scale' if found.log else ''}"

@@ -133,7 +133,8 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
         overrides: Config field -> values; they win over the profile, which wins over the sweep file.
 
     Raises:
-        InputError: no such file, a key that is no Config field, or a method or parameter that is not known here.
+        InputError: no such file, a file that is called otherwise than its sweep, a key that is no Config field, or a
+            method or parameter that is not known here.
     """
     study = name.startswith(STUDY)
     folder, file = (HERE / "studies", name.removeprefix(STUDY)) if study else (HERE, name)
@@ -141,7 +142,13 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     method = "bayes" if study else "grid"
     if sweep.get("method") != method:
         raise InputError(f"{file}.yaml: method {sweep.get('method')} is not run here; allowed: {method}")
+    if lacking := [key for key in ("name", "metric", "program", "command", "parameters") if key not in sweep]:
+        raise InputError(f"{file}.yaml: no {', '.join(lacking)}, which W&B or the queue needs")
     specs = sweep["parameters"]
+    # A copy that keeps the name of another sweep would put its manifest over that of the other one.
+    for key, found in {"name": sweep["name"], "parameter sweep": specs.get("sweep", {}).get("value")}.items():
+        if found != name:
+            raise InputError(f"{file}.yaml: {key} is {found}; allowed: {name}, as the file is called")
     ranges = {key: distribution(name, key, spec) for key, spec in specs.items() if study and "min" in spec}
     compared = {key for key, spec in specs.items() if len(spec.get("values", ())) > 1 and key not in CUT_DOWN}
     changes = {

@@ -7,15 +7,10 @@ trial whose process has died is queued again with the same choice, and finds the
 
 import dataclasses
 import hashlib
-import multiprocessing
-import multiprocessing.connection
 import pkgutil
-import signal
 import sys
-import threading
 import traceback
 import warnings
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +25,10 @@ from train.errors import InputError, one_line
 from train.folder import RunFolder, SweepFolder
 
 from .space import Space
-from .study import open_journal
-from .workers import PATIENCE, TRIES, end_with_owner, send_output_to
+from .storage import open_journal
+from .team import TRIES, Team, Tell, send_output_to
 
 IMPORTANCE = optuna.importance.PedAnovaImportanceEvaluator()
-REFUSED = 2  # exit status of a worker that met what every choice would meet
 STARTUP = 8  # trials drawn at random before the sampler has something to learn from
 RETRIED = "retried"  # the study's list of failed trials whose choice is queued again
 
@@ -181,11 +175,12 @@ class Tuning(Plan):
             value = self.objective(trial)
         except optuna.TrialPruned:
             self.study.tell(trial, state=TrialState.PRUNED)
-        except (InputError, OSError):
+        except (InputError, OSError):  # nothing that another choice would do better
+            traceback.print_exc()
             raise
         except Exception as error:
             traceback.print_exc()
-            trial.set_user_attr("error", " ".join(f"{type(error).__name__}: {error}".split()))
+            trial.set_user_attr("error", f"{type(error).__name__}: {one_line(error)}")
             self.study.tell(trial, state=TrialState.FAIL)
         else:
             self.study.tell(trial, value)
@@ -229,24 +224,17 @@ def _any(found: BaseDistribution) -> Any:
     return found.choices[0] if isinstance(found, CategoricalDistribution) else found.low
 
 
-# -- processes ----------------------------------------------------------------------------------------------
+# -- all of it ------------------------------------------------------------------------------------------------
 
 
-def work(space: Space, run: str) -> None:
-    """Run trials until none is left, in this process; what it prints goes to log.txt."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    threading.Thread(target=end_with_owner, daemon=True).start()
-    try:
-        tuning = Tuning(space, run)
-        send_output_to(tuning.folder.log_file)
-        for config in tuning.reference():
-            tuning.value(config)
-        while (trial := tuning.take()) is not None:
-            tuning.run(trial)
-    except (InputError, OSError) as error:  # nothing that another choice would do better
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(REFUSED)
+def work(space: Space, run: str, tell: Tell) -> None:
+    """Run trials until none is left, in this process; what it prints goes to the study's log."""
+    tuning = Tuning(space, run)
+    send_output_to(tuning.folder.log_file)
+    for config in tuning.reference():
+        tuning.value(config)
+    while (trial := tuning.take()) is not None:
+        tuning.run(trial)
 
 
 def tune(space: Space, workers: int, retry_failed: bool, run: str) -> int:
@@ -267,31 +255,15 @@ def tune(space: Space, workers: int, retry_failed: bool, run: str) -> int:
     tuning = Tuning(space, run)
     if retry_failed:
         tuning.retry_failed()
-    spawn = multiprocessing.get_context("spawn")
     deaths, told = 0, len(tuning.ended())
-    team: list[SpawnProcess] = []
-    try:
+    with Team(work, space, run) as team:
         while tuning.missing():
-            for process in [process for process in team if process.exitcode is not None]:
-                team.remove(process)
-                deaths += process.exitcode != 0
-                if process.exitcode == REFUSED:
-                    last = tuning.folder.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
-                    raise InputError(last.removeprefix("error: "))
             if deaths >= TRIES:
                 raise InputError(f"{deaths} of the study's processes have died; see {tuning.folder.log_file}")
-            for _ in range(min(workers - len(team), tuning.untaken())):
-                team.append(spawn.Process(target=work, args=(space, run)))
-                team[-1].start()
-            multiprocessing.connection.wait([process.sentinel for process in team], timeout=2)
+            team.start(min(workers - len(team.workers), tuning.untaken()))
+            for worker, message in team.listen(2):
+                deaths += message is None and worker.process.exitcode != 0
             told = _tell_progress(tuning, told)
-    finally:
-        for process in team:
-            process.terminate()
-        for process in team:
-            process.join(PATIENCE)
-            process.kill()
-            process.join()
     _tell_progress(tuning, told)
     print(report(tuning))
     failed = [trial for trial in tuning.ended() if "error" in trial.user_attrs]

@@ -19,7 +19,7 @@ def watched(self, batch, stop):
     done = train_step(self, batch, stop)
     weights = torch.cat([parameter.detach().flatten() for parameter in self.model.parameters()])
     steps.append(
-        {"step sizes": self.step_sizes(), "weights": weights.double().sum().item(), "loss": self.epoch_losses[-1]}
+        {"step sizes": self.step_sizes(), "weights": weights.double().sum().item(), "loss": self.done.epoch_losses[-1]}
     )
     return done
 

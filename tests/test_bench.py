@@ -100,7 +100,7 @@ def test_a_package_that_is_missing_is_left_out_with_a_line(saved, monkeypatch):
         ("--only=Nonsense", "no candidate 'Nonsense'; allowed: Adam; AdamW"),
         ("--width=100", "a multiple of 64"),
         ("--batch=-1", "--batch=-1: must be a whole number of at least 1"),
-        ("--colour=red", "unknown argument --colour=red; python -m train.bench --help lists"),
+        ("--colour=red", "unknown argument --colour=red; closest: --out; python -m train.bench --help lists"),
     ],
 )
 def test_bad_input_is_one_line(flag, line, capsys):

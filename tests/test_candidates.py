@@ -2,9 +2,6 @@
 
 import dataclasses
 import pkgutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +10,6 @@ from train.candidates import CANDIDATES, USED_BY, Candidate, find, reads
 from train.config import Config
 from train.errors import InputError
 from train.tasks import METRICS, TASKS, accuracy
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("row", CANDIDATES.values(), ids=CANDIDATES)
@@ -61,13 +56,3 @@ def test_every_task_is_judged_by_a_metric_that_there_is() -> None:
     assert {task.metric for task in TASKS.values()} <= METRICS.keys()
     assert accuracy([[3, 1], [2, 4]]) == 7 / 10
     assert accuracy([[0, 0, 5], [0, 0, 0], [0, 0, 5]]) == 0.5
-
-
-@pytest.mark.parametrize("module", ["config", "tasks", "folder", "candidates", "errors", "arguments"])
-def test_the_ground_floor_is_had_without_torch(module: str) -> None:
-    script = (
-        f"import sys, train.{module}\n"
-        "print([name for name in ('torch', 'transformers', 'datasets', 'wandb') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "[]\n"

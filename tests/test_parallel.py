@@ -96,6 +96,7 @@ def test_the_mean_of_the_shares_is_the_mean_of_the_batch(rows: int, count: int) 
 
 
 def test_a_checkpoint_of_other_processes_is_not_resumed(tiny: Path, tmp_path: Path) -> None:
+    from train import checkpoint
     from train.errors import InputError
     from train.run import _Training
 
@@ -103,7 +104,6 @@ def test_a_checkpoint_of_other_processes_is_not_resumed(tiny: Path, tmp_path: Pa
     config.folder.mkdir(parents=True)
     training = _Training(config)
     training.started = 0.0
-    training.checkpoint()
-    training.ranks = Ranks(0, 2)
+    training.save()
     with pytest.raises(InputError, match=r"is of 1 processes, here are 2; resume with torchrun --nproc_per_node=1"):
-        training.resume()
+        checkpoint.resume(training.folder, training.model, training.optimizer, Ranks(0, 2), training.device)

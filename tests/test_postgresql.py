@@ -15,8 +15,9 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
+from sweeps.queue import Queue
 from sweeps.space import load
-from sweeps.study import Queue, Storage
+from sweeps.storage import Storage
 
 from .postgresql import binaries, server
 from .test_sweeps import assert_each_finished_once, start, wait_for, workers_of

@@ -18,8 +18,8 @@ import yaml
 from optuna.trial import TrialState
 
 from sweeps import space as sweep_space
+from sweeps.queue import Queue
 from sweeps.space import FIELDS, load
-from sweeps.study import Queue
 from train.candidates import reads
 from train.config import Config
 from train.errors import InputError
@@ -292,7 +292,10 @@ def test_the_command_line_wins_over_the_profile_and_that_over_the_file(own_files
         (["splits", "--heartbeat=0"], ["--heartbeat=0: must be a whole number of at least 1"]),
         (["splits", "--seed=1,1"], ["two cells are the same run: split=", *4 * ["two cells are the same run: "]]),
         (["splits", "--split=3.5,0,4"], ["--split=3.5: ", "--split=0: "]),
-        (["splits", "--bogus=1"], ["unknown argument --bogus=1; python -m sweeps --help lists what is allowed"]),
+        (
+            ["splits", "--bogus=1"],
+            ["unknown argument --bogus=1; closest: --out; python -m sweeps --help lists what is allowed"],
+        ),
     ],
 )
 def test_bad_input_is_one_line_each_before_anything_starts(
@@ -321,6 +324,31 @@ def test_a_key_that_is_no_config_field_is_refused(own_files: Path) -> None:
         load("splits", "odd")
     with pytest.raises(InputError, match=r"random\.yaml: method random is not run here; allowed: grid"):
         load("random", "odd")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("sweep: {value: splits}", "sweep: {value: small}"), "parameter sweep is small; allowed: splits"),
+        (("  sweep: {value: splits}\n", ""), "parameter sweep is None; allowed: splits"),
+        (("name: splits", "name: small"), "name is small; allowed: splits"),
+        (("program: train\n", ""), "no program, "),
+    ],
+)
+def test_a_sweep_file_is_called_as_its_sweep(own_files: Path, change: tuple[str, str], said: str) -> None:
+    """A copy that keeps the other's name would put its manifest over the other's."""
+    (own_files / "profiles/short.yaml").touch()
+    (own_files / "studies").mkdir()
+    text = (own_files / "splits.yaml").read_text()
+    (own_files / "splits.yaml").write_text(text.replace(*change))
+    with pytest.raises(InputError, match=rf"splits\.yaml: {said}"):
+        load("splits", "short")
+    study = (ROOT / "sweeps/studies/adam.yaml").read_text()
+    (own_files / "studies/copy.yaml").write_text(study)
+    with pytest.raises(InputError, match=r"copy\.yaml: name is study-adam; allowed: study-copy, as the file is called"):
+        load("study-copy", "short")
+    (own_files / "studies/copy.yaml").write_text(study.replace("study-adam", "study-copy"))
+    assert load("study-copy", "short").parameters["sweep"] == ["study-copy"]
 
 
 # -- what is run, and how often ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,6 +164,19 @@ def test_a_sweeps_table_and_figures_are_media_of_a_run(tmp_path: Path) -> None:
     again = subprocess.run(called, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "python -m analysis small makes them" in again.stderr
+
+
+@pytest.mark.parametrize("variable", ["WANDB_MODE", "WANDB_CONSOLE"])
+def test_a_value_that_wandb_does_not_take_is_one_line_before_anything_is_done(tmp_path: Path, variable: str) -> None:
+    """The data are nowhere, and nobody has looked for it yet."""
+    called = [sys.executable, "-m", "train", "--data=./nowhere", f"--out={tmp_path / 'runs'}"]
+    wrong = environment() | {variable: "nonsense"}
+    done = subprocess.run(called, cwd=ROOT, env=wrong, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: {variable}=nonsense: Input should be '\w+', .* or '\w+'\n", done.stderr), done.stderr
+    assert not list(tmp_path.iterdir())
+    untracked = subprocess.run([*called, "--track=False"], cwd=ROOT, env=wrong, capture_output=True, text=True)
+    assert untracked.stderr.startswith("error: --data=./nowhere")
 
 
 def test_wandb_would_upload_it(tracked) -> None:

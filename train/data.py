@@ -8,18 +8,19 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from .errors import InputError
 from .packaged import Rows, hub_answers, hub_error, locate
 from .tasks import SMALL, TASKS, Task
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
-
 Part = Literal["train", "validation"]
-Batch = dict[str, "Tensor"]
+Batch = dict[str, torch.Tensor]
 
 
 def load_rows(data: str, task: str, part: Part) -> Rows:
@@ -105,7 +106,7 @@ def small_subset(rows: Rows, seed: int, size: int = SMALL) -> Rows:
     return random.Random(f"subset {seed}").sample(rows, min(size, len(rows)))
 
 
-def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", task: Task, max_length: int) -> Rows:
+def tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> Rows:
     """Tokenise once. Of a pair the longer text is cut first, until both fit; nothing is padded yet.
 
     Args:
@@ -116,8 +117,6 @@ def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", task: Task, max_l
         A dict a row: "labels", and an int32 array of tokens for each of the model's inputs but the attention mask,
         which padding adds.
     """
-    import numpy
-
     encoded: Rows = []
     for start in range(0, len(rows), 1000):  # a part at a time: tokens are large as Python's integers
         chunk = rows[start : start + 1000]
@@ -130,7 +129,7 @@ def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", task: Task, max_l
 
 
 def train_batches(
-    encoded: Rows, batch_size: int, seed: int, epoch: int, tokenizer: "PreTrainedTokenizerBase", start: int = 0
+    encoded: Rows, batch_size: int, seed: int, epoch: int, tokenizer: PreTrainedTokenizerBase, start: int = 0
 ) -> Iterator[Batch]:
     """The batches of one epoch, in an order that depends on (seed, epoch) only; the last one may be smaller.
 
@@ -147,18 +146,15 @@ def train_batches(
     return _batches(encoded, order[start * batch_size :], batch_size, tokenizer)
 
 
-def eval_batches(encoded: Rows, batch_size: int, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Batch]:
+def eval_batches(encoded: Rows, batch_size: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[Batch]:
     """Every row once, rows of like length together: little padding, and the order matters to no mean."""
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
     return _batches(encoded, order, batch_size, tokenizer)
 
 
 def _batches(
-    encoded: Rows, order: Sequence[int], batch_size: int, tokenizer: "PreTrainedTokenizerBase"
+    encoded: Rows, order: Sequence[int], batch_size: int, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Batch]:
-    import torch
-    from transformers.data.data_collator import pad_without_fast_tokenizer_warning
-
     for start in range(0, len(order), batch_size):
         rows = [encoded[index] for index in order[start : start + batch_size]]
         inputs = [{key: value for key, value in row.items() if key != "labels"} for row in rows]

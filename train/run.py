@@ -1,8 +1,8 @@
 """run(Config) -> Result: train one run into its folder; knows nothing of the command line."""
 
+import dataclasses
 import itertools
 import math
-import os
 import platform
 import signal
 import threading
@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from . import data, parallel
+from . import checkpoint, data, parallel
 from .candidates import find
 from .config import Config
-from .errors import InputError
-from .folder import RunFolder, replacing
+from .folder import RunFolder
 from .model import Classifier, check_length, load_classifier, load_tokenizer
 from .tasks import METRICS, TASKS
-from .tracking import Tracker
+from .tracking import Tracker, check_wandb
 
 Progress = Callable[[int, int], None]
 
@@ -46,12 +45,14 @@ def run(config: Config, progress: Progress | None = None) -> Result:
     SIGTERM ends the run after the step that is being done, with a checkpoint.
 
     Raises:
-        InputError: the model, the data, the run folder or the checkpoint cannot be used.
+        InputError: the model, the data, the run folder, the checkpoint or W&B cannot be used.
         SystemExit: SIGTERM came.
     """
     folder = RunFolder(config.folder)
     if folder.is_finished():
         return Result(config.folder, folder.summary())
+    if config.track:
+        check_wandb()
     folder.start()
     ranks, threads = parallel.join(), torch.get_num_threads()
     try:
@@ -111,18 +112,12 @@ class _Training:
         if not ranks.first:  # dropout is drawn anew for each row, on whichever rank it is
             torch.manual_seed(config.seed + 1_000_003 * ranks.rank)
 
-        self.step = self.samples = 0
-        self.epoch_losses: list[float] = []
-        self.all_epoch_losses: list[float] = []
-        self.evaluation: dict[str, float] = {}
-        self.totals = {"search/trials": 0, "search/merges": 0, "search/failures": 0}
-        self.seconds_before = 0.0
-        self.resume()
+        self.done = checkpoint.resume(self.folder, self.model, self.optimizer, ranks, self.device)
 
     # -- the loop -----------------------------------------------------------------------------------------
 
     def train(self, progress: Progress | None) -> dict[str, Any]:
-        tracker = Tracker(self.config, self.step) if self.ranks.first else None
+        tracker = Tracker(self.config, self.done.step) if self.ranks.first else None
         try:
             with _stop_asked() as stop:
                 summary = self._train(tracker, progress, stop)
@@ -138,8 +133,8 @@ class _Training:
     def _train(self, tracker: Tracker | None, progress: Progress | None, stop: threading.Event) -> dict[str, Any]:
         config, total_steps = self.config, self.steps_per_epoch * self.config.epochs
         self.started = self.saved = time.perf_counter()
-        while self.step < total_steps:
-            epoch, batch_number = divmod(self.step, self.steps_per_epoch)
+        while self.done.step < total_steps:
+            epoch, batch_number = divmod(self.done.step, self.steps_per_epoch)
             for batch in data.train_batches(
                 self.rows, config.batch_size, config.seed, epoch, self.tokenizer, start=batch_number
             ):
@@ -147,24 +142,24 @@ class _Training:
                 if tracker is not None:
                     tracker.log(row)
                     if progress is not None:
-                        progress(self.step, total_steps)
-                if self.step % self.steps_per_epoch == 0:  # an epoch's end is saved with its evaluation
+                        progress(self.done.step, total_steps)
+                if self.done.step % self.steps_per_epoch == 0:  # an epoch's end is saved with its evaluation
                     break
                 if stopped or overdue:
-                    self.checkpoint()
+                    self.save()
                 if stopped:
                     raise SystemExit(128 + signal.SIGTERM)
-            self.all_epoch_losses.append(sum(self.epoch_losses) / len(self.epoch_losses))
-            self.epoch_losses = []
-            self.evaluation = self.evaluate() if config.is_evaluated(epoch + 1) else {}
+            self.done.all_epoch_losses.append(sum(self.done.epoch_losses) / len(self.done.epoch_losses))
+            self.done.epoch_losses = []
+            self.done.evaluation = self.evaluate() if config.is_evaluated(epoch + 1) else {}
             if tracker is not None:
                 tracker.log(
                     self.position()
-                    | self.evaluation
-                    | {"train/epoch_loss": self.all_epoch_losses[-1], "time/total": self.seconds()}
+                    | self.done.evaluation
+                    | {"train/epoch_loss": self.done.all_epoch_losses[-1], "time/total": self.seconds()}
                 )
-            self.checkpoint()
-            if self.step < total_steps and self.ranks.sum([stop.is_set()], self.device)[0]:
+            self.save()
+            if self.done.step < total_steps and self.ranks.sum([stop.is_set()], self.device)[0]:
                 raise SystemExit(128 + signal.SIGTERM)
         return self.summary()
 
@@ -180,17 +175,17 @@ class _Training:
         overdue = self.ranks.first and time.perf_counter() - self.saved >= 60 * self.config.checkpoint_minutes
         losses, stops, overdues = self.ranks.sum([loss, stop.is_set(), overdue], self.device)
         loss = losses / self.ranks.count
-        self.step += 1
-        self.samples += len(batch["labels"])
-        self.epoch_losses.append(loss)
+        self.done.step += 1
+        self.done.samples += len(batch["labels"])
+        self.done.epoch_losses.append(loss)
         row = self.position() | {"train/loss": loss}
         search = getattr(self.optimizer, "search", None)
         if search is None:
             row |= before
         else:
-            self.totals["search/trials"] += search.trials
-            self.totals["search/merges"] += search.merged is not None
-            self.totals["search/failures"] += not search.accepted
+            self.done.totals["search/trials"] += search.trials
+            self.done.totals["search/merges"] += search.merged is not None
+            self.done.totals["search/failures"] += not search.accepted
             row |= self.step_sizes() | {
                 "search/component": search.component,
                 "search/trials": search.trials,
@@ -229,23 +224,23 @@ class _Training:
     # -- what is written ----------------------------------------------------------------------------------
 
     def position(self) -> dict[str, Any]:
-        return {"step": self.step, "samples": self.samples, "epoch": self.step / self.steps_per_epoch}
+        return {"step": self.done.step, "samples": self.done.samples, "epoch": self.done.step / self.steps_per_epoch}
 
     def step_sizes(self) -> dict[str, float]:
         return {f"step_size/{group['name']}": float(group["lr"]) for group in self.optimizer.param_groups}
 
     def seconds(self) -> float:
-        return self.seconds_before + time.perf_counter() - self.started
+        return self.done.seconds + time.perf_counter() - self.started
 
     def summary(self) -> dict[str, Any]:
-        losses = self.all_epoch_losses
+        losses = self.done.all_epoch_losses
         return {
             "run_id": self.config.run_id,
-            **self.evaluation,
+            **self.done.evaluation,
             "train/epoch_loss": losses[-1],
-            "steps": self.step,
-            "samples": self.samples,
-            **self.totals,
+            "steps": self.done.step,
+            "samples": self.done.samples,
+            **self.done.totals,
             "time/total": self.seconds(),
             "diverged": not math.isfinite(losses[-1]) or (len(losses) > 1 and losses[-1] >= losses[0]),
             "processes": self.ranks.count,
@@ -264,70 +259,7 @@ class _Training:
             torch.save(self.model.head.state_dict(), folder / "head.pt")
         return folder
 
-    # -- resuming -----------------------------------------------------------------------------------------
-
-    CARRIED = ("step", "samples", "epoch_losses", "all_epoch_losses", "evaluation", "totals")
-
-    def checkpoint(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": self.ranks.gather(_random_state(self.device)),
-            "seconds": self.seconds(),
-            **{name: getattr(self, name) for name in self.CARRIED},
-        }
-        if self.ranks.first:
-            with self.folder.writing(), replacing(self.folder.checkpoint_file) as partial:
-                save(state, partial)
+    def save(self) -> None:
+        done = dataclasses.replace(self.done, seconds=self.seconds())
+        checkpoint.save(self.folder, done, self.model, self.optimizer, self.ranks, self.device)
         self.saved = time.perf_counter()
-
-    def resume(self) -> None:
-        path = self.folder.checkpoint_file
-        if not path.exists():
-            return
-        try:
-            saved = torch.load(path, weights_only=True, map_location="cpu")
-            states, lines = saved["random"], saved["step"] + len(saved["all_epoch_losses"])
-            if len(self.folder.history_lines(saved["step"])) != lines:
-                return  # a crashed disk has taken some of the history: only a run from the start has all of it
-            if len(states) == self.ranks.count:
-                self.model.load_state_dict(saved["model"])
-                self.optimizer.load_state_dict(saved["optimizer"])
-                _set_random_state(states[self.ranks.rank], self.device)
-                for name in self.CARRIED:
-                    setattr(self, name, saved[name])
-                self.seconds_before = saved["seconds"]
-        except Exception as error:  # torch raises many kinds on a damaged file
-            raise InputError(
-                f"the checkpoint {path} cannot be read ({type(error).__name__}); remove it to start this run again"
-            ) from None
-        if len(states) != self.ranks.count:
-            raise InputError(
-                f"the checkpoint {path} is of {len(states)} processes, here are {self.ranks.count}; resume with "
-                f"torchrun --nproc_per_node={len(states)}, or remove it to start this run again"
-            )
-
-
-def save(state: dict[str, Any], path: Path) -> None:
-    """torch.save, to the disk and not only to its cache.
-
-    Raises:
-        OSError: it cannot be written; torch itself raises a RuntimeError that does not say why.
-    """
-    with path.open("wb") as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _random_state(device: torch.device) -> list[torch.Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def _set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.cuda.set_rng_state(state, device)

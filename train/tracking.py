@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from .config import Config
 from .errors import InputError, one_line
 from .folder import RunFolder
@@ -76,6 +78,7 @@ def wandb_run(folder: Path, **settings: Any) -> Any:
     Raises:
         InputError: W&B cannot be used.
     """
+    check_wandb()
     # The offline log must hold all but the last line after a SIGKILL, so it is flushed every second.
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
     mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
@@ -97,6 +100,24 @@ def wandb_run(folder: Path, **settings: Any) -> Any:
             f"Weights & Biases cannot be used ({one_line(error)}); "
             "allowed: WANDB_MODE=offline, WANDB_MODE=disabled or --track=False"
         ) from None
+
+
+def check_wandb() -> None:
+    """Look at W&B's own environment variables, such as WANDB_MODE, before anything is done.
+
+    Raises:
+        InputError: one has a value that W&B does not take.
+    """
+    import wandb
+
+    try:
+        wandb.Settings().update_from_env_vars({name: value for name, value in os.environ.items() if value})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = f"WANDB_{problem['loc'][0]}".upper()
+        raise InputError(f"{name}={os.environ.get(name)}: {problem['msg']}") from None
+    except wandb.errors.Error as error:
+        raise InputError(f"Weights & Biases cannot be used: {one_line(error)}") from None
 
 
 def _tracked(config: Config) -> Any:

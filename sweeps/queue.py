@@ -1,8 +1,8 @@
 """A sweep's cells as a queue that no kill empties or fills twice: an Optuna study beside the run folders.
 
 Three records, each with one meaning, whatever the other two say:
-- `summary.json` in a run folder: the cell is finished;
-- a lock on `lock` in a run folder, which the kernel frees when its holder dies: the cell is being run;
+- a summary in a run folder: the cell is finished;
+- a lock on a run folder, which the kernel frees when its holder dies: the cell is being run;
 - the study: which cells wait, and which have failed.
 
 Where the study is in a database, machines that do not see each other's run folders share it. What another one does is
@@ -10,62 +10,28 @@ then in the study alone: a cell is being run there as long as the heartbeats of 
 trial is complete.
 """
 
-import fcntl
 import hashlib
-import itertools
-import json
 import math
-import os
 import socket
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import optuna
 import sqlalchemy
 from optuna.distributions import CategoricalDistribution
-from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from train.config import Config
-from train.errors import InputError, first_line
 from train.folder import RunFolder, SweepFolder
 
 from .space import Space
+from .storage import Storage, alone
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-ALLOWED = "allowed: a file, or postgresql+psycopg://USER@HOST/DATABASE"
-GRACE = 3  # heartbeats that must be missing before another machine takes a cell over
-
-
-class Storage(NamedTuple):
-    """Where a study is kept."""
-
-    where: str | None = None
-    """a file, or the URL of a PostgreSQL database for many machines; None: `journal.log` in the sweep's folder"""
-    heartbeat: int = 20
-    """seconds between the signs of life of a cell in a database"""
-
-
-@contextmanager
-def reachable(storage: Storage) -> Iterator[None]:
-    """A database that is lost inside becomes one line; the run folders have all that was done.
-
-    Raises:
-        InputError: the database does not answer, or refuses.
-    """
-    try:
-        yield
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        shown = sqlalchemy.make_url(storage.where or "").render_as_string(hide_password=True)
-        why = first_line(error.__cause__ or error)
-        raise InputError(f"--storage={shown}: {why}; the same command runs what is missing") from None
 
 
 class Queue:
@@ -83,6 +49,7 @@ class Queue:
         self.cells = space.cells()
         self.metric = space.metric
         self.folder = SweepFolder(next(iter(self.cells.values())).folder.parent)
+        self.folders = {run_id: RunFolder(config.folder) for run_id, config in self.cells.items()}
         self.distributions = {
             key: CategoricalDistribution(list(dict.fromkeys(getattr(config, key) for config in self.cells.values())))
             for key in [*space.varied, "seed"]
@@ -90,7 +57,7 @@ class Queue:
         digest = hashlib.sha256("".join(sorted(self.cells)).encode()).hexdigest()[:12]
         self.name = f"{space.name}-{digest}"
         with self.folder.locked():
-            self.storage, self.database = _storage(storage, self.folder.journal_file)
+            self.storage, self.database = storage.open(self.folder.journal_file)
         # In a journal file every RUNNING trial is one whose lock can be asked.
         self.place = f"{socket.gethostname()}:{self.folder.path.resolve()}" if self.database else None
         with self.alone():
@@ -114,8 +81,7 @@ class Queue:
             if self.database is None:
                 yield
                 return
-            with self.database.engine.begin() as connection:  # the server frees it with the connection
-                connection.execute(_LOCK, {"name": self.name})
+            with alone(self.database.engine, self.name):
                 yield
 
     def refill(self, retry_failed: bool = False, given_up: Mapping[str, str] | None = None) -> None:
@@ -129,7 +95,7 @@ class Queue:
             self._fail_silent_trials()
             trials = self._trials()
             for run_id, config in self.cells.items():
-                if is_running(config):
+                if self.folders[run_id].is_running():
                     continue
                 states = []
                 for trial in trials[run_id]:
@@ -137,7 +103,7 @@ class Queue:
                     if died:
                         self.study.tell(trial.number, state=TrialState.FAIL)
                     states.append(TrialState.FAIL if died else trial.state)
-                if is_finished(config):
+                if self.folders[run_id].is_finished():
                     if TrialState.COMPLETE not in states and TrialState.WAITING not in states:
                         self._add(config, TrialState.COMPLETE, value=self.value(config))
                 elif TrialState.RUNNING in states or self._is_finished_elsewhere(trials[run_id]):
@@ -160,10 +126,11 @@ class Queue:
                 if self.database is not None:  # first its heart beats, then it has a place: see _is_here
                     self.database.record_heartbeat(trial._trial_id)
                     trial.set_user_attr("place", self.place)
-                if is_finished(config):
+                folder = self.folders[config.run_id]
+                if folder.is_finished():
                     self._tell(trial, config)
                     continue
-                lock = RunFolder(config.folder).try_lock()
+                lock = folder.try_lock()
                 if lock is not None:
                     return Cell(self, trial, config, lock)
                 self.study.tell(trial, state=TrialState.FAIL)  # run by another sweep on this folder
@@ -201,13 +168,13 @@ class Queue:
         } - self.finished()
         return [
             run_id
-            for run_id, config in self.cells.items()
-            if run_id in marked or (not is_finished(config) and is_running(config))
+            for run_id, folder in self.folders.items()
+            if run_id in marked or (not folder.is_finished() and folder.is_running())
         ]
 
     def finished(self) -> set[str]:
         """Cells whose run folder is here and finished, or finished on a machine whose folders are not seen here."""
-        here = {run_id for run_id, config in self.cells.items() if is_finished(config)}
+        here = {run_id for run_id, folder in self.folders.items() if folder.is_finished()}
         if self.database is None:
             return here
         return here | {run_id for run_id, trials in self._trials().items() if self._is_finished_elsewhere(trials)}
@@ -219,7 +186,7 @@ class Queue:
         return {run_id: error for run_id, error in errors.items() if error and run_id not in finished}
 
     def value(self, config: Config) -> float:
-        return float(RunFolder(config.folder).summary()[self.metric])
+        return float(self.folders[config.run_id].summary()[self.metric])
 
     def _params(self, config: Config) -> dict[str, Any]:
         return {key: getattr(config, key) for key in self.distributions}
@@ -280,102 +247,3 @@ class Cell:
     def fail(self, error: str) -> None:
         self.trial.set_user_attr("error", error)
         self.queue.study.tell(self.trial, state=TrialState.FAIL, skip_if_finished=True)
-
-
-def is_finished(config: Config) -> bool:
-    return RunFolder(config.folder).is_finished()
-
-
-def is_running(config: Config) -> bool:
-    return RunFolder(config.folder).is_running()
-
-
-class _JournalLock(JournalFileOpenLock):
-    """A lock that ends with its holder, where Optuna's own is waited for until it is old.
-
-    A writer that is killed leaves a part of its last line, to which the next line would be glued: it is cut off, as
-    nobody can be writing while this lock is held.
-    """
-
-    def __init__(self, journal: Path) -> None:
-        super().__init__(str(journal))
-        self.journal = journal
-
-    def acquire(self) -> bool:
-        self.file = self.journal.with_name(self.journal.name + ".lock").open("a")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-        with self.journal.open("rb+") as journal:
-            size = journal.seek(0, os.SEEK_END)
-            journal.seek(max(size - 1, 0))
-            if size and journal.read() != b"\n":
-                journal.seek(0)
-                journal.truncate(journal.read().rfind(b"\n") + 1)
-        return True
-
-    def release(self) -> None:
-        self.file.close()
-
-
-# The lock on a queue, for all who use the database; until the transaction ends.
-_LOCK = sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtext(:name))")
-
-
-def _storage(storage: Storage, journal: Path) -> tuple[optuna.storages.BaseStorage, RDBStorage | None]:
-    """The study's storage, and the same once more if it is a database."""
-    where = storage.where or str(journal)
-    if "://" not in where:
-        return open_journal(Path(where)), None
-    try:
-        url = sqlalchemy.make_url(where)
-        shown = url.render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        raise InputError(f"--storage={where}: no URL; {ALLOWED}") from None
-    if not url.drivername.startswith("postgresql"):
-        raise InputError(f"--storage={shown}: a {url.drivername} database is not used here; {ALLOWED}")
-    settings: dict[str, Any] = {
-        "poolclass": sqlalchemy.NullPool,  # a call now and then, on a connection that cannot be stale
-        "connect_args": {"client_encoding": "utf8"},  # of a cluster without a locale texts would be bytes
-    }
-    try:
-        # In an empty database Optuna makes its tables, which two machines that begin at once must not do at once.
-        with (
-            sqlalchemy.create_engine(url, **settings).begin() as connection,
-            warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning),
-        ):
-            connection.execute(_LOCK, {"name": "tables"})
-            database = RDBStorage(
-                where,
-                engine_kwargs=settings,
-                heartbeat_interval=storage.heartbeat,
-                grace_period=GRACE * storage.heartbeat,
-            )
-    except Exception as error:  # a missing driver, a server that does not answer, a wrong password: many kinds
-        raise InputError(f"--storage={shown}: {first_line(error)}; {ALLOWED}") from None
-    return database, database
-
-
-def open_journal(path: Path) -> JournalStorage:
-    """Optuna's journal file, cut at its first damaged line: the run folders tell again what came after it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _JournalLock(path)
-        backend = JournalFileBackend(str(path), lock_obj=lock)
-        lock.acquire()
-        try:
-            lines = path.read_bytes().splitlines(keepends=True)
-            sound = list(itertools.takewhile(_is_json, lines))
-            if len(sound) < len(lines):
-                os.truncate(path, sum(map(len, sound)))
-        finally:
-            lock.release()
-        return JournalStorage(backend)
-    except OSError as error:
-        raise InputError(f"--storage={path}: {error.strerror}; allowed: a file that can be written") from None
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True

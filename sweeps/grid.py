@@ -1,38 +1,25 @@
-"""Worker processes that empty a queue, and their owner, who shows their progress and replaces the dead."""
+"""What is missing of a grid, run by a team: one waiting cell after the other, with a bar over the steps of all."""
 
-import contextlib
+import functools
 import io
-import multiprocessing
-import multiprocessing.connection
-import os
 import pkgutil
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from tqdm import tqdm
 
 from train.errors import InputError, one_line
-from train.folder import RunFolder
 
+from .queue import Queue
 from .space import Space
-from .study import Queue, Storage, is_finished
-
-TRIES = 3  # after so many deaths of its process in one call, a cell counts as failed
-PATIENCE = 20.0  # seconds in which a worker must follow a SIGTERM
+from .storage import Storage
+from .team import TRIES, Team, Tell, Worker, send_output_to
 
 
-# -- in the worker's process --------------------------------------------------------------------------------
-
-
-def work(space: Space, storage: Storage, run: str, owner: Connection) -> None:
+def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
     """Run one waiting cell after the other, in this process.
 
     A cell that is stopped in any way, from SIGTERM to SIGKILL, stays marked as running, but without its lock: the
@@ -42,66 +29,29 @@ def work(space: Space, storage: Storage, run: str, owner: Connection) -> None:
         space: the sweep.
         storage: as of Queue.
         run: the importable name of train.run.run, or of another function of its kind.
-        owner: takes (what, run id, ...): started; step, done, in all; finished; failed, error; refused, error.
+        tell: takes (what, run id, ...): started; step, done, in all; finished; failed.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the owner decides
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    threading.Thread(target=end_with_owner, daemon=True).start()
     queue = Queue(space, storage)
     run_cell = pkgutil.resolve_name(run)
-
-    def tell(what: str, *more: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # no owner any more: end_with_owner sees to that
-            owner.send((what, run_id, *more))
-
     while (cell := queue.take()) is not None:
         run_id = cell.config.run_id
         with cell:
             try:
-                send_output_to(RunFolder(cell.config.folder).log_file)
-                tell("started")
-                run_cell(cell.config, lambda done, total: tell("step", done, total))
+                send_output_to(queue.folders[run_id].log_file)
+                tell("started", run_id)
+                run_cell(cell.config, functools.partial(tell, "step", run_id))
                 cell.finish()
-                tell("finished")
-            except (InputError, OSError) as error:  # nothing that another cell would do better
+                tell("finished", run_id)
+            except (InputError, OSError):  # nothing that another cell would do better
                 traceback.print_exc()
-                tell("refused", one_line(error))
-                return
+                raise
             except Exception as error:
                 traceback.print_exc()
                 cell.fail(f"{type(error).__name__}: {one_line(error)}")
-                tell("failed")
+                tell("failed", run_id)
 
 
-def end_with_owner() -> None:
-    owner = multiprocessing.parent_process()
-    assert owner is not None
-    owner.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(PATIENCE)
-    os._exit(1)
-
-
-def send_output_to(path: Any) -> None:
-    """All that this process prints, and what its libraries and their processes print."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with open(path, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-
-
-# -- in the owner's process ---------------------------------------------------------------------------------
-
-
-@dataclass
-class Worker:
-    process: SpawnProcess
-    messages: Connection
-    cell: str | None = None
-
-
-def run_queue(space: Space, storage: Storage, workers: int, retry_failed: bool, run: str) -> int:
+def run_grid(space: Space, storage: Storage, workers: int, retry_failed: bool, run: str) -> int:
     """Run what is missing of a sweep; return the exit status: 0 all finished, 1 a cell failed.
 
     Args:
@@ -117,16 +67,20 @@ def run_queue(space: Space, storage: Storage, workers: int, retry_failed: bool, 
     queue = Queue(space, storage)
     before = queue.finished()
     queue.refill(retry_failed)
-    owner = _Owner(space, storage, run, queue, before)
-    try:
+    with Team(work, space, storage, run) as team, Progress(space.name, queue, before) as progress:
+        owner = _Owner(queue, team, progress)
+        if queue.waiting():
+            print(
+                f"{space.name}: {queue.waiting()} of {len(queue.cells)} cells to run; "
+                "the first steps come when the model and the data are there",
+                file=sys.stderr,
+            )
         owner.run(workers)
-    finally:
-        owner.stop()
 
     failed = queue.failed()
     for run_id, error in failed.items():
-        config = queue.cells[run_id]
-        print(f"failed: {space.describe(config)}: {error} (see {RunFolder(config.folder).log_file})", file=sys.stderr)
+        where = queue.folders[run_id].log_file
+        print(f"failed: {space.describe(queue.cells[run_id])}: {error} (see {where})", file=sys.stderr)
     if failed:
         print("the same command with --retry-failed runs failed cells again", file=sys.stderr)
     now, elsewhere = owner.finished, queue.finished() - before - owner.finished
@@ -136,7 +90,7 @@ def run_queue(space: Space, storage: Storage, workers: int, retry_failed: bool, 
         f"{space.name}: {nothing}{len(queue.cells)} cells: {len(now)} run now, {others}{len(before)} finished before, "
         f"{len(failed)} failed"
     )
-    if away := sum(not is_finished(queue.cells[run_id]) for run_id in queue.finished()):
+    if away := sum(not queue.folders[run_id].is_finished() for run_id in queue.finished()):
         print(
             f"{away} of them in run folders of other machines; copy those to {queue.folder} before the analysis",
             file=sys.stderr,
@@ -145,28 +99,24 @@ def run_queue(space: Space, storage: Storage, workers: int, retry_failed: bool, 
 
 
 class _Owner:
-    def __init__(self, space: Space, storage: Storage, run: str, queue: Queue, before: set[str]) -> None:
-        self.space, self.storage, self.run_name, self.queue = space, storage, run, queue
-        self.team: list[Worker] = []
+    def __init__(self, queue: Queue, team: Team, progress: "Progress") -> None:
+        self.queue, self.team, self.progress = queue, team, progress
         self.finished: set[str] = set()
         self.deaths: Counter[str | None] = Counter()
-        self.progress = Progress(space.name, queue, before)
 
     def run(self, workers: int) -> None:
         """Until every cell is finished or failed, here or in another process."""
-        if self.queue.waiting():
-            print(
-                f"{self.space.name}: {self.queue.waiting()} of {len(self.queue.cells)} cells to run; "
-                "the first steps come when the model and the data are there",
-                file=sys.stderr,
-            )
+        team = self.team.workers
         while True:
-            if len(self.team) < workers:
-                idle = sum(worker.cell is None for worker in self.team)  # each of them will take one that waits
-                for _ in range(min(workers - len(self.team), self.queue.waiting() - idle)):
-                    self.start_worker()
-            if self.team:
-                self.listen()
+            if len(team) < workers:
+                idle = sum(worker.task is None for worker in team)  # each of them will take one that waits
+                self.team.start(min(workers - len(team), self.queue.waiting() - idle))
+            if team:
+                for worker, message in self.team.listen(1):
+                    if message is None:
+                        self.gone(worker)
+                    else:
+                        self.heard(worker, *message)
             elif self.queue.running():  # by another process
                 time.sleep(1)
                 self.queue.refill(given_up=self.given_up())
@@ -174,38 +124,19 @@ class _Owner:
                 return
             self.progress.show()
 
-    def start_worker(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        messages, theirs = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=work, args=(self.space, self.storage, self.run_name, theirs))
-        process.start()
-        theirs.close()  # so that the end of the process is the end of its messages
-        self.team.append(Worker(process, messages))
-
-    def listen(self) -> None:
-        ready = multiprocessing.connection.wait([worker.messages for worker in self.team], timeout=1)
-        for worker in [worker for worker in self.team if worker.messages in ready]:
-            try:
-                what, run_id, *more = worker.messages.recv()
-            except (EOFError, OSError):
-                self.gone(worker)
-                continue
-            worker.cell = run_id if what in ("started", "step") else None
-            if what == "started":
-                self.deaths[None] = 0
-                self.progress.started(run_id)
-            elif what == "step":
-                self.progress.step(run_id, *more)
-            elif what == "finished":
-                self.finished.add(run_id)
-            elif what == "refused":
-                raise InputError(more[0])
+    def heard(self, worker: Worker, what: str, run_id: str, *more: Any) -> None:
+        worker.task = run_id if what in ("started", "step") else None
+        if what == "started":
+            self.deaths[None] = 0
+            self.progress.started(run_id)
+        elif what == "step":
+            self.progress.step(run_id, *more)
+        elif what == "finished":
+            self.finished.add(run_id)
 
     def gone(self, worker: Worker) -> None:
-        worker.process.join()
-        self.team.remove(worker)
         if worker.process.exitcode:
-            self.deaths[worker.cell] += 1
+            self.deaths[worker.task] += 1
             if self.deaths[None] >= TRIES:
                 raise InputError(
                     f"{TRIES} workers ended before their first cell (exit status {worker.process.exitcode}); "
@@ -220,16 +151,6 @@ class _Owner:
             for run_id, deaths in self.deaths.items()
             if run_id is not None and deaths >= TRIES
         }
-
-    def stop(self) -> None:
-        """End what still runs; its cells are resumed by the next call."""
-        self.progress.close()
-        for worker in self.team:
-            worker.process.terminate()
-        for worker in self.team:
-            worker.process.join(PATIENCE)
-            worker.process.kill()
-            worker.process.join()
 
 
 class Progress:
@@ -275,14 +196,17 @@ class Progress:
             self._seen_finished(run_id)
         self._update()
 
-    def close(self) -> None:
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self.bar.close()
 
     def _seen_finished(self, run_id: str) -> None:
-        config = self.queue.cells[run_id]
+        folder = self.queue.folders[run_id]
         # On a machine whose folders are not seen here a cell has had about as many steps as those here.
         known = round(sum(self.total.values()) / len(self.total)) if self.total else 0
-        steps = int(RunFolder(config.folder).summary()["steps"]) if is_finished(config) else known
+        steps = int(folder.summary()["steps"]) if folder.is_finished() else known
         self.done[run_id] = self.total[run_id] = steps
         self.bar.initial += steps
 

@@ -1,0 +1,151 @@
+"""Where a queue or a study is kept: a journal beside the run folders, or a PostgreSQL database; and their locks."""
+
+import fcntl
+import itertools
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import sqlalchemy
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+from train.errors import InputError, first_line
+
+ALLOWED = "allowed: a file, or postgresql+psycopg://USER@HOST/DATABASE"
+GRACE = 3  # heartbeats that must be missing before another machine takes a cell over
+
+
+class Storage(NamedTuple):
+    """Where a queue is kept."""
+
+    where: str | None = None
+    """a file, or the URL of a PostgreSQL database for many machines; None: the journal in the sweep's folder"""
+    heartbeat: int = 20
+    """seconds between the signs of life of a cell in a database"""
+
+    def shown(self) -> str:
+        """Without the password."""
+        return sqlalchemy.make_url(self.where or "").render_as_string(hide_password=True)
+
+    def open(self, journal: Path) -> tuple[optuna.storages.BaseStorage, RDBStorage | None]:
+        """The storage, and the same once more if it is a database.
+
+        Args:
+            journal: the file that is taken where none is named.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        where = self.where or str(journal)
+        if "://" not in where:
+            return open_journal(Path(where)), None
+        database = self._database(where)
+        return database, database
+
+    def _database(self, where: str) -> RDBStorage:
+        try:
+            shown = self.shown()
+            url = sqlalchemy.make_url(where)
+        except sqlalchemy.exc.ArgumentError:
+            raise InputError(f"--storage={where}: no URL; {ALLOWED}") from None
+        if not url.drivername.startswith("postgresql"):
+            raise InputError(f"--storage={shown}: a {url.drivername} database is not used here; {ALLOWED}")
+        settings: dict[str, Any] = {
+            "poolclass": sqlalchemy.NullPool,  # a call now and then, on a connection that cannot be stale
+            "connect_args": {"client_encoding": "utf8"},  # of a cluster without a locale texts would be bytes
+        }
+        try:
+            # In an empty database Optuna makes its tables, which two machines that begin at once must not do at once.
+            with (
+                alone(sqlalchemy.create_engine(url, **settings), "tables"),
+                warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning),
+            ):
+                return RDBStorage(
+                    where,
+                    engine_kwargs=settings,
+                    heartbeat_interval=self.heartbeat,
+                    grace_period=GRACE * self.heartbeat,
+                )
+        except Exception as error:  # a missing driver, a server that does not answer, a wrong password: many kinds
+            raise InputError(f"--storage={shown}: {first_line(error)}; {ALLOWED}") from None
+
+
+@contextmanager
+def alone(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
+    """One process at a time among all that share the database does what has this name."""
+    with engine.begin() as connection:  # the server frees the lock with the transaction, or the connection
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
+        yield
+
+
+@contextmanager
+def reachable(storage: Storage) -> Iterator[None]:
+    """A database that is lost inside becomes one line; the run folders have all that was done.
+
+    Raises:
+        InputError: the database does not answer, or refuses.
+    """
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        why = first_line(error.__cause__ or error)
+        raise InputError(f"--storage={storage.shown()}: {why}; the same command runs what is missing") from None
+
+
+class _JournalLock(JournalFileOpenLock):
+    """A lock that ends with its holder, where Optuna's own is waited for until it is old.
+
+    A writer that is killed leaves a part of its last line, to which the next line would be glued: it is cut off, as
+    nobody can be writing while this lock is held.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(str(journal))
+        self.journal = journal
+
+    def acquire(self) -> bool:
+        self.file = self.journal.with_name(self.journal.name + ".lock").open("a")
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        with self.journal.open("rb+") as journal:
+            size = journal.seek(0, os.SEEK_END)
+            journal.seek(max(size - 1, 0))
+            if size and journal.read() != b"\n":
+                journal.seek(0)
+                journal.truncate(journal.read().rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        self.file.close()
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """Optuna's journal file, cut at its first damaged line: the run folders tell again what came after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _JournalLock(path)
+        backend = JournalFileBackend(str(path), lock_obj=lock)
+        lock.acquire()
+        try:
+            lines = path.read_bytes().splitlines(keepends=True)
+            sound = list(itertools.takewhile(_is_json, lines))
+            if len(sound) < len(lines):
+                os.truncate(path, sum(map(len, sound)))
+        finally:
+            lock.release()
+        return JournalStorage(backend)
+    except OSError as error:
+        raise InputError(f"--storage={path}: {error.strerror}; allowed: a file that can be written") from None
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

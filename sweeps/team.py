@@ -1,0 +1,125 @@
+"""Processes that share the work on a sweep or a study, and their owner, who replaces the dead and ends the rest."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from train.errors import InputError, one_line
+
+TRIES = 3  # deaths of a process in one call that are borne
+PATIENCE = 20.0  # seconds in which a worker must follow a SIGTERM
+
+Tell = Callable[..., None]
+"""(what, ...): send it to the owner."""
+
+
+@dataclass
+class Worker:
+    """A process as its owner sees it."""
+
+    process: SpawnProcess
+    messages: Connection
+    task: str | None = None
+    """what it is at, for the owner's own use"""
+
+
+class Team:
+    """The processes of one owner; at the end of the `with` block those that still run are ended.
+
+    Args:
+        work: a module's function, called as work(*arguments, tell) in each process, until nothing is left to do.
+        arguments: what it takes; each process gets a copy.
+    """
+
+    def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
+        self.work, self.arguments = work, arguments
+        self.workers: list[Worker] = []
+
+    def __enter__(self) -> "Team":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in self.workers:
+            worker.process.terminate()
+        for worker in self.workers:
+            worker.process.join(PATIENCE)
+            worker.process.kill()
+            worker.process.join()
+
+    def start(self, number: int) -> None:
+        """Start so many more processes."""
+        spawn = multiprocessing.get_context("spawn")
+        for _ in range(number):
+            messages, theirs = spawn.Pipe(duplex=False)
+            process = spawn.Process(target=_begin, args=(self.work, self.arguments, theirs))
+            process.start()
+            theirs.close()  # so that the end of the process is the end of its messages
+            self.workers.append(Worker(process, messages))
+
+    def listen(self, seconds: float) -> list[tuple[Worker, tuple[Any, ...] | None]]:
+        """What came first within so many seconds: messages, and None from a process that has ended and is gone.
+
+        Raises:
+            InputError: a worker was refused what every other would be refused as well.
+        """
+        ready = multiprocessing.connection.wait([worker.messages for worker in self.workers], timeout=seconds)
+        heard: list[tuple[Worker, tuple[Any, ...] | None]] = []
+        for worker in [worker for worker in self.workers if worker.messages in ready]:
+            try:
+                message = worker.messages.recv()
+            except (EOFError, OSError):
+                worker.process.join()
+                self.workers.remove(worker)
+                heard.append((worker, None))
+                continue
+            if message[0] == "refused":
+                raise InputError(message[1])
+            heard.append((worker, message))
+        return heard
+
+
+def _begin(work: Callable[..., None], arguments: tuple[Any, ...], owner: Connection) -> None:
+    """A worker's life: it ends with its work, with a SIGTERM, or with its owner."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the owner decides
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    threading.Thread(target=_end_with_owner, daemon=True).start()
+
+    def tell(*message: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # no owner any more: _end_with_owner sees to that
+            owner.send(message)
+
+    try:
+        work(*arguments, tell)
+    except (InputError, OSError) as error:  # nothing that another worker would do better
+        traceback.print_exc()
+        tell("refused", one_line(error))
+
+
+def _end_with_owner() -> None:
+    owner = multiprocessing.parent_process()
+    assert owner is not None
+    owner.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os._exit(1)
+
+
+def send_output_to(path: Path) -> None:
+    """All that this process prints, and what its libraries and their processes print."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
