@@ -107,7 +107,7 @@ def named(value: Any) -> str:
 
 def arm(values: Arm) -> str:
     """Its settings' values, without those that its optimizer does not read."""
-    return ", ".join(named(value) for value in values if value != UNREAD)
+    return ", ".join(named(value) for value in values if value != UNREAD) or UNREAD
 
 
 def title(by: Sequence[str]) -> str:
@@ -210,14 +210,15 @@ def verdict(tested: Differences) -> str:
     rows, digits, name = tested.rows, difference_digits(tested), tested.measure.name
     if all(round(difference, digits) == 0 for difference in rows["difference"]):
         return f"**{name}**: all arms have the same results as the first one, to the digits shown."
+    if rows["holm"].isna().all():
+        return f"**{name}**: these runs allow no test."
     arms = rows.loc[rows["holm"] < SIGNIFICANT, tested.settings].itertuples(index=False, name=None)
     differ = sorted(set(map(arm, arms)))
     said = (
         f"differ from the first arm: {'; '.join(differ)}" if differ else "no arm differs from the first beyond chance"
     )
-    least = rows["detectable"].iloc[0]
-    seen = "unknown (one seed)" if math.isnan(least) else number(least, digits)
-    return (
-        f"**{name}**: {said} (paired t-test, Holm at {100 * SIGNIFICANT:g} %). With these seeds the first comparison "
-        f"could probably see a difference of {seen}."
-    )
+    text = f"**{name}**: {said} (paired t-test, Holm at {100 * SIGNIFICANT:g} %)."
+    seen = number(rows["detectable"].iloc[0], digits)
+    if seen != NONE:
+        text += f" With these seeds the first comparison could probably see a difference of {seen}."
+    return text

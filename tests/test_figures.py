@@ -2,6 +2,7 @@ import json
 import struct
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
@@ -273,6 +274,31 @@ def test_long_names_of_arms_are_not_cut_off(tmp_path, make):
         box = legend.get_window_extent()
         assert figure.bbox.x0 <= box.x0
         assert box.x1 <= figure.bbox.x1
+
+
+def test_figures_take_numbers_that_anybody_made():
+    curve = pd.DataFrame({"mean": [3.0, 2.0], "standard_error": [0.5, 0.25]}, index=[1, 2])
+    shown = curves.Curves("steps", "something", {("plasls",): curve})
+    drawn = looks.looks(["optimizer"], [("plasls",)])
+    figure = figures.panels([figures.Panel("here", shown)], drawn, "What it is.")
+    (axes,) = figure.axes
+    assert axes.lines[0].get_ydata().tolist() == [3, 2]
+    assert axes.collections[0].get_paths()[0].vertices[:, 1].max() == 3.5
+    assert (axes.get_title(loc="left"), axes.get_ylabel(), caption(figure)) == ("here", "something", "What it is.")
+
+
+@pytest.mark.parametrize("make", [exhibits.convergence, exhibits.losses, exhibits.cost, exhibits.trials])
+def test_tasks_alone_are_panels(tmp_path, make):
+    write_sweep(tmp_path, "tasks", {"task": ["sst2", "mrpc"]}, seeds=2, epochs=1)
+    titles = [axes.get_title(loc="left") for axes in make(load(tmp_path, "tasks")).axes]
+    assert [title for title in titles if title] == ["sst2", "mrpc"]
+
+
+def test_arms_of_settings_that_the_optimizer_does_not_read_are_drawn(tmp_path):
+    varied = {"learning_rate": [1e-5, 1e-4], "warmup": [0.0, 0.1]}
+    write_sweep(tmp_path, "rates", varied, seeds=1, epochs=1, optimizer="plasls")
+    (axes,) = exhibits.losses(load(tmp_path, "rates")).axes
+    assert len(axes.lines) == 1
 
 
 def caption(figure):

@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -132,6 +129,13 @@ def test_a_run_with_other_settings_is_an_error_that_names_them(tmp_path, key, va
         load(tmp_path, "splits")
 
 
+def test_a_run_of_an_optimizer_that_is_no_candidate_is_an_error_that_names_it(tmp_path):
+    folder = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=1)[1]
+    edit(folder / "config.json", optimizer="adamw")
+    with pytest.raises(InputError, match=rf"optimizer=plasls .*{folder.name}.* optimizer=adamw, .*; allowed: adam, "):
+        load(tmp_path, "small")
+
+
 def test_what_cannot_change_a_result_may_differ(tmp_path):
     folder = write_sweep(tmp_path, seeds=1)[4]
     edit(folder / "config.json", threads=7, track=False, out="elsewhere", profile="another")
@@ -251,10 +255,3 @@ def test_partial_look_says_so(tmp_path, capsys):
     assert main(["splits", f"--out={tmp_path}", "--allow-missing"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert f"PARTIAL, 1 of 10 cells have not finished: split=4 seed=1 ({folder.name})" in printed
-
-
-def test_command_does_not_wait_for_torch(tmp_path):
-    loaded = "import sys, analysis.__main__, analysis.figures; print({'torch', 'transformers'} & set(sys.modules))"
-    root = Path(__file__).parent.parent
-    result = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, cwd=root, check=True)
-    assert result.stdout.strip() == "set()"

@@ -228,6 +228,12 @@ def test_small_values_keep_two_digits():
     assert words.decimals([0.0], 2) == 2
 
 
+def test_a_rounding_error_asks_for_no_decimals():
+    assert words.decimals([1.5, 4e-15], 1) == 1
+    assert words.decimals([4e-15], 1) == 1
+    assert words.decimals([1.5, 4e-6], 1) == 6
+
+
 CANDIDATES = {"task": ["sst2", "mrpc"], "optimizer": ["adam", "adamsls", "plasls"]}
 
 
