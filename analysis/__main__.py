@@ -14,6 +14,8 @@ from pathlib import Path
 from train.arguments import Parser
 from train.errors import InputError, one_line, writing
 
+from .command import status
+
 
 def sweep_tables(
     out: str | Path, sweep: str, allow_missing: bool = False, profile: str | None = None
@@ -57,7 +59,7 @@ def exhibit(name: str, out: str, sweep: str | None, allow_missing: bool, profile
     return formats.markdown(shown) if isinstance(shown, list) else "", files
 
 
-def everything(options: argparse.Namespace) -> int:
+def everything(options: argparse.Namespace) -> None:
     """Every figure and table that can be made; a line for each that cannot says why."""
     from .exhibits import EXHIBITS
 
@@ -72,7 +74,6 @@ def everything(options: argparse.Namespace) -> int:
         print(f"{name:16} {' '.join(map(str, files))}")
     if not made:
         raise InputError(f"no figure or table can be made from {options.out}")
-    return 0
 
 
 def write_report(options: argparse.Namespace) -> Path:
@@ -93,19 +94,15 @@ def write_report(options: argparse.Namespace) -> Path:
 
 
 def main(args: list[str]) -> int:
-    try:
-        if args[:1] == ["dashboard"]:
-            from . import dashboard
-
-            print(dashboard.main(args[1:]))
-            return 0
-        return _main(args)
-    except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+    return status(lambda: _main(args))
 
 
-def _main(args: list[str]) -> int:
+def _main(args: list[str]) -> None:
+    if args[:1] == ["dashboard"]:
+        from . import dashboard
+
+        print(dashboard.main(args[1:]))
+        return
     from .exhibits import EXHIBITS
 
     parser = Parser(
@@ -125,9 +122,10 @@ def _main(args: list[str]) -> int:
     options = parser.parse_args(args)
     if options.name == "report":
         print(write_report(options))
-        return 0
+        return
     if options.name == "all":
-        return everything(options)
+        everything(options)
+        return
     if options.name in EXHIBITS:
         text, files = exhibit(options.name, options.out, options.sweep, options.allow_missing, options.profile)
     else:
@@ -136,7 +134,6 @@ def _main(args: list[str]) -> int:
         print(text)
     for file in files:
         print(file)
-    return 0
 
 
 if __name__ == "__main__":

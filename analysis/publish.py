@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 
 from train.arguments import Parser
-from train.errors import InputError, one_line
+from train.errors import InputError
 from train.folder import SweepFolder
+
+from .command import status
 
 
 def publish(out: str | Path, sweep: str) -> list[str]:
@@ -47,13 +49,12 @@ def main(args: list[str]) -> int:
     parser = Parser(prog="python -m analysis.publish", allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help="a sweep whose tables and figures have been made")
     parser.add_argument("--out", default="runs", help="folder of the sweeps [runs]")
-    try:
+
+    def run() -> None:
         options = parser.parse_args(args)
         print("\n".join(publish(options.out, options.name)))
-    except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+
+    return status(run)
 
 
 if __name__ == "__main__":

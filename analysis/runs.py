@@ -21,19 +21,14 @@ Arm = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Runs:
-    """One sweep as it was last called.
+class Sweep:
+    """A sweep as it was last called.
 
     Args:
         name, profile, label: of the sweep, and of what it was called with.
+        varied: the settings that the sweep varies, without the seed.
         fixed: the settings that all runs have in common.
         folder: where its tables and figures are written.
-        table: a row a run: every Config field, every value of its summary under its own name (`versions` as
-            `versions/<library>`); ordered by the varied settings (numbers first, then texts as in the manifest)
-            and the seed. A varied setting that the run's optimizer does not read is None.
-        history: a row a logged line, in the same order: `run_id`, the varied settings, `seed`, then the line's keys.
-        varied: the settings that the sweep varies, without the seed.
-        missing: the cells without a finished run; empty unless `load(..., allow_missing=True)`.
     """
 
     name: str
@@ -42,6 +37,20 @@ class Runs:
     varied: list[str]
     fixed: dict[str, Any]
     folder: Path
+
+
+@dataclass(frozen=True)
+class Runs(Sweep):
+    """The runs of a sweep.
+
+    Args:
+        table: a row a run: every Config field, every value of its summary under its own name (`versions` as
+            `versions/<library>`); ordered by the varied settings (numbers first, then texts as in the manifest)
+            and the seed. A varied setting that the run's optimizer does not read is None.
+        history: a row a logged line, in the same order: `run_id`, the varied settings, `seed`, then the line's keys.
+        missing: the cells without a finished run; empty unless `load(..., allow_missing=True)`.
+    """
+
     table: pd.DataFrame
     history: pd.DataFrame
     missing: list[str]

@@ -4,11 +4,12 @@ import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.json
+
+from ..runs import Sweep
 
 NAMED_AT_MOST = 5
 
@@ -53,15 +54,9 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class StoredSweep:
-    """A sweep as it was last called: see `analysis.Runs` for the names."""
+class StoredSweep(Sweep):
+    """A sweep and its cells."""
 
-    name: str
-    profile: str
-    label: str
-    varied: list[str]
-    fixed: dict[str, Any]
-    folder: Path
     cells: list[Cell]
 
 

@@ -1,5 +1,6 @@
 """A stored sweep -> its tidy tables, or an error that names the cell that they would be wrong by."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from train.candidates import CANDIDATES, reads
 from train.config import OUTSIDE_IDENTITY
 from train.errors import InputError
 
-from ..runs import Runs
+from ..runs import Runs, Sweep
 from .stored import Cell, StoredSweep, listed, shortened
 
 
@@ -45,17 +46,9 @@ def tidy(sweep: StoredSweep, allow_missing: bool) -> Runs:
     table = pd.DataFrame(rows)
     # Settings are labels here: as objects, None stays None and 10 beside "qkv" stays 10.
     table[varied] = pd.DataFrame({key: pd.Series([row[key] for row in rows], dtype=object) for key in varied})
-    return Runs(
-        name=sweep.name,
-        profile=sweep.profile,
-        label=sweep.label,
-        varied=varied,
-        fixed=sweep.fixed,
-        folder=sweep.folder,
-        table=table,
-        history=_history(table, varied, [_lines(cell) for cell in finished]),
-        missing=missing,
-    )
+    of_sweep = {field.name: getattr(sweep, field.name) for field in dataclasses.fields(Sweep)}
+    history = _history(table, varied, [_lines(cell) for cell in finished])
+    return Runs(**of_sweep, table=table, history=history, missing=missing)
 
 
 def _row(cell: Cell, sweep: StoredSweep) -> dict[str, Any]:
