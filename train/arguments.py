@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         known, wrong = self.parse_known_args(args, namespace)
         if wrong:
-            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--") and flag != "--help"]
             raise unknown("argument", wrong, flags, self.prog)
         return known
 
