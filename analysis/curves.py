@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from . import stats
-from .compare import ACCURACY, TRIALS
+from .compare import ACCURACY, TRIALS, Measure
 from .runs import Arm, Runs
 
 SMOOTHED_EPOCHS = 0.5
@@ -55,20 +55,30 @@ def training_loss(runs: Runs) -> Curves:
 
 def accuracy(runs: Runs) -> Curves:
     """Validation accuracy in percent after each epoch that was evaluated."""
-    lines = runs.epochs.dropna(subset=ACCURACY.column)
+    return by_epoch(runs, ACCURACY)
+
+
+def by_epoch(runs: Runs, measure: Measure) -> Curves:
+    """What was logged in the measure's column after each epoch that has it."""
+    lines = runs.epochs.dropna(subset=measure.column)
     evaluated = () if len(lines) == len(runs.epochs) else tuple(sorted(lines["epoch"].unique()))
-    curves = _curves(runs, lines, lambda _, run: ACCURACY.scale * run.set_index("epoch")[ACCURACY.column])
-    return Curves("epochs", ACCURACY.name, curves, evaluated=evaluated)
+    curves = _curves(runs, lines, lambda _, run: measure.scale * run.set_index("epoch")[measure.column])
+    return Curves("epochs", measure.name, curves, evaluated=evaluated)
 
 
 def trials(runs: Runs) -> Curves:
-    """Trials of the line search, smoothed: 1 where the first step size that was tried is taken."""
+    """Trials of the line search: 1 where the first step size that was tried is taken."""
+    return by_step(runs, TRIALS._replace(column="search/trials"))
+
+
+def by_step(runs: Runs, measure: Measure) -> Curves:
+    """Moving average of what was logged in the measure's column at each step."""
     spans = half_an_epoch(runs)
 
     def smoothed(run_id: str, run: pd.DataFrame) -> pd.Series:
-        return _by_step(run, stats.smooth(run["search/trials"], spans[run_id]))
+        return _of_steps(run, stats.smooth(measure.scale * run[measure.column], spans[run_id]))
 
-    return Curves("steps", TRIALS.name, _curves(runs, runs.steps, smoothed))
+    return Curves("steps", measure.name, _curves(runs, runs.steps, smoothed))
 
 
 def components_left(runs: Runs) -> Curves:
@@ -88,10 +98,10 @@ def smallest_step_size(runs: Runs) -> Curves:
 
 
 def _of_step_sizes(runs: Runs, of: Callable[[pd.DataFrame], pd.Series]) -> dict[Arm, pd.DataFrame]:
-    return _curves(runs, runs.steps, lambda _, run: _by_step(run, of(_sizes(run))))
+    return _curves(runs, runs.steps, lambda _, run: _of_steps(run, of(_sizes(run))))
 
 
-def _by_step(run: pd.DataFrame, values: pd.Series) -> pd.Series:
+def _of_steps(run: pd.DataFrame, values: pd.Series) -> pd.Series:
     return pd.Series(values.to_numpy(dtype=float), run["step"].to_numpy())
 
 
