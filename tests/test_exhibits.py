@@ -11,7 +11,6 @@ from train.errors import InputError
 
 from .fake_runs import write_sweep
 
-
 VARIED = {
     "small": {"task": ["sst2", "mrpc"], "optimizer": ["adam", "sgdsls", "plasls"]},
     "merging": {"merge_threshold": [0, 1e-12]},
