@@ -22,6 +22,7 @@ def said(*args: str) -> str:
     ("args", "line"),
     [
         (["x", "--batch-size=4"], "unknown argument --batch-size=4; closest: --batch_size, --batch_rows"),
+        (["x", "--sed=a-long-value"], "unknown argument --sed=a-long-value; closest: --seed"),
         (["x", "--sed=4", "--colour=red"], "unknown argument --sed=4, --colour=red; closest: --seed"),
         (["x", "--colour=red"], "unknown argument --colour=red"),
         (["x", "y"], "unknown argument y"),

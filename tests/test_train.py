@@ -1,5 +1,6 @@
 """train/: a run from the command line to its folder, resumed to the identical result; bad input in one line."""
 
+import dataclasses
 import gc
 import json
 import math
@@ -24,6 +25,7 @@ from train.config import OUTSIDE_IDENTITY, Config
 from train.errors import InputError
 from train.model import load_classifier
 from train.run import run
+from train.tasks import METRICS, TASKS
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,21 +68,28 @@ def test_every_candidate_learns_and_leaves_a_whole_run_folder(tiny, tmp_path, op
     assert not (result.folder / "checkpoint.pt").exists()
 
 
-def test_accuracy_and_loss_are_those_of_a_plain_loop_over_the_rows(tiny, tmp_path):
+def test_metrics_and_loss_are_those_of_a_plain_loop_over_the_rows(tiny, tmp_path, monkeypatch):
+    """Accuracy, and beside it the task's own metric: here a lopsided one, told of how rows and labels are counted."""
     import train.run as module
 
+    monkeypatch.setitem(METRICS, "lopsided", lambda confusion: confusion[0][1] + 100 * confusion[1][0])
+    monkeypatch.setitem(TASKS, "sst2", dataclasses.replace(TASKS["sst2"], metric="lopsided"))
     training = module._Training(config(tiny, tmp_path))
     training.model.eval()
-    right, loss = 0, 0.0
+    right, lopsided, loss = 0, 0, 0.0
     for line in (tiny / "data/sst2/validation.jsonl").read_text().splitlines():
         row = json.loads(line)
         with torch.no_grad():
             logits = training.model(**training.tokenizer(row["sentence"], return_tensors="pt"))[0]
-        right += int(logits.argmax()) == row["label"]
+        given = int(logits.argmax())
+        right += given == row["label"]
+        lopsided += {(0, 1): 1, (1, 0): 100}.get((row["label"], given), 0)
         loss -= float(logits.log_softmax(0)[row["label"]])
     rows = len(training.held_out)
     measured = training.evaluate()
+    assert list(measured) == ["eval/accuracy", "eval/lopsided", "eval/loss"]
     assert measured["eval/accuracy"] == right / rows
+    assert measured["eval/lopsided"] == lopsided > 0
     assert measured["eval/loss"] == pytest.approx(loss / rows, rel=1e-5)
 
 

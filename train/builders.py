@@ -1,6 +1,8 @@
 """How each candidate is built: a configuration, a model and the steps of an epoch -> an optimizer.
 
-`train.candidates` names these functions, a row a candidate.
+`train.candidates` names these functions, a row a candidate. What they return takes a closure in `step` and gives the
+loss at the weights before it moves, names its param groups (step sizes are logged by these names), and resumes from
+its state_dict to the identical result; a line search has the record of its last step as `search`.
 """
 
 from collections.abc import Callable

@@ -140,7 +140,8 @@ def _log_media(run: Any, folder: RunFolder, summary: Row, model: Path | None) ->
     """The table of epochs, and the model as an artifact."""
     import wandb
 
-    columns: list[Any] = ["epoch", "samples", "train/epoch_loss", "eval/accuracy", "eval/loss", "time/total"]
+    evaluated = [key for key in summary if key.startswith("eval/")]
+    columns: list[Any] = ["epoch", "samples", "train/epoch_loss", *evaluated, "time/total"]
     rows = [row for row in folder.history() if "train/epoch_loss" in row]
     run.log({"tables/epochs": wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])})
     if model is not None:
