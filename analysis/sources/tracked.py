@@ -8,13 +8,14 @@ from typing import Any
 import pyarrow
 
 from train.errors import InputError
+from train.tasks import METRICS
 
 from .stored import StoredRun, parse
 
 # What a run writes to its summary (train.run); W&B adds the last value of everything logged.
 SUMMARY = (
     "run_id",
-    "eval/accuracy",
+    *(f"eval/{metric}" for metric in METRICS),
     "eval/loss",
     "train/epoch_loss",
     "steps",
