@@ -5,6 +5,7 @@ runs = load("runs", "splits")  # or "wandb:ENTITY/PROJECT", or "offline:FOLDER"
 frame = runs.frame  # one tidy table; its docstring has the columns
 """
 
-from .runs import Runs, load
+from .runs import Runs
+from .sources import load
 
 __all__ = ["Runs", "load"]

@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 from train.arguments import Parser
-from train.errors import InputError, writing
+from train.errors import InputError, one_line, writing
+
+from .command import status
 
 
 def sweep_tables(
@@ -24,21 +26,20 @@ def sweep_tables(
         The tables in Markdown, and the files written.
 
     Raises:
-        InputError: as `analysis.runs.load`, or the folder cannot be written.
+        InputError: as `analysis.load`, or the folder cannot be written.
     """
-    from . import figures, runs, tables
+    from . import exhibits, formats, sources
 
-    loaded = runs.load(out, sweep, allow_missing, profile)
-    path = loaded.folder / "figures" / f"{loaded.name}-{loaded.label}"
-    shown = tables.tables(loaded)
-    text = tables.markdown(shown)
-    with writing(path.parent):
-        files = figures.save(figures.convergence(loaded), path)
-        files += figures.save(figures.search(loaded), path.with_name(f"{path.name}-step-sizes"))
-        for ending, content in (("md", text), ("tex", tables.latex(shown)), ("csv", loaded.table.to_csv(index=False))):
-            files.append(path.with_name(f"{path.name}.{ending}"))
-            files[-1].write_text(content, encoding="utf-8")
-    return text, files
+    runs = sources.load(out, sweep, allow_missing, profile)
+    shown = exhibits.of_sweep(runs)
+    name = f"{runs.name}-{runs.label}"
+    files = [
+        *exhibits.save(name, exhibits.convergence(runs), runs),
+        *exhibits.save(f"{name}-step-sizes", exhibits.step_sizes(runs), runs),
+        *exhibits.save(name, shown, runs),
+        *exhibits.save_runs(name, runs),
+    ]
+    return formats.markdown(shown), files
 
 
 def exhibit(name: str, out: str, sweep: str | None, allow_missing: bool, profile: str | None) -> tuple[str, list[Path]]:
@@ -48,17 +49,17 @@ def exhibit(name: str, out: str, sweep: str | None, allow_missing: bool, profile
         The tables in Markdown (a figure has none), and the files written.
 
     Raises:
-        InputError: as `analysis.runs.load`, `analysis.exhibits.make` and `save`.
+        InputError: as `analysis.load`, `analysis.exhibits.make` and `save`.
     """
-    from . import exhibits, runs, tables
+    from . import exhibits, formats, sources
 
-    chosen = exhibits.source(name, out, sweep)
-    loaded = runs.load(out, chosen, allow_missing, profile)
-    shown = exhibits.make(name, loaded)
-    return tables.markdown(shown) if isinstance(shown, list) else "", exhibits.save(name, shown, loaded)
+    runs = sources.load(out, exhibits.source(name, out, sweep), allow_missing, profile)
+    shown = exhibits.make(name, runs)
+    files = exhibits.save(f"{name}-{runs.label}", shown, runs)
+    return formats.markdown(shown) if isinstance(shown, list) else "", files
 
 
-def everything(options: argparse.Namespace) -> int:
+def everything(options: argparse.Namespace) -> None:
     """Every figure and table that can be made; a line for each that cannot says why."""
     from .exhibits import EXHIBITS
 
@@ -67,13 +68,12 @@ def everything(options: argparse.Namespace) -> int:
         try:
             _, files = exhibit(name, options.out, options.sweep, options.allow_missing, options.profile)
         except InputError as error:
-            print(f"{name:16} not made: {' '.join(str(error).split())}")
+            print(f"{name:16} not made: {one_line(error)}")
             continue
         made += 1
         print(f"{name:16} {' '.join(map(str, files))}")
     if not made:
         raise InputError(f"no figure or table can be made from {options.out}")
-    return 0
 
 
 def write_report(options: argparse.Namespace) -> Path:
@@ -83,10 +83,10 @@ def write_report(options: argparse.Namespace) -> Path:
         InputError: as `analysis.report.page`, or the folder cannot be written.
     """
     from .report import page
+    from .sources import folder_of
 
     text = page(options.out, options.allow_missing, options.profile)
-    remote = options.out.startswith(("wandb:", "offline:"))
-    path = Path("runs" if remote else options.out) / "report.html"
+    path = folder_of(options.out) / "report.html"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -94,19 +94,15 @@ def write_report(options: argparse.Namespace) -> Path:
 
 
 def main(args: list[str]) -> int:
-    try:
-        if args[:1] == ["dashboard"]:
-            from . import dashboard
-
-            print(dashboard.main(args[1:]))
-            return 0
-        return _main(args)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return status(lambda: _main(args))
 
 
-def _main(args: list[str]) -> int:
+def _main(args: list[str]) -> None:
+    if args[:1] == ["dashboard"]:
+        from . import dashboard
+
+        print(dashboard.main(args[1:]))
+        return
     from .exhibits import EXHIBITS
 
     parser = Parser(
@@ -126,9 +122,10 @@ def _main(args: list[str]) -> int:
     options = parser.parse_args(args)
     if options.name == "report":
         print(write_report(options))
-        return 0
+        return
     if options.name == "all":
-        return everything(options)
+        everything(options)
+        return
     if options.name in EXHIBITS:
         text, files = exhibit(options.name, options.out, options.sweep, options.allow_missing, options.profile)
     else:
@@ -137,7 +134,6 @@ def _main(args: list[str]) -> int:
         print(text)
     for file in files:
         print(file)
-    return 0
 
 
 if __name__ == "__main__":

@@ -27,35 +27,23 @@ import os
 import pandas as pd
 from IPython.display import Markdown, display
 
-from analysis import figures, load, stats, tables
+from analysis import compare, exhibits, formats, load, stats, words
+from analysis.compare import ACCURACY, LOSS
 
 SOURCE = os.environ.get("ANALYSIS_SOURCE", "runs")
 pd.set_option("display.width", 120)
 
 
-def show(*shown: tables.Table | None) -> None:
-    for table in shown:
-        if table is not None:
-            display(Markdown(tables.markdown([table])))
+def show(*tables: formats.Table) -> None:
+    for table in tables:
+        display(Markdown(formats.markdown([table])))
 
 
 def verdict(runs, measure) -> None:
-    """What the paired tests say, in a sentence: which arms differ after Holm, and what the study could have seen."""
-    table = tables.tests(runs, measure)
-    if table is None:
-        return
-    p = pd.to_numeric(table.cells["p (Holm)"].str.lstrip("<"), errors="coerce")
-    arms = table.cells[runs.compared].agg(", ".join, axis=1)
-    differ = sorted(set(arms[p < 0.05]))
-    least = table.cells["80 % power"].replace("–", "unknown (one seed)").iloc[0]
-    said = (
-        f"differ from the first arm: {'; '.join(differ)}" if differ else "no arm differs from the first beyond chance"
-    )
-    text = f"**{measure.name}**: {said} (paired t-test, Holm at 5 %). With these seeds the first comparison could "
-    text += f"probably see a difference of {least}."
-    if set(table.cells["difference"].str.strip("+−0.")) == {""}:
-        text = f"**{measure.name}**: all arms have the same results as the first one, to the digits shown."
-    display(Markdown(text))
+    """What the paired tests say, in a sentence."""
+    tested = compare.differences(runs, measure)
+    if tested is not None:
+        display(Markdown(words.verdict(tested)))
 
 
 # %% [markdown]
@@ -75,20 +63,20 @@ frame.groupby(["split", "seed"], observed=True)[["train/loss", "search/trials", 
 # steps, so look for two things: does the training loss fall faster, and what do the further trials cost?
 
 # %%
-show(tables.Table(tables.heading(runs), tables.means(runs)))
-figures.convergence(runs)
+show(exhibits.means(runs))
+exhibits.convergence(runs)
 
 # %%
-show(tables.tests(runs, tables.LOSS), tables.ranking(runs, tables.LOSS))
-verdict(runs, tables.LOSS)
-verdict(runs, tables.ACCURACY)
+show(*exhibits.differences(runs, LOSS), *exhibits.ranking(runs, LOSS))
+verdict(runs, LOSS)
+verdict(runs, ACCURACY)
 
 # %% [markdown]
 # The step sizes of all components of one run. Lines that lie on one another are components that no search has told
 # apart: under the joint test (`joint="always"`) a rejected move shrinks all of them unless one is to blame.
 
 # %%
-figures.search(runs)
+exhibits.step_sizes(runs)
 
 # %% [markdown]
 # ## Merging (the paper's Fig. 2)
@@ -99,17 +87,17 @@ figures.search(runs)
 
 # %%
 runs = load(SOURCE, "merging")
-show(tables.Table(tables.heading(runs), tables.means(runs)))
+show(exhibits.means(runs))
 merges = runs.table.groupby(runs.varied, sort=False, dropna=False)["search/merges"]
 display(merges.agg(["mean", "min", "max"]).rename_axis("merges a run", axis="columns"))
-figures.merging(runs)
+exhibits.merging(runs)
 
 # %%
-figures.one_component(runs)
+exhibits.one_component(runs)
 
 # %%
-show(tables.tests(runs, tables.LOSS))
-verdict(runs, tables.LOSS)
+show(*exhibits.differences(runs, LOSS))
+verdict(runs, LOSS)
 
 # %% [markdown]
 # ## Batch sizes (the paper's Fig. 8)
@@ -119,12 +107,12 @@ verdict(runs, tables.LOSS)
 
 # %%
 runs = load(SOURCE, "batch-sizes")
-show(tables.Table(tables.heading(runs), tables.means(runs)))
-figures.losses(runs, ["batch_size"])
+show(exhibits.means(runs))
+exhibits.by_batch(runs)
 
 # %%
-show(tables.tests(runs, tables.LOSS))
-verdict(runs, tables.LOSS)
+show(*exhibits.differences(runs, LOSS))
+verdict(runs, LOSS)
 
 # %% [markdown]
 # ## What so many seeds can see

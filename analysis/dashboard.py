@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from train.arguments import Parser
-from train.errors import InputError, writing
+import yaml
 
-TASKS = ("sst2", "mrpc", "qnli", "mnli")
-OPTIMIZERS = ("adam", "adamsls", "plasls")
+from train.arguments import Parser
+from train.errors import InputError, one_line, writing
+
+SWEEPS = Path(__file__).parent.parent / "sweeps"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class View:
         figure: of the paper, or what it shows.
         sweep: whose runs are shown.
         setting: the Config field whose values are the lines.
-        task: where the sweep has several, the one shown.
+        task: of the runs that are shown.
         only: Config field -> the value that all runs shown have, where a mean over its values would mean nothing.
         step_sizes: whether the step sizes come first.
     """
@@ -28,7 +29,7 @@ class View:
     figure: str
     sweep: str
     setting: str
-    task: str = "sst2"
+    task: str
     only: dict[str, Any] = field(default_factory=dict)
     step_sizes: bool = False
 
@@ -38,23 +39,39 @@ class View:
         return f"{self.figure}: {self.setting} on {self.task} ({self.sweep}{only})"
 
 
-VIEWS = (
-    View("Fig. 1", "merging", "rounding", step_sizes=True),
-    *(View("Fig. 2", "merging", "merge_threshold", only={"rounding": rounding}) for rounding in (0.0, 4.0)),
-    *(View("Figs. 3 to 7, Table I", "small", "optimizer", task) for task in TASKS),
-    *(View("Figs. 3 to 7, Table II", "full", "optimizer", task) for task in TASKS),
-    *(View("Fig. 8", "batch-sizes", "batch_size", only={"optimizer": name}) for name in OPTIMIZERS),
-    View("Fig. 9", "splits", "split"),
-    *(View("Ablation", "dropout", "dropout", only={"optimizer": name}) for name in OPTIMIZERS),
-    *(View("Ablation", "criterion", setting) for setting in ("rounding", "direction", "growth")),
-    *(View("Ablation", "interval", "max_interval", only={"optimizer": name}) for name in ("adamsls", "plasls")),
-    *(View("Ablation", "joint", "joint", task) for task in ("sst2", "mrpc", "qnli")),
-)
+def views() -> list[View]:
+    """Of each sweep, those on its tasks, and on its optimizers where they are not the lines."""
+    return [
+        *_of("Fig. 1", "merging", "rounding", step_sizes=True),
+        *_of("Fig. 2", "merging", "merge_threshold", apart="rounding"),
+        *_of("Figs. 3 to 7, Table I", "small", "optimizer"),
+        *_of("Figs. 3 to 7, Table II", "full", "optimizer"),
+        *_of("Fig. 8", "batch-sizes", "batch_size", apart="optimizer"),
+        *_of("Fig. 9", "splits", "split"),
+        *_of("Ablation", "dropout", "dropout", apart="optimizer"),
+        *(view for setting in ("rounding", "direction", "growth") for view in _of("Ablation", "criterion", setting)),
+        *_of("Ablation", "interval", "max_interval", apart="optimizer"),
+        *_of("Ablation", "joint", "joint"),
+    ]
+
+
+def _of(figure: str, sweep: str, setting: str, apart: str | None = None, step_sizes: bool = False) -> list[View]:
+    """A view for each task of the sweep's file, and for each value of a setting that is to be kept apart."""
+    parameters = yaml.safe_load((SWEEPS / f"{sweep}.yaml").read_text(encoding="utf-8"))["parameters"]
+
+    def values(key: str) -> list[Any]:
+        return parameters[key].get("values") or [parameters[key]["value"]]
+
+    return [
+        View(figure, sweep, setting, task, only, step_sizes)
+        for task in values("task")
+        for only in ([{apart: value} for value in values(apart)] if apart else [{}])
+    ]
 
 
 def workspaces(entity: str, project: str) -> list[Any]:
-    """A wandb_workspaces.Workspace for each of `VIEWS`; no network is used."""
-    return [_workspace(view, entity, project) for view in VIEWS]
+    """A wandb_workspaces.Workspace for each of `views()`; no network is used."""
+    return [_workspace(view, entity, project) for view in views()]
 
 
 def _workspace(view: View, entity: str, project: str) -> Any:
@@ -129,11 +146,11 @@ def main(args: list[str]) -> str:
             return "\n".join(workspace.save().url for workspace in built)
         except Exception as error:  # of several libraries: no key, no network, no such project
             raise InputError(
-                f"--entity={options.entity}: W&B did not take the workspaces ({' '.join(str(error).split())[:160]}); "
+                f"--entity={options.entity}: W&B did not take the workspaces ({one_line(error)[:160]}); "
                 "allowed: an entity of yours after `wandb login`, or none for a file"
             ) from None
     path = Path(options.out) / "dashboard.json"
-    content = {view.name: as_dict(workspace) for view, workspace in zip(VIEWS, built, strict=True)}
+    content = {view.name: as_dict(workspace) for view, workspace in zip(views(), built, strict=True)}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2), encoding="utf-8")

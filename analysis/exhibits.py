@@ -1,15 +1,188 @@
-"""Everything that the paper shows, and what we show beside it: a name, the sweep it comes from, how it is made."""
+"""Everything that the paper shows, and what we show beside it: a name, the sweep it comes from, how it is made.
 
-from collections.abc import Callable
+A further exhibit is one function, from a sweep's runs to numbers to what is shown, and one row of EXHIBITS.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from train.errors import InputError, writing
+from train.folder import SweepFolder
 
-from . import figures, tables
+from . import compare, costs, curves, drawing, figures, formats, sources, tables, words
+from .compare import ACCURACY, LOSS, SECONDS, TRIALS, Measure
+from .curves import Curves
+from .figures import Panel
+from .formats import Table
+from .looks import Looks, looks
 from .runs import Runs
+
+Shown = Figure | list[Table]
+
+# -- tables
+
+
+def means(runs: Runs) -> Table:
+    """A row an arm: accuracy, loss, trials and seconds over its seeds."""
+    of = {measure: compare.means(runs, measure) for measure in (ACCURACY, LOSS, TRIALS, SECONDS)}
+    return tables.means(of, runs.by, words.heading(runs))
+
+
+def differences(runs: Runs, measure: Measure) -> list[Table]:
+    """The tests against the first arm; none where there is but one."""
+    tested = compare.differences(runs, measure)
+    return [tables.differences(tested)] if tested else []
+
+
+def ranking(runs: Runs, measure: Measure) -> list[Table]:
+    """The tests of all pairs; none where there are fewer than three arms."""
+    ranked = compare.ranking(runs, measure)
+    return [tables.ranking(ranked)] if ranked else []
+
+
+def grid(runs: Runs, measure: Measure) -> Table:
+    """A row an arm, a column a task."""
+    return tables.grid(compare.grid(runs, measure), words.heading(runs, timed=False))
+
+
+def of_sweep(runs: Runs) -> list[Table]:
+    """The table of means, then tests of last-epoch loss and of accuracy: against the first arm, of all pairs."""
+    tested = [differences(runs, LOSS), differences(runs, ACCURACY), ranking(runs, LOSS), ranking(runs, ACCURACY)]
+    return [means(runs), *(table for of_one in tested for table in of_one)]
+
+
+def results(runs: Runs) -> list[Table]:
+    """The paper's Tables I and II, and the tests."""
+    both = (ACCURACY, LOSS)
+    tested = [table for measure in both for table in (*differences(runs, measure), *ranking(runs, measure))]
+    return [*(grid(runs, measure) for measure in both), *tested]
+
+
+def speeds(runs: Runs) -> list[Table]:
+    """The text's numbers."""
+    return [tables.speeds(costs.speeds(runs), words.heading(runs))]
+
+
+# -- figures
+
+
+def convergence(runs: Runs) -> Figure:
+    """The paper's Fig. 9: training loss against samples processed, validation accuracy against epochs."""
+    what = f"Training loss ({words.smoothing(runs)}) and validation accuracy"
+    return _pairs(runs, curves.training_loss, curves.accuracy, what)
+
+
+def merging(runs: Runs) -> Figure:
+    """The paper's Fig. 2: training loss, and the components that are left, for each merge threshold."""
+    what = f"Training loss ({words.smoothing(runs)}) and components left"
+    return _pairs(runs, curves.training_loss, curves.components_left, what)
+
+
+def losses(runs: Runs, lines: Sequence[str] | None = None) -> Figure:
+    """The paper's Figs. 3, 5 and 8: training loss, smoothed, against samples processed."""
+    return _panels(runs, curves.training_loss, f"Training loss ({words.smoothing(runs)})", lines)
+
+
+def accuracies(runs: Runs) -> Figure:
+    """The paper's Figs. 4 and 6: validation accuracy from the end of the first epoch on."""
+    return _panels(runs, curves.accuracy, "Validation accuracy from the end of the first epoch on")
+
+
+def by_batch(runs: Runs) -> Figure:
+    """The paper's Fig. 8: a line a batch size."""
+    return losses(runs, ["batch_size"])
+
+
+def average_step_sizes(runs: Runs) -> Figure:
+    """The paper's Fig. 7: the mean step size of all components, beside ADAM's schedule."""
+    return _panels(runs, curves.mean_step_size, "Step size, mean of all components")
+
+
+def smallest_step_sizes(runs: Runs) -> Figure:
+    """The smallest step size of all components: does a strict test let it collapse where a tolerant one does not?"""
+    return _panels(runs, curves.smallest_step_size, "Smallest step size of all components")
+
+
+def trials(runs: Runs) -> Figure:
+    """Trials of a line search over training."""
+    return _panels(runs.searching(), curves.trials, f"Trials a step ({words.smoothing(runs)})")
+
+
+def one_component(runs: Runs) -> Figure:
+    """The paper's Fig. 1: one component's step size over a run, the component whose step size falls lowest."""
+    lowest = curves.lowest_component(runs.searching())
+    what = f"Step size of the component {words.component(*lowest.sizes)!r} after every step"
+    return figures.component(lowest, words.caption_of_run(runs, lowest.run_id, what))
+
+
+def step_sizes(runs: Runs) -> Figure:
+    """Every component's step size over the steps of one run."""
+    followed = curves.all_components(runs)
+    what = "Step size of each component after every step"
+    return figures.components(followed, words.caption_of_run(runs, followed.run_id, what))
+
+
+def cost(runs: Runs) -> Figure:
+    """What a step costs: seconds, and trials of the search."""
+
+    def numbers(part: Runs) -> dict[Measure, Any]:
+        return {measure: compare.means(part, measure) for measure in (SECONDS, TRIALS)}
+
+    caption = words.caption(runs, runs.compared, "What a step costs", drawn="bars")
+    return figures.bars(_parts(runs, runs.compared, numbers), _looks(runs, runs.compared), caption)
+
+
+def budget(runs: Runs) -> Figure:
+    """What ADAM costs before it is as good: expected validation accuracy of the best of k learning rates tried."""
+    rates = ", ".join(words.level(rate) for rate in sorted(runs.table["learning_rate"].dropna().unique()))
+    what = f"Expected validation accuracy of the best of k of {costs.BASELINE.name}'s learning rates (k from left to "
+    what += f"right, each a whole run; chosen from {rates} on the rows shown, which favours {costs.BASELINE.name}) "
+    what += "beside one run of a line search"
+    lines = [key for key in runs.varied if key in ("optimizer", "learning_rate")]
+    return _panels(runs, costs.budget, what, lines, drawing.budget)
+
+
+def _panels(
+    runs: Runs,
+    numbers: Callable[[Runs], Any],
+    what: str,
+    lines: Sequence[str] | None = None,
+    draw: Callable[..., None] = drawing.curves,
+) -> Figure:
+    """A panel for each value of what is not a line: each task, or each optimizer.
+
+    Alternatives have the same y-axis, so that they can be compared across panels; tasks have their own.
+
+    Args:
+        numbers: of the runs of a panel.
+        what: the caption's first words.
+        lines: the varied settings whose values are the lines of a panel; None: the alternatives.
+    """
+    lines = runs.compared if lines is None else lines
+    shared = set(runs.compared) > set(lines)
+    caption = words.caption(runs, lines, what)
+    return figures.panels(_parts(runs, lines, numbers), _looks(runs, lines), caption, shared, draw)
+
+
+def _pairs(runs: Runs, left: Callable[[Runs], Curves], right: Callable[[Runs], Curves], what: str) -> Figure:
+    """Two numbers of the alternatives side by side, a row of panels for each condition."""
+    shown = _parts(runs, runs.compared, lambda part: (left(part), right(part)))
+    return figures.pairs(shown, _looks(runs, runs.compared), words.caption(runs, runs.compared, what))
+
+
+def _parts(runs: Runs, lines: Sequence[str], numbers: Callable[[Runs], Any]) -> list[Panel]:
+    return [Panel(", ".join(map(words.named, choice)), numbers(part)) for choice, part in runs.parts(lines)]
+
+
+def _looks(runs: Runs, lines: Sequence[str]) -> Looks:
+    by = list(lines) or ["optimizer"]
+    return looks(by, runs.arms(by))
+
+
+# -- all of them
 
 
 class Exhibit(NamedTuple):
@@ -25,60 +198,48 @@ class Exhibit(NamedTuple):
     title: str
     sweeps: tuple[str, ...]
     needs: tuple[str, ...]
-    make: Callable[[Runs], Figure | list[tables.Table]]
-
-
-def _results(runs: Runs) -> list[tables.Table]:
-    of_both = (tables.ACCURACY, tables.LOSS)
-    compared = [table for m in of_both for table in (tables.tests(runs, m), tables.ranking(runs, m)) if table]
-    return [*(tables.grid(runs, measure) for measure in of_both), *compared]
-
-
-def _by_batch(runs: Runs) -> Figure:
-    return figures.losses(runs, ["batch_size"])
+    make: Callable[[Runs], Shown]
 
 
 SMALL, FULL = ("small",), ("full",)
 EXHIBITS = {
-    "table1": Exhibit("results on the small tasks (Table I)", SMALL, ("optimizer",), _results),
-    "table2": Exhibit("results on the full tasks (Table II)", FULL, ("optimizer",), _results),
+    "table1": Exhibit("results on the small tasks (Table I)", SMALL, ("optimizer",), results),
+    "table2": Exhibit("results on the full tasks (Table II)", FULL, ("optimizer",), results),
     "numbers": Exhibit(
         "merges, and steps and seconds to ADAM's final loss (the text's numbers)",
         (*SMALL, *FULL),
         ("optimizer",),
-        lambda runs: [tables.speed(runs)],
+        speeds,
     ),
-    "fig1": Exhibit(
-        "one component's step size over a run (Fig. 1)", ("merging", *SMALL, "splits"), (), figures.one_component
-    ),
-    "fig2": Exhibit("merge thresholds (Fig. 2)", ("merging",), ("merge_threshold",), figures.merging),
-    "fig3": Exhibit("training loss, small tasks (Fig. 3)", SMALL, ("optimizer",), figures.losses),
-    "fig4": Exhibit("validation accuracy, small tasks (Fig. 4)", SMALL, ("optimizer",), figures.accuracies),
-    "fig5": Exhibit("training loss, full tasks (Fig. 5)", FULL, ("optimizer",), figures.losses),
-    "fig6": Exhibit("validation accuracy, full tasks (Fig. 6)", FULL, ("optimizer",), figures.accuracies),
+    "fig1": Exhibit("one component's step size over a run (Fig. 1)", ("merging", *SMALL, "splits"), (), one_component),
+    "fig2": Exhibit("merge thresholds (Fig. 2)", ("merging",), ("merge_threshold",), merging),
+    "fig3": Exhibit("training loss, small tasks (Fig. 3)", SMALL, ("optimizer",), losses),
+    "fig4": Exhibit("validation accuracy, small tasks (Fig. 4)", SMALL, ("optimizer",), accuracies),
+    "fig5": Exhibit("training loss, full tasks (Fig. 5)", FULL, ("optimizer",), losses),
+    "fig6": Exhibit("validation accuracy, full tasks (Fig. 6)", FULL, ("optimizer",), accuracies),
     "fig7": Exhibit(
-        "average step size beside ADAM's schedule (Fig. 7)", (*FULL, *SMALL), ("optimizer",), figures.average_step_sizes
+        "average step size beside ADAM's schedule (Fig. 7)", (*FULL, *SMALL), ("optimizer",), average_step_sizes
     ),
-    "fig8": Exhibit("batch sizes (Fig. 8)", ("batch-sizes",), ("batch_size",), _by_batch),
-    "fig9": Exhibit("splits (Fig. 9)", ("splits",), ("split",), figures.convergence),
-    "step-sizes": Exhibit("step sizes of all components of a run", ("splits", *SMALL, "merging"), (), figures.search),
-    "cost": Exhibit("seconds and trials a step", (*SMALL, "splits"), (), figures.cost),
-    "trials": Exhibit("trials over training", (*SMALL, "splits"), (), figures.trials),
+    "fig8": Exhibit("batch sizes (Fig. 8)", ("batch-sizes",), ("batch_size",), by_batch),
+    "fig9": Exhibit("splits (Fig. 9)", ("splits",), ("split",), convergence),
+    "step-sizes": Exhibit("step sizes of all components of a run", ("splits", *SMALL, "merging"), (), step_sizes),
+    "cost": Exhibit("seconds and trials a step", (*SMALL, "splits"), (), cost),
+    "trials": Exhibit("trials over training", (*SMALL, "splits"), (), trials),
     "rounding": Exhibit(
         "smallest step size, by the tolerance of the test",
         ("criterion", "merging"),
         ("rounding",),
-        figures.smallest_step_sizes,
+        smallest_step_sizes,
     ),
-    "dropout-curves": Exhibit("with and without dropout", ("dropout",), ("dropout",), figures.convergence),
-    "criterion-curves": Exhibit("criteria of acceptance", ("criterion",), (), figures.convergence),
-    "joint-curves": Exhibit("tests of the joint move", ("joint",), ("joint",), figures.convergence),
-    "interval-curves": Exhibit("steps between searches", ("interval",), ("max_interval",), figures.convergence),
+    "dropout-curves": Exhibit("with and without dropout", ("dropout",), ("dropout",), convergence),
+    "criterion-curves": Exhibit("criteria of acceptance", ("criterion",), (), convergence),
+    "joint-curves": Exhibit("tests of the joint move", ("joint",), ("joint",), convergence),
+    "interval-curves": Exhibit("steps between searches", ("interval",), ("max_interval",), convergence),
     "budget": Exhibit(
         "ADAM's tuning budget: accuracy by learning rates tried",
         ("learning-rates",),
         ("learning_rate",),
-        figures.budget,
+        budget,
     ),
 }
 
@@ -96,15 +257,13 @@ def source(name: str, out: str, sweep: str | None = None) -> str:
     if sweep:
         return sweep
     sweeps = EXHIBITS[name].sweeps
-    if out.startswith(("wandb:", "offline:")):
-        return sweeps[0]
-    there = [each for each in sweeps if (Path(out) / each / "sweep.json").is_file()]
-    if not there:
+    there = sources.first_there(out, sweeps)
+    if there is None:
         raise InputError(f"{name} is made from the sweep {' or '.join(sweeps)}: make sweep-{sweeps[0]}")
-    return there[0]
+    return there
 
 
-def make(name: str, runs: Runs) -> Figure | list[tables.Table]:
+def make(name: str, runs: Runs) -> Shown:
     """The figure or the tables.
 
     Raises:
@@ -117,18 +276,30 @@ def make(name: str, runs: Runs) -> Figure | list[tables.Table]:
     return exhibit.make(runs)
 
 
-def save(name: str, shown: Figure | list[tables.Table], runs: Runs) -> list[Path]:
-    """Write a figure as PNG and PDF, tables as Markdown and LaTeX, to the sweep's folder `figures`."""
-    path = runs.folder / "figures" / f"{name}-{runs.label}"
+def save(name: str, shown: Shown, runs: Runs) -> list[Path]:
+    """Write a figure as PNG and PDF, tables as Markdown and LaTeX, to the sweep's folder of figures."""
+    path = SweepFolder(runs.folder).figures_folder / name
     with writing(path.parent):
         if isinstance(shown, Figure):
             return figures.save(shown, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files = []
-        for ending, text in (("md", tables.markdown(shown)), ("tex", tables.latex(shown))):
-            files.append(path.with_name(f"{path.name}.{ending}"))
-            files[-1].write_text(text, encoding="utf-8")
-        return files
+        return [
+            _write(path, "md", formats.markdown(shown)),
+            _write(path, "tex", formats.latex(shown)),
+        ]
+
+
+def save_runs(name: str, runs: Runs) -> list[Path]:
+    """Write the table of runs as CSV, to the same folder."""
+    path = SweepFolder(runs.folder).figures_folder / name
+    with writing(path.parent):
+        return [_write(path, "csv", runs.table.to_csv(index=False))]
+
+
+def _write(path: Path, ending: str, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f"{path.name}.{ending}")
+    file.write_text(text, encoding="utf-8")
+    return file
 
 
 def _listed(runs: Runs) -> str:

@@ -11,6 +11,9 @@ from nbclient.exceptions import CellExecutionError
 
 from train.errors import InputError, writing
 
+from .command import status
+from .sources import folder_of, is_tracked
+
 HERE = Path(__file__).parent
 SCRIPT, NOTEBOOK = HERE / "ablations.py", HERE / "ablations.ipynb"
 
@@ -31,7 +34,7 @@ def execute(source: str) -> nbformat.NotebookNode:
     """
     notebook = build()
     root = str(HERE.parent)
-    place = source if source.startswith(("wandb:", "offline:")) else str(Path(source).resolve())
+    place = source if is_tracked(source) else str(Path(source).resolve())
     environment = os.environ | {"ANALYSIS_SOURCE": place}
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": root}})
     try:
@@ -43,21 +46,20 @@ def execute(source: str) -> nbformat.NotebookNode:
 
 
 def main(args: list[str]) -> int:
-    try:
-        if len(args) > 1 or (args and args[0].startswith("-")):
-            raise InputError(f"{' '.join(args)}: allowed is one OUT, a folder, offline:FOLDER or wandb:ENTITY/PROJECT")
-        source = args[0] if args else "runs"
-        executed = execute(source)
-        made = Path("runs" if source.startswith(("wandb:", "offline:")) else source) / NOTEBOOK.name
-        for path, notebook in ((NOTEBOOK, build()), (made, executed)):
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                nbformat.write(notebook, path)
-            print(path)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return status(lambda: _main(args))
+
+
+def _main(args: list[str]) -> None:
+    if len(args) > 1 or (args and args[0].startswith("-")):
+        raise InputError(f"{' '.join(args)}: allowed is one OUT, a folder, offline:FOLDER or wandb:ENTITY/PROJECT")
+    source = args[0] if args else "runs"
+    executed = execute(source)
+    made = folder_of(source) / NOTEBOOK.name
+    for path, notebook in ((NOTEBOOK, build()), (made, executed)):
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(notebook, path)
+        print(path)
 
 
 if __name__ == "__main__":

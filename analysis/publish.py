@@ -9,7 +9,9 @@ import pandas as pd
 
 from train.arguments import Parser
 from train.errors import InputError
-from train.tracking import wandb_run
+from train.folder import SweepFolder
+
+from .command import status
 
 
 def publish(out: str | Path, sweep: str) -> list[str]:
@@ -23,7 +25,9 @@ def publish(out: str | Path, sweep: str) -> list[str]:
     """
     import wandb
 
-    folder = Path(out) / sweep / "figures"
+    from train.tracking import wandb_run
+
+    folder = SweepFolder(Path(out) / sweep).figures_folder
     media: dict[str, Any] = {}
     for path in sorted(folder.glob("*")):
         if path.suffix == ".png":
@@ -45,13 +49,12 @@ def main(args: list[str]) -> int:
     parser = Parser(prog="python -m analysis.publish", allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help="a sweep whose tables and figures have been made")
     parser.add_argument("--out", default="runs", help="folder of the sweeps [runs]")
-    try:
+
+    def run() -> None:
         options = parser.parse_args(args)
         print("\n".join(publish(options.out, options.name)))
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+
+    return status(run)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,16 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from train.errors import InputError
+from train.config import OUTSIDE_IDENTITY
+from train.errors import InputError, one_line
 
-from . import exhibits, figures, runs, tables
+from . import exhibits, figures, formats, sources, words
+from .runs import Runs
 
 HERE = Path(__file__).parent
 TITLE = "Fine-tuning Transformers with line searches: results"
-DEVIATIONS = "Where we differ from the paper"
+DEVIATIONS = HERE.parent / "docs" / "deviations.md"
+"""a heading, then where we differ from the paper"""
 LIBRARIES = ("numpy", "pandas", "scipy", "statsmodels", "matplotlib")
 
 
@@ -38,19 +41,20 @@ def page(out: str, allow_missing: bool = False, profile: str | None = None) -> s
         try:
             sweep = exhibits.source(name, out)
             if sweep not in loaded:
-                loaded[sweep] = runs.load(out, sweep, allow_missing, profile)
+                loaded[sweep] = sources.load(out, sweep, allow_missing, profile)
             shown = exhibits.make(name, loaded[sweep])
         except InputError as error:
-            not_made.append((name, " ".join(str(error).split())))
+            not_made.append((name, one_line(error)))
             continue
         sections.append(_section(name, exhibit.title, elsewhere, shown))
         if name in exhibits.RESULTS:
             tested.add(sweep)
     if not sections:
         raise InputError(f"no figure or table can be made from {out}: {not_made[0][1]}")
-    for sweep, each in loaded.items():
-        if sweep not in tested:
-            sections.append(_section(sweep, f"means and tests of the sweep {sweep}", elsewhere, tables.tables(each)))
+    for sweep in (sweep for sweep in loaded if sweep not in tested):
+        shown = exhibits.of_sweep(loaded[sweep])
+        sections.append(_section(sweep, f"means and tests of the sweep {sweep}", elsewhere, shown))
+    heading, deviations = _deviations()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -59,13 +63,14 @@ def page(out: str, allow_missing: bool = False, profile: str | None = None) -> s
         about=f"{sum(len(each.table) for each in loaded.values())} runs of {len(loaded)} sweeps, from {out}.",
         sections=sections,
         sweeps=[_sweep(each) for each in loaded.values()],
-        deviations=Markup(_deviations()),
+        deviations_heading=heading,
+        deviations=Markup(deviations),
         made=list(_made(loaded).items()),
         not_made=not_made,
     )
 
 
-def _section(name: str, title: str, elsewhere: str, shown: Figure | list[tables.Table]) -> dict[str, Any]:
+def _section(name: str, title: str, elsewhere: str, shown: exhibits.Shown) -> dict[str, Any]:
     figure = shown if isinstance(shown, Figure) else None
     return {
         "name": name,
@@ -78,8 +83,8 @@ def _section(name: str, title: str, elsewhere: str, shown: Figure | list[tables.
     }
 
 
-def _table(table: tables.Table) -> dict[str, Any]:
-    kinds = ["" if tables.is_number(table.cells[name]) else "text" for name in table.cells]
+def _table(table: formats.Table) -> dict[str, Any]:
+    kinds = ["" if formats.is_number(table.cells[name]) else "text" for name in table.cells]
     return {
         "heading": table.heading,
         "columns": list(zip(table.cells, kinds, strict=True)),
@@ -93,27 +98,27 @@ def _image(figure: Figure) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _sweep(each: runs.Runs) -> dict[str, Any]:
-    settings = {key: value for key, value in each.fixed.items() if key not in runs.OUTSIDE_IDENTITY}
+def _sweep(each: Runs) -> dict[str, Any]:
+    settings = {key: value for key, value in each.fixed.items() if key not in OUTSIDE_IDENTITY}
     return {
         "name": each.name,
         "profile": each.profile,
         "runs": len(each.table),
         "varied": ", ".join([*each.varied, "seed"]),
-        "settings": [(key, tables.level(value)) for key, value in settings.items()],
+        "settings": [(key, words.level(value)) for key, value in settings.items()],
     }
 
 
-def _deviations() -> str:
-    """The README's section, so that it is written once."""
-    text = (HERE.parent / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"^## {DEVIATIONS}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    if found is None:
-        raise InputError(f"README.md has no section {DEVIATIONS!r}, which the report shows")
-    return MarkdownIt("commonmark", {"html": False}).render(found[1])
+def _deviations() -> tuple[str, str]:
+    """The heading, and what is below it as HTML."""
+    try:
+        heading, _, text = DEVIATIONS.read_text(encoding="utf-8").partition("\n")
+    except OSError as error:
+        raise InputError(f"{DEVIATIONS} cannot be read ({error.strerror}), which the report shows") from None
+    return heading.removeprefix("# "), MarkdownIt("commonmark", {"html": False}).render(text)
 
 
-def _made(loaded: dict[str, runs.Runs]) -> dict[str, str]:
+def _made(loaded: dict[str, Runs]) -> dict[str, str]:
     machines, trained = set(), set()
     for each in loaded.values():
         machines |= set(each.table[["device", "threads"]].itertuples(index=False, name=None))

@@ -48,8 +48,21 @@ def estimate(values: ArrayLike, confidence: float = 0.95) -> Estimate:
 
 def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
     """`estimate` of a column in each group: the columns `by`, n, mean, standard_error, low, high."""
-    groups = frame.groupby(list(by), sort=False, dropna=False)[value]
-    return pd.DataFrame([dict(zip(by, key, strict=True)) | estimate(values)._asdict() for key, values in groups])
+    groups = list(frame.groupby(list(by), sort=False, dropna=False)[value])
+    # As objects, 10 beside "qkv" or None stays 10.
+    keys = pd.DataFrame([key for key, _ in groups], columns=list(by), dtype=object)
+    return keys.join(pd.DataFrame([estimate(values) for _, values in groups], columns=Estimate._fields))
+
+
+def geometric(logarithms: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Geometric mean of factors whose logarithms are given, and the t interval of the logarithms' mean.
+
+        exp(mean -+ t s / sqrt(n))
+
+    It has no standard error of its own.
+    """
+    n, mean, _, low, high = estimate(logarithms, confidence)
+    return Estimate(n, float(np.exp(mean)), np.nan, float(np.exp(low)), float(np.exp(high)))
 
 
 class PairedTest(NamedTuple):
@@ -214,13 +227,14 @@ def friedman(values: ArrayLike) -> FriedmanTest:
 
     Returns:
         the mean ranks, the statistic, p, the smallest p that these ranks' ties allow, and Nemenyi's p, k x k. NaN
-        with fewer than two blocks or three treatments, where a value is not finite, or where all are tied.
+        with fewer than two blocks or three treatments, where a value is not finite, or where all are tied. Values of a
+        block that differ in their rounding only are ties.
     """
     x = np.asarray(values, dtype=float)
     n, k = x.shape
     if n < 2 or k < 3 or not np.isfinite(x).all():
         return FriedmanTest(n, np.full(k, np.nan), np.nan, np.nan, np.nan, False, np.full((k, k), np.nan))
-    ranks = stats.rankdata(-x, axis=1)
+    ranks = np.array([_ranks(block) for block in x])
     spread = np.sum(ranks**2) - n * k * (k + 1) ** 2 / 4
     if spread == 0:
         return FriedmanTest(n, ranks.mean(0), np.nan, np.nan, np.nan, False, np.full((k, k), np.nan))
@@ -240,6 +254,13 @@ def friedman(values: ArrayLike) -> FriedmanTest:
     means = ranks.mean(0)
     distances = np.abs(means[:, None] - means) / np.sqrt(k * (k + 1) / (12 * n))
     return FriedmanTest(n, means, observed, p, smallest, exact, stats.studentized_range.sf(distances, k, np.inf))
+
+
+def _ranks(block: np.ndarray) -> np.ndarray:
+    """1 for the largest; ties share their mean."""
+    ascending = np.sort(block)
+    apart = np.diff(ascending, prepend=ascending[0]) > NEGLIGIBLE * np.abs(block).max()
+    return stats.rankdata(-np.cumsum(apart)[np.searchsorted(ascending, block)])
 
 
 def _rank_sums(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from analysis.dashboard import VIEWS, main
+from analysis.dashboard import main, views
 from sweeps.space import load, sweeps
 from train.errors import InputError
 from train.tracking import AXES
@@ -24,9 +24,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_view_is_of_a_sweep_and_of_what_it_varies(written: dict[str, Any]) -> None:
-    assert {view.sweep for view in VIEWS} <= set(sweeps())
-    assert list(written) == [view.name for view in VIEWS]
-    for view in VIEWS:
+    assert {view.sweep for view in views()} <= set(sweeps())
+    assert list(written) == [view.name for view in views()]
+    for view in views():
         space = load(view.sweep, "paper")
         assert view.setting in space.varied
         assert view.task in space.parameters["task"]
@@ -42,7 +42,7 @@ def test_every_view_is_of_a_sweep_and_of_what_it_varies(written: dict[str, Any])
         if "optimizer" in space.varied:  # a mean over candidates means nothing
             assert "optimizer" in {view.setting, *view.only}
         assert f"{view.setting}.value" in json.dumps(written[view.name])
-    small = {view.task for view in VIEWS if view.sweep == "small"}
+    small = {view.task for view in views() if view.sweep == "small"}
     assert small == set(load("small", "paper").parameters["task"])
 
 

@@ -2,11 +2,13 @@ import json
 import struct
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
 
-from analysis import figures, runs, stats
+from analysis import curves, exhibits, figures, load, looks, stats
+from train.candidates import CANDIDATES
 
 from .fake_runs import edit, write_sweep
 
@@ -14,7 +16,7 @@ SPLITS = ["1", "4", "7", "10", "qkv"]
 
 
 def panels(loaded):
-    figure = figures.convergence(loaded)
+    figure = exhibits.convergence(loaded)
     return figure, *figure.axes
 
 
@@ -23,7 +25,7 @@ def test_accuracy_lines_are_the_means_over_seeds_and_bands_their_standard_errors
     lines = [json.loads(line) for folder in folders for line in (folder / "history.jsonl").read_text().splitlines()]
     accuracy = 100 * np.array([line["eval/accuracy"] for line in lines if "eval/accuracy" in line]).reshape(5, 3, 5)
     mean, error = accuracy.mean(1), accuracy.std(1, ddof=1) / np.sqrt(3)  # split x epoch
-    _, _, axes = panels(runs.load(tmp_path, "splits"))
+    _, _, axes = panels(load(tmp_path, "splits"))
     assert [line.get_label() for line in axes.lines] == [f"split {split}" for split in SPLITS]
     for arm, (line, band) in enumerate(zip(axes.lines, axes.collections, strict=True)):
         assert line.get_xdata().tolist() == [1, 2, 3, 4, 5]
@@ -37,7 +39,7 @@ def test_accuracy_lines_are_the_means_over_seeds_and_bands_their_standard_errors
 
 def test_loss_lines_are_smoothed_a_run_and_averaged_at_equal_samples(tmp_path):
     write_sweep(tmp_path, seeds=2)
-    loaded = runs.load(tmp_path, "splits")
+    loaded = load(tmp_path, "splits")
     _, axes, _ = panels(loaded)
     assert axes.get_yscale() == "log"
     steps = loaded.history[loaded.history["split"] == 10].dropna(subset="train/loss")
@@ -51,7 +53,7 @@ def test_a_split_has_its_own_colour_whichever_splits_there_are(tmp_path):
     write_sweep(tmp_path / "two", varied={"split": ["qkv", 10]}, seeds=1)
     colours: dict[object, set] = {}
     for name in ("all", "two"):
-        for axes in figures.convergence(runs.load(tmp_path / name, "splits")).axes:
+        for axes in exhibits.convergence(load(tmp_path / name, "splits")).axes:
             for line in axes.lines:
                 colours.setdefault(line.get_label(), set()).add(line.get_color())
     assert len(colours) == 5
@@ -63,7 +65,7 @@ def test_colours_stay_apart_for_the_common_colour_blindness():
     # Viénot, Brettel, Mollon (1999): linear RGB as a dichromat of red (protan) or green (deutan) sees it.
     protan = [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]
     deutan = [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]
-    rgb = np.array([colors.to_rgb(colour) for colour in figures.SPLIT_COLOURS.values()])
+    rgb = np.array([colors.to_rgb(colour) for colour in looks.SPLIT_COLOURS.values()])
     for matrix in (np.eye(3), protan, deutan):
         seen = np.clip(rgb**2.2 @ np.transpose(matrix), 0, 1) ** (1 / 2.2)
         distances = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(rgb), 1)]
@@ -72,7 +74,7 @@ def test_colours_stay_apart_for_the_common_colour_blindness():
 
 def test_one_seed_has_lines_without_bands_and_the_caption_says_so(tmp_path):
     write_sweep(tmp_path, seeds=1)
-    figure, left, right = panels(runs.load(tmp_path, "splits"))
+    figure, left, right = panels(load(tmp_path, "splits"))
     assert "no standard error" in caption(figure)
     for axes in (left, right):
         assert len(axes.lines) == 5
@@ -81,7 +83,7 @@ def test_one_seed_has_lines_without_bands_and_the_caption_says_so(tmp_path):
 
 def test_caption_names_profile_model_data_and_n(tmp_path):
     write_sweep(tmp_path, seeds=3, diverging=[7], model="bge-small-en-v1.5")
-    figure, *_ = panels(runs.load(tmp_path, "splits"))
+    figure, *_ = panels(load(tmp_path, "splits"))
     for words in ("profile embedded", "bge-small-en-v1.5", "glue", "sst2", "n = 3 seeds (0 to 2)", "standard error"):
         assert words in caption(figure)
     assert "1 of 15 runs diverged" in caption(figure)
@@ -89,7 +91,7 @@ def test_caption_names_profile_model_data_and_n(tmp_path):
 
 def test_the_line_of_a_run_that_blew_up_ends_there(tmp_path):
     write_sweep(tmp_path, seeds=3, diverging=[7])
-    _, axes, _ = panels(runs.load(tmp_path, "splits"))
+    _, axes, _ = panels(load(tmp_path, "splits"))
     ends = [np.isfinite(line.get_ydata()).sum() for line in axes.lines]
     assert ends == [80, 80, 71, 80, 80]  # its loss is NaN from 4.5 epochs of 16 steps on
 
@@ -101,25 +103,25 @@ def test_an_axis_of_epochs_that_were_not_all_evaluated_names_those_that_were(tmp
             if row["epoch"] == 1 and "eval/accuracy" in row:
                 del row["eval/accuracy"], row["eval/loss"]
         (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
-    axes = figures.convergence(runs.load(tmp_path, "splits")).axes[1]
+    axes = exhibits.convergence(load(tmp_path, "splits")).axes[1]
     assert axes.get_xlabel() == "epochs (evaluated after 2, 3 only)"
     assert list(axes.get_lines()[0].get_xdata()) == [2, 3]
 
 
 def test_axes_have_units(tmp_path):
     write_sweep(tmp_path, seeds=1)
-    loaded = runs.load(tmp_path, "splits")
+    loaded = load(tmp_path, "splits")
     _, left, right = panels(loaded)
     assert (left.get_xlabel(), left.get_ylabel()) == ("training samples processed", "training loss")
     assert (right.get_xlabel(), right.get_ylabel()) == ("epochs", "validation accuracy, %")
-    (axes,) = figures.search(loaded).axes
+    (axes,) = exhibits.step_sizes(loaded).axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimizer steps", "step size")
 
 
 def test_nothing_is_cut_off_or_overlaps(tmp_path):
     write_sweep(tmp_path, seeds=2, model="a-rather-long-model-name-of-some-hub-uncased-v1.5", profile="embedded")
-    loaded = runs.load(tmp_path, "splits")
-    for figure in (figures.convergence(loaded), figures.search(loaded)):
+    loaded = load(tmp_path, "splits")
+    for figure in (exhibits.convergence(loaded), exhibits.step_sizes(loaded)):
         figure.draw_without_rendering()
         inside = figure.bbox
         (text,) = [artist for artist in figure.texts if artist.get_text() == figure.get_supxlabel()]
@@ -136,9 +138,9 @@ def test_nothing_is_cut_off_or_overlaps(tmp_path):
 
 def test_step_sizes_are_those_of_the_first_seed_of_split_10(tmp_path):
     folders = write_sweep(tmp_path, seeds=2)
-    loaded = runs.load(tmp_path, "splits")
-    assert figures.step_size_run(loaded) == folders[6].name
-    figure = figures.search(loaded)
+    loaded = load(tmp_path, "splits")
+    assert curves.all_components(loaded).run_id == folders[6].name
+    figure = exhibits.step_sizes(loaded)
     assert "split 10, seed 0" in caption(figure)
     (axes,) = figure.axes
     assert axes.get_yscale() == "log"
@@ -152,14 +154,14 @@ def test_step_sizes_are_those_of_the_first_seed_of_split_10(tmp_path):
 def test_a_row_of_panels_for_each_task(tmp_path):
     varied = {"task": ["sst2", "mrpc"], "optimizer": ["adam", "sgdsls", "plasls"]}
     folders = write_sweep(tmp_path, "candidates", varied, seeds=2)
-    loaded = runs.load(tmp_path, "candidates")
-    figure = figures.convergence(loaded)
+    loaded = load(tmp_path, "candidates")
+    figure = exhibits.convergence(loaded)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["sst2", "", "mrpc", ""]
     assert [len(axes.lines) for axes in figure.axes] == [3] * 4
     last = [json.loads((folder / "summary.json").read_text())["eval/accuracy"] for folder in folders]
     shown = [np.asarray(line.get_ydata())[-1] for row in (1, 3) for line in figure.axes[row].lines]
     assert shown == pytest.approx(100 * np.reshape(last, (6, 2)).mean(1))
-    assert loaded.table.set_index("run_id").loc[figures.step_size_run(loaded), "optimizer"] == "plasls"
+    assert loaded.table.set_index("run_id").loc[curves.all_components(loaded).run_id, "optimizer"] == "plasls"
 
 
 def test_saved_files_are_a_png_of_200_dots_an_inch_and_a_pdf(tmp_path):
@@ -171,17 +173,17 @@ def test_saved_files_are_a_png_of_200_dots_an_inch_and_a_pdf(tmp_path):
 
 def test_a_candidate_has_its_own_colour_whichever_candidates_there_are(tmp_path):
     write_sweep(tmp_path, "small", {"optimizer": ["plasls", "adam"]}, seeds=1, epochs=1)
-    (axes,) = figures.losses(runs.load(tmp_path, "small")).axes
+    (axes,) = exhibits.losses(load(tmp_path, "small")).axes
     assert {line.get_label(): line.get_color() for line in axes.lines} == {
-        "PLASLS": figures.CANDIDATE_COLOURS["plasls"],
-        "ADAM": figures.CANDIDATE_COLOURS["adam"],
+        "PLASLS": CANDIDATES["plasls"].colour,
+        "ADAM": CANDIDATES["adam"].colour,
     }
 
 
 def test_batch_sizes_are_lines_over_samples_and_optimizers_panels(tmp_path):
     varied = {"optimizer": ["adam", "plasls"], "batch_size": [8, 16, 32]}
     write_sweep(tmp_path, "batch-sizes", varied, seeds=1, epochs=1)
-    figure = figures.losses(runs.load(tmp_path, "batch-sizes"), ["batch_size"])
+    figure = exhibits.losses(load(tmp_path, "batch-sizes"), ["batch_size"])
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["ADAM", "PLASLS"]
     for axes in figure.axes:
         assert [line.get_label() for line in axes.lines] == ["batch 8", "batch 16", "batch 32"]
@@ -201,14 +203,14 @@ def merged_history(folder):
 def test_components_left_are_counted_through_merges(tmp_path):
     folders = write_sweep(tmp_path, "merging", {"merge_threshold": [0, 0.1]}, seeds=1, epochs=1)
     merged_history(folders[1])
-    _, right = figures.merging(runs.load(tmp_path, "merging")).axes
+    _, right = exhibits.merging(load(tmp_path, "merging")).axes
     assert [line.get_ydata().tolist() for line in right.lines] == [[10] * 16, [10] * 8 + [9] * 8]
 
 
 def test_a_component_is_followed_through_its_merges(tmp_path):
     (folder,) = write_sweep(tmp_path, "merging", {"merge_threshold": [0.1]}, seeds=1, epochs=1)
     steps = [line for line in merged_history(folder) if "time/step" in line]
-    (axes,) = figures.search(runs.load(tmp_path, "merging")).axes
+    (axes,) = exhibits.step_sizes(load(tmp_path, "merging")).axes
     shown = {line.get_label(): line.get_ydata() for line in axes.lines}
     assert len(shown) == 10
     for name, label in (("layers_8", "layers 8"), ("head", "head")):
@@ -223,8 +225,8 @@ def test_mean_and_smallest_step_size_are_over_the_components_of_a_step(tmp_path)
         lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
         of_runs.append([[v for k, v in ln.items() if k.startswith("step_size/")] for ln in lines if "time/step" in ln])
     sizes = np.array(of_runs)  # seeds x steps x components
-    loaded = runs.load(tmp_path, "small")
-    for make, over in ((figures.average_step_sizes, np.mean), (figures.smallest_step_sizes, np.min)):
+    loaded = load(tmp_path, "small")
+    for make, over in ((exhibits.average_step_sizes, np.mean), (exhibits.smallest_step_sizes, np.min)):
         (axes,) = make(loaded).axes
         assert axes.lines[1].get_label() == "PLASLS"
         assert axes.lines[1].get_ydata() == pytest.approx(over(sizes, axis=2).mean(0))
@@ -236,7 +238,7 @@ def test_the_one_component_shown_is_the_one_whose_step_size_falls_lowest(tmp_pat
     lines = [json.loads(line) for line in (folders[1] / "history.jsonl").read_text().splitlines()]
     lines[5]["step_size/head"] = 1e-30
     (folders[1] / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    figure = figures.one_component(runs.load(tmp_path, "splits"))
+    figure = exhibits.one_component(load(tmp_path, "splits"))
     assert "component 'head'" in caption(figure)
     assert "split 4, seed 1" in caption(figure)
     assert min(figure.axes[0].lines[0].get_ydata()) == 1e-30
@@ -244,7 +246,7 @@ def test_the_one_component_shown_is_the_one_whose_step_size_falls_lowest(tmp_pat
 
 def test_the_cost_of_a_step_is_the_mean_over_seeds(tmp_path):
     folders = write_sweep(tmp_path, "splits", {"split": [1, 4]}, seeds=2, epochs=1)
-    left, right = figures.cost(runs.load(tmp_path, "splits")).axes
+    left, right = exhibits.cost(load(tmp_path, "splits")).axes
     trials = [json.loads((f / "summary.json").read_text())["search/trials"] / 16 for f in folders]
     assert [bar.get_width() for bar in right.patches] == pytest.approx(np.reshape(trials, (2, 2)).mean(1))
     assert [label.get_text() for label in left.get_yticklabels()] == ["split 1", "split 4"]
@@ -255,23 +257,48 @@ def test_adams_budget_is_the_expected_best_of_so_many_learning_rates(tmp_path):
     folders = write_sweep(tmp_path, "learning-rates", varied, seeds=1, epochs=1)
     for folder, accuracy in zip(folders, (0.5, 0.9, 0.7, 0.8), strict=True):
         edit(folder / "summary.json", eval__accuracy=accuracy)
-    (axes,) = figures.budget(runs.load(tmp_path, "learning-rates")).axes
+    (axes,) = exhibits.budget(load(tmp_path, "learning-rates")).axes
     adam = next(line for line in axes.lines if line.get_label().startswith("ADAM,"))
     assert adam.get_xdata().tolist() == [1, 2, 3]
     assert adam.get_ydata() == pytest.approx([70, (90 + 90 + 70) / 3, 90])
     level = [line for line in axes.lines if set(line.get_ydata()) == {80}]
-    assert {line.get_color() for line in level} == {figures.CANDIDATE_COLOURS["plasls"]}
+    assert {line.get_color() for line in level} == {CANDIDATES["plasls"].colour}
 
 
-@pytest.mark.parametrize("make", [figures.smallest_step_sizes, figures.cost, figures.losses])
+@pytest.mark.parametrize("make", [exhibits.smallest_step_sizes, exhibits.cost, exhibits.losses])
 def test_long_names_of_arms_are_not_cut_off(tmp_path, make):
     write_sweep(tmp_path, "criterion", {"joint": ["always", "never"], "growth_steps": ["epoch", 500]}, 1, 1)
-    figure = make(runs.load(tmp_path, "criterion"))
+    figure = make(load(tmp_path, "criterion"))
     figure.draw_without_rendering()
     for legend in figure.legends:
         box = legend.get_window_extent()
         assert figure.bbox.x0 <= box.x0
         assert box.x1 <= figure.bbox.x1
+
+
+def test_figures_take_numbers_that_anybody_made():
+    curve = pd.DataFrame({"mean": [3.0, 2.0], "standard_error": [0.5, 0.25]}, index=[1, 2])
+    shown = curves.Curves("steps", "something", {("plasls",): curve})
+    drawn = looks.looks(["optimizer"], [("plasls",)])
+    figure = figures.panels([figures.Panel("here", shown)], drawn, "What it is.")
+    (axes,) = figure.axes
+    assert axes.lines[0].get_ydata().tolist() == [3, 2]
+    assert axes.collections[0].get_paths()[0].vertices[:, 1].max() == 3.5
+    assert (axes.get_title(loc="left"), axes.get_ylabel(), caption(figure)) == ("here", "something", "What it is.")
+
+
+@pytest.mark.parametrize("make", [exhibits.convergence, exhibits.losses, exhibits.cost, exhibits.trials])
+def test_tasks_alone_are_panels(tmp_path, make):
+    write_sweep(tmp_path, "tasks", {"task": ["sst2", "mrpc"]}, seeds=2, epochs=1)
+    titles = [axes.get_title(loc="left") for axes in make(load(tmp_path, "tasks")).axes]
+    assert [title for title in titles if title] == ["sst2", "mrpc"]
+
+
+def test_arms_of_settings_that_the_optimizer_does_not_read_are_drawn(tmp_path):
+    varied = {"learning_rate": [1e-5, 1e-4], "warmup": [0.0, 0.1]}
+    write_sweep(tmp_path, "rates", varied, seeds=1, epochs=1, optimizer="plasls")
+    (axes,) = exhibits.losses(load(tmp_path, "rates")).axes
+    assert len(axes.lines) == 1
 
 
 def caption(figure):
@@ -280,13 +307,13 @@ def caption(figure):
 
 def test_two_settings_are_told_by_colour_and_dashes_and_named_once(tmp_path):
     write_sweep(tmp_path, "dropout", {"optimizer": ["adam", "plasls"], "dropout": [0.0, 0.1]}, seeds=1, epochs=1)
-    figure = figures.convergence(runs.load(tmp_path, "dropout"))
+    figure = exhibits.convergence(load(tmp_path, "dropout"))
     (legend,) = figure.legends
     assert legend.get_title().get_text() == "optimizer, dropout"
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert list(lines) == ["ADAM, 0", "ADAM, 0.1", "PLASLS, 0", "PLASLS, 0.1"]
     assert [line.get_color() for line in lines.values()] == [
-        figures.CANDIDATE_COLOURS[candidate] for candidate in ("adam", "adam", "plasls", "plasls")
+        CANDIDATES[candidate].colour for candidate in ("adam", "adam", "plasls", "plasls")
     ]
     dashed = [line.is_dashed() for line in lines.values()]
     assert dashed == [False, True, False, True]
@@ -300,7 +327,7 @@ def test_arms_of_every_sweep_of_ours_are_told_apart(tmp_path):
         "learning-rates": {"optimizer": ["adam", "adamsls"], "learning_rate": [1e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4]},
     }.items():
         write_sweep(tmp_path, name, varied, seeds=1, epochs=1)
-        axes = figures.convergence(runs.load(tmp_path, name)).axes[0]
+        axes = exhibits.convergence(load(tmp_path, name)).axes[0]
         looks = {(colors.to_hex(line.get_color()), str(line._dash_pattern)) for line in axes.lines}
         assert len(looks) == len(axes.lines)
 
@@ -309,7 +336,7 @@ def test_an_arm_looks_the_same_in_a_panel_that_lacks_another(tmp_path):
     varied = {"task": ["sst2", "mrpc"], "joint": ["always", "never"], "growth": ["searched", "all"]}
     folders = write_sweep(tmp_path, "criterion", varied, seeds=1, epochs=1)
     (folders[4] / "summary.json").unlink()  # mrpc's first arm
-    left, right = figures.losses(runs.load(tmp_path, "criterion", allow_missing=True)).axes
+    left, right = exhibits.losses(load(tmp_path, "criterion", allow_missing=True)).axes
     whole, partial = ({line.get_label(): line.get_color() for line in axes.lines} for axes in (left, right))
     assert len(partial) == 3
     assert partial.items() <= whole.items()
@@ -320,7 +347,7 @@ def test_a_step_size_of_0_is_left_out_of_a_log_axis(tmp_path):
     lines = [json.loads(line) for line in (folders[0] / "history.jsonl").read_text().splitlines()]
     lines[0]["step_size/all"] = 0.0  # ADAM's warm-up begins there
     (folders[0] / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (axes,) = figures.average_step_sizes(runs.load(tmp_path, "small")).axes
+    (axes,) = exhibits.average_step_sizes(load(tmp_path, "small")).axes
     drawn = axes.transData.transform(axes.lines[0].get_xydata())
     assert not np.isfinite(drawn[0, 1])
     assert np.isfinite(drawn[1:]).all()
@@ -329,9 +356,9 @@ def test_a_step_size_of_0_is_left_out_of_a_log_axis(tmp_path):
 
 def test_losses_are_smoothed_over_half_an_epoch_whatever_the_batch_size(tmp_path):
     write_sweep(tmp_path, "batch-sizes", {"batch_size": [8, 32]}, seeds=1, epochs=2)
-    loaded = runs.load(tmp_path, "batch-sizes")
+    loaded = load(tmp_path, "batch-sizes")
     loaded.table.loc[loaded.table["batch_size"] == 8, "steps"] = 128  # four times the 16 steps an epoch
-    figure = figures.losses(loaded)
+    figure = exhibits.losses(loaded)
     assert "span 8 to 32 steps, half an epoch" in caption(figure)
     of_runs = loaded.history.groupby("batch_size")
     for (_, of_run), line, span in zip(of_runs, figure.axes[0].lines, (32, 8), strict=True):

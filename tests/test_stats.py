@@ -314,3 +314,21 @@ def test_expected_best_of_k_is_the_mean_over_all_subsets():
     values = np.array([0.3, 0.9, 0.5, 0.5, 0.1])
     subsets = [[max(chosen) for chosen in itertools.combinations(values, k)] for k in range(1, 6)]
     assert stats.best_of(values) == pytest.approx([np.mean(best) for best in subsets])
+
+
+def test_values_that_differ_in_their_rounding_only_share_a_rank():
+    exact = np.array([[0.3, 0.3, 0.1], [0.5, 0.2, 0.2], [0.1, 0.4, 0.6]])
+    rounded = exact.copy()
+    rounded[0, 0], rounded[1, 2] = 0.1 + 0.2, 0.7 - 0.5
+    assert (rounded != exact).sum() == 2
+    assert stats.friedman(rounded).ranks == pytest.approx([(1.5 + 1 + 3) / 3, (1.5 + 2.5 + 2) / 3, (3 + 2.5 + 1) / 3])
+    assert stats.friedman(rounded).p == stats.friedman(exact).p
+
+
+def test_a_geometric_mean_has_the_interval_of_its_logarithms():
+    factors = np.array([1.5, 2.0, 3.0])
+    found, logarithms = stats.geometric(np.log(factors)), stats.estimate(np.log(factors))
+    assert found.n == 3
+    assert found.mean == pytest.approx(9 ** (1 / 3))
+    assert np.log([found.low, found.high]) == pytest.approx([logarithms.low, logarithms.high])
+    assert np.isnan(found.standard_error)

@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import runs, stats, tables
+from analysis import exhibits, formats, load, stats, words
+from analysis.compare import ACCURACY, LOSS
 from train.errors import InputError
 
 from .fake_runs import edit, write_sweep
@@ -17,15 +18,14 @@ def values(folders, key):
     return np.array(each, dtype=float).reshape(5, -1).T
 
 
-def paired(loaded, measure=tables.LOSS):
-    table = tables.tests(loaded, measure)
-    assert table is not None
+def paired(loaded, measure=LOSS):
+    (table,) = exhibits.differences(loaded, measure)
     return table
 
 
 def test_means_table_has_a_row_a_split_in_order_with_the_numbers_of_the_summaries(tmp_path):
     folders = write_sweep(tmp_path, seeds=5)
-    table = tables.means(runs.load(tmp_path, "splits"))
+    table = exhibits.means(load(tmp_path, "splits")).cells
     assert table["split"].tolist() == ["1", "4", "7", "10", "qkv"]
     assert table["n"].tolist() == ["5"] * 5
     for column, of_runs, digits in (
@@ -42,14 +42,14 @@ def test_seconds_a_step_leave_out_the_evaluations(tmp_path):
     folders = write_sweep(tmp_path, seeds=1)
     for folder in folders:
         edit(folder / "summary.json", time__total=1e6)
-    shown = tables.means(runs.load(tmp_path, "splits"))["seconds a step"].astype(float)
+    shown = exhibits.means(load(tmp_path, "splits")).cells["seconds a step"].astype(float)
     assert shown.between(0.54, 0.56).all()
 
 
 def test_diverged_runs_are_counted_and_their_loss_is_not_averaged_away(tmp_path):
     folders = write_sweep(tmp_path, seeds=3, diverging=[7])
-    loaded = runs.load(tmp_path, "splits")
-    table = tables.means(loaded).set_index("split")
+    loaded = load(tmp_path, "splits")
+    table = exhibits.means(loaded).cells.set_index("split")
     assert table["diverged"].tolist() == ["0", "0", "1", "0", "0"]
     assert table.loc["7", "training loss, last epoch"] == "not finite"
     shown = paired(loaded).cells.set_index("split")
@@ -62,13 +62,13 @@ def test_diverged_runs_are_counted_and_their_loss_is_not_averaged_away(tmp_path)
 def test_diverged_runs_are_counted_in_their_own_row(tmp_path):
     optimizers = ["sgdsls", "plasls", "adam"]  # not the order of the alphabet
     write_sweep(tmp_path, "candidates", {"optimizer": optimizers}, seeds=2, diverging=["plasls"])
-    table = tables.means(runs.load(tmp_path, "candidates"))
+    table = exhibits.means(load(tmp_path, "candidates")).cells
     assert table[["optimizer", "diverged"]].to_numpy().tolist() == [["SGDSLS", "0"], ["PLASLS", "1"], ["ADAM", "0"]]
 
 
 def test_the_table_of_means_is_followed_by_the_tests_of_loss_and_of_accuracy(tmp_path):
     folders = write_sweep(tmp_path, seeds=2)
-    means, loss, accuracy, *_ = tables.tables(runs.load(tmp_path, "splits"))
+    means, loss, accuracy, *_ = exhibits.of_sweep(load(tmp_path, "splits"))
     assert means.cells.columns[1] == "n"
     assert loss.heading.startswith("Training loss, last epoch: difference from split 1")
     assert accuracy.heading.startswith("Validation accuracy, %: difference from split 1")
@@ -80,7 +80,7 @@ def test_the_table_of_means_is_followed_by_the_tests_of_loss_and_of_accuracy(tmp
 
 def test_tests_are_paired_over_seeds_against_split_1(tmp_path):
     folders = write_sweep(tmp_path, seeds=5)
-    table = paired(runs.load(tmp_path, "splits"))
+    table = paired(load(tmp_path, "splits"))
     assert "difference from split 1" in table.heading
     losses = values(folders, "train/epoch_loss")
     differences = [losses[:, arm] - losses[:, 0] for arm in range(1, 5)]
@@ -99,31 +99,31 @@ def test_tests_are_paired_over_seeds_against_split_1(tmp_path):
 
 def test_pairs_are_of_the_same_seed_whatever_the_order_of_the_cells(tmp_path):
     write_sweep(tmp_path, seeds=5)
-    before = tables.markdown(tables.tables(runs.load(tmp_path, "splits")))
+    before = formats.markdown(exhibits.of_sweep(load(tmp_path, "splits")))
     path = tmp_path / "splits" / "sweep.json"
     cells = json.loads(path.read_text())["cells"]
     edit(path, cells=[cells[place] for place in np.random.default_rng(0).permutation(len(cells))])
-    assert tables.markdown(tables.tables(runs.load(tmp_path, "splits"))) == before
+    assert formats.markdown(exhibits.of_sweep(load(tmp_path, "splits"))) == before
 
 
 def test_a_partial_look_pairs_the_seeds_that_both_have_and_says_what_is_missing(tmp_path):
     folders = write_sweep(tmp_path, seeds=5)
     for missing in (0, 6):  # split 1 seed 0, split 4 seed 1
         (folders[missing] / "summary.json").unlink()
-    loaded = runs.load(tmp_path, "splits", allow_missing=True)
+    loaded = load(tmp_path, "splits", allow_missing=True)
     shown = paired(loaded).cells
     assert shown["pairs"].tolist() == ["3", "4", "4", "4"]
     assert shown["least p"].tolist() == ["0.2500", "0.1250", "0.1250", "0.1250"]
-    assert tables.means(loaded)["n"].tolist() == ["4", "4", "5", "5", "5"]
-    assert "PARTIAL, 2 of 25 cells" in tables.heading(loaded)
-    assert "4 to 5 seeds" in tables.heading(loaded)
+    assert exhibits.means(loaded).cells["n"].tolist() == ["4", "4", "5", "5", "5"]
+    assert "PARTIAL, 2 of 25 cells" in words.heading(loaded)
+    assert "4 to 5 seeds" in words.heading(loaded)
 
 
 def test_one_seed_has_no_standard_error_and_no_test(tmp_path):
     write_sweep(tmp_path, seeds=1)
-    loaded = runs.load(tmp_path, "splits")
-    assert not tables.means(loaded).apply(lambda column: column.str.contains("±")).to_numpy().any()
-    for measure in (tables.LOSS, tables.ACCURACY):
+    loaded = load(tmp_path, "splits")
+    assert not exhibits.means(loaded).cells.apply(lambda column: column.str.contains("±")).to_numpy().any()
+    for measure in (LOSS, ACCURACY):
         table = paired(loaded, measure)
         assert "One seed: no test." in table.heading
         assert set(table.cells[["95 % interval", "p (t)", "p (Holm)", "p (exact)", "least p"]].to_numpy().flat) == {"–"}
@@ -132,7 +132,7 @@ def test_one_seed_has_no_standard_error_and_no_test(tmp_path):
 def test_more_pairs_than_can_be_enumerated_are_said_to_be_estimated(tmp_path):
     varied = {"task": ["sst2", "mrpc", "qnli"], "optimizer": ["adam", "plasls"]}
     write_sweep(tmp_path, "candidates", varied, seeds=7, epochs=1)
-    table = paired(runs.load(tmp_path, "candidates"))
+    table = paired(load(tmp_path, "candidates"))
     assert table.cells["pairs"].tolist() == ["7", "7", "7", "21"]
     assert "Monte Carlo" in table.heading
     assert table.cells["least p"].iloc[-1] == "<0.0001"
@@ -140,7 +140,7 @@ def test_more_pairs_than_can_be_enumerated_are_said_to_be_estimated(tmp_path):
 
 def test_first_line_says_what_was_run(tmp_path):
     write_sweep(tmp_path, seeds=3, model="models/bge-small-en-v1.5/", data="../shared/data/glue", eval_rows=300)
-    text = " ".join(tables.markdown(tables.tables(runs.load(tmp_path, "splits"))).split())
+    text = " ".join(formats.markdown(exhibits.of_sweep(load(tmp_path, "splits"))).split())
     assert text.startswith(
         "Sweep splits, profile embedded: bge-small-en-v1.5, glue, sst2, small, PLASLS, 5 epochs, batch 32, at most 256 "
         "tokens, 512 training rows, 300 validation rows drawn at random, 3 seeds (0 to 2). "
@@ -151,8 +151,8 @@ def test_first_line_says_what_was_run(tmp_path):
 def test_alternatives_are_compared_within_each_task_and_over_all(tmp_path):
     varied = {"task": ["sst2", "mrpc"], "optimizer": ["adam", "sgdsls", "plasls"]}
     folders = write_sweep(tmp_path, "candidates", varied, seeds=4)
-    loaded = runs.load(tmp_path, "candidates")
-    means = tables.means(loaded)
+    loaded = load(tmp_path, "candidates")
+    means = exhibits.means(loaded).cells
     assert means["task"].tolist() == ["sst2"] * 3 + ["mrpc"] * 3
     assert means["optimizer"].tolist() == ["ADAM", "SGDSLS", "PLASLS"] * 2
     assert means["trials a step"].tolist()[::3] == ["0.00 ± 0.00"] * 2
@@ -162,7 +162,7 @@ def test_alternatives_are_compared_within_each_task_and_over_all(tmp_path):
     assert cells["pairs"].tolist() == ["4"] * 4 + ["8"] * 2
     each = np.array([json.loads((f / "summary.json").read_text())["train/epoch_loss"] for f in folders])
     each = each.reshape(2, 3, 4)  # task x optimizer x seed
-    assert cells.loc[("mrpc", "PLASLS"), "p (t)"] == tables.p_value(stats.paired_t(each[1, 2] - each[1, 0]).p)
+    assert cells.loc[("mrpc", "PLASLS"), "p (t)"] == words.p_value(stats.paired_t(each[1, 2] - each[1, 0]).p)
     of_all = stats.sign_flip(each[:, 2] - each[:, 0])
     assert cells.loc[("all", "PLASLS"), "p (exact)"] == f"{of_all.p:.4f}"
     assert cells.loc[("all", "PLASLS"), "least p"] == f"{2 / 2**8:.4f}"
@@ -171,13 +171,13 @@ def test_alternatives_are_compared_within_each_task_and_over_all(tmp_path):
 
 def test_tasks_are_no_alternatives_to_one_another(tmp_path):
     write_sweep(tmp_path, "tasks", {"task": ["sst2", "mrpc"]}, seeds=2)
-    assert [table.cells.columns[0] for table in tables.tables(runs.load(tmp_path, "tasks"))] == ["task"]
+    assert [table.cells.columns[0] for table in exhibits.of_sweep(load(tmp_path, "tasks"))] == ["task"]
 
 
 def test_a_setting_may_be_none(tmp_path):
     write_sweep(tmp_path, "merging", {"merge_threshold": [None, 1e-12, 0.01]}, seeds=2)
-    loaded = runs.load(tmp_path, "merging")
-    assert tables.means(loaded)["merge_threshold"].tolist() == ["none", "1e-12", "0.01"]
+    loaded = load(tmp_path, "merging")
+    assert exhibits.means(loaded).cells["merge_threshold"].tolist() == ["none", "1e-12", "0.01"]
     assert "difference from merge_threshold none" in paired(loaded).heading
 
 
@@ -185,19 +185,18 @@ def test_what_an_optimizer_does_not_read_is_a_dash_and_one_arm(tmp_path):
     varied = {"optimizer": ["adam", "adamsls"], "learning_rate": [1e-5, 1e-4]}
     folders = write_sweep(tmp_path, "learning-rates", varied, seeds=3, epochs=1)
     assert len(folders) == 9
-    loaded = runs.load(tmp_path, "learning-rates")
+    loaded = load(tmp_path, "learning-rates")
     arms = [["ADAM", "1e-05"], ["ADAM", "0.0001"], ["ADAMSLS", "–"]]
-    for table in (tables.means(loaded), tables.grid(loaded, tables.LOSS).cells):
+    for table in (exhibits.means(loaded).cells, exhibits.grid(loaded, LOSS).cells):
         assert table[["optimizer", "learning_rate"]].to_numpy().tolist() == arms
     assert paired(loaded).cells[["optimizer", "learning_rate"]].to_numpy().tolist() == arms[1:]
-    ranked = tables.ranking(loaded, tables.LOSS)
-    assert ranked is not None
+    (ranked,) = exhibits.ranking(loaded, LOSS)
     assert ranked.cells["second"].tolist() == ["ADAM, 0.0001", "ADAMSLS", "ADAMSLS"]
 
 
 def test_markdown_fits_a_terminal_of_120_columns_and_every_row_has_all_cells(tmp_path):
     write_sweep(tmp_path, seeds=5)
-    lines = tables.markdown(tables.tables(runs.load(tmp_path, "splits"))).splitlines()
+    lines = formats.markdown(exhibits.of_sweep(load(tmp_path, "splits"))).splitlines()
     assert max(map(len, lines)) <= 120
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 7 + 6 + 6 + 12 + 12
@@ -206,7 +205,7 @@ def test_markdown_fits_a_terminal_of_120_columns_and_every_row_has_all_cells(tmp
 
 def test_latex_is_a_booktabs_table_without_a_character_that_latex_would_stumble_over(tmp_path):
     write_sweep(tmp_path, "merging", {"merge_threshold": [None, 1e-12, 0.01]}, seeds=3)
-    text = tables.latex(tables.tables(runs.load(tmp_path, "merging")))
+    text = formats.latex(exhibits.of_sweep(load(tmp_path, "merging")))
     assert text.isascii()
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 5
     assert r"merge\_threshold" in text
@@ -219,14 +218,20 @@ def test_latex_is_a_booktabs_table_without_a_character_that_latex_would_stumble_
     ("value", "digits", "text"), [(-0.26, 1, "−0.3"), (-0.04, 1, "+0.0"), (12, 2, "+12.00"), (float("nan"), 1, "–")]
 )
 def test_signed_numbers(value, digits, text):
-    assert tables.number(value, digits, signed=True) == text
+    assert words.number(value, digits, signed=True) == text
 
 
 def test_small_values_keep_two_digits():
-    assert tables.decimals([0.026, 0.7], 2) == 3
-    assert tables.decimals([87.2, 91.0], 1) == 1
-    assert tables.decimals([0.00031, 0.0, float("nan")], 2) == 5
-    assert tables.decimals([0.0], 2) == 2
+    assert words.decimals([0.026, 0.7], 2) == 3
+    assert words.decimals([87.2, 91.0], 1) == 1
+    assert words.decimals([0.00031, 0.0, float("nan")], 2) == 5
+    assert words.decimals([0.0], 2) == 2
+
+
+def test_a_rounding_error_asks_for_no_decimals():
+    assert words.decimals([1.5, 4e-15], 1) == 1
+    assert words.decimals([4e-15], 1) == 1
+    assert words.decimals([1.5, 4e-6], 1) == 6
 
 
 CANDIDATES = {"task": ["sst2", "mrpc"], "optimizer": ["adam", "adamsls", "plasls"]}
@@ -238,7 +243,7 @@ def summaries(folders, key, shape):
 
 def test_the_papers_table_has_a_row_a_candidate_and_a_column_a_task_with_standard_errors_and_marks(tmp_path):
     folders = write_sweep(tmp_path, "small", CANDIDATES, seeds=4, epochs=2)
-    table = tables.grid(runs.load(tmp_path, "small"), tables.LOSS)
+    table = exhibits.grid(load(tmp_path, "small"), LOSS)
     values = summaries(folders, "train/epoch_loss", (2, 3, 4))
     assert table.cells["optimizer"].tolist() == ["ADAM", "ADAMSLS", "PLASLS"]
     p = stats.holm([stats.paired_t(values[task, arm] - values[task, 0]).p for arm in (1, 2) for task in (0, 1)])
@@ -247,10 +252,10 @@ def test_the_papers_table_has_a_row_a_candidate_and_a_column_a_task_with_standar
     for arm in range(3):
         for task, name in enumerate(CANDIDATES["task"]):
             mean, error = values[task, arm].mean(), values[task, arm].std(ddof=1) / 2
-            mark = tables._mark(p[2 * (arm - 1) + task]) if arm else ""
+            mark = words.mark(p[2 * (arm - 1) + task]) if arm else ""
             assert table.cells[name][arm] == f"{mean:.3f} ± {error:.3f}{mark}"
         over_tasks = values[:, arm].mean(0)
-        mark = tables._mark(of_all[arm - 1]) if arm else ""
+        mark = words.mark(of_all[arm - 1]) if arm else ""
         expected = f"{over_tasks.mean():.3f} ± {over_tasks.std(ddof=1) / 2:.3f}{mark}"
         assert table.cells["mean"][arm] == expected
     assert "below p = 0.0078 before Holm" in table.heading  # 2 / 2^8
@@ -258,23 +263,21 @@ def test_the_papers_table_has_a_row_a_candidate_and_a_column_a_task_with_standar
 
 @pytest.mark.parametrize(("p", "mark"), [(0.0009, "***"), (0.009, "**"), (0.04, "*"), (0.05, ""), (float("nan"), "")])
 def test_marks_are_the_usual_ones(p, mark):
-    assert tables._mark(p) == mark
+    assert words.mark(p) == mark
 
 
 def test_a_diverged_run_is_no_smaller_n_in_the_papers_table(tmp_path):
     write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls", "sgdsls"]}, seeds=3, diverging=["plasls"])
-    loaded = runs.load(tmp_path, "small")
-    assert tables.grid(loaded, tables.LOSS).cells["sst2"][1] == "not finite"
-    ranked = tables.ranking(loaded, tables.LOSS)
-    assert ranked is not None
+    loaded = load(tmp_path, "small")
+    assert exhibits.grid(loaded, LOSS).cells["sst2"][1] == "not finite"
+    (ranked,) = exhibits.ranking(loaded, LOSS)
     assert ranked.cells["pairs"].tolist() == ["3"] * 3
     assert ranked.cells["p (exact)"].tolist()[0] == "–"
 
 
 def test_all_pairs_are_ranked_over_tasks_by_friedmans_test(tmp_path):
     folders = write_sweep(tmp_path, "small", CANDIDATES, seeds=3, epochs=2)
-    table = tables.ranking(runs.load(tmp_path, "small"), tables.LOSS)
-    assert table is not None
+    (table,) = exhibits.ranking(load(tmp_path, "small"), LOSS)
     values = summaries(folders, "train/epoch_loss", (2, 3, 3))
     test = stats.friedman(-values.mean(2))
     ranks = ", ".join(f"{n} {r:.2f}" for n, r in zip(("ADAM", "ADAMSLS", "PLASLS"), test.ranks, strict=True))
@@ -291,34 +294,33 @@ def test_accuracy_is_ranked_from_the_highest_and_loss_from_the_lowest(tmp_path):
     folders = write_sweep(tmp_path, "splits", {"split": [1, 4, 7]}, seeds=2, epochs=1)
     for folder, loss in zip(folders, [0.1, 0.1, 0.2, 0.2, 0.3, 0.3], strict=True):
         edit(folder / "summary.json", train__epoch_loss=loss, eval__accuracy=loss)
-    loaded = runs.load(tmp_path, "splits")
-    for measure, ranks in ((tables.LOSS, "1 1.00, 4 2.00, 7 3.00"), (tables.ACCURACY, "1 3.00, 4 2.00, 7 1.00")):
-        table = tables.ranking(loaded, measure)
-        assert table is not None
+    loaded = load(tmp_path, "splits")
+    for measure, ranks in ((LOSS, "1 1.00, 4 2.00, 7 3.00"), (ACCURACY, "1 3.00, 4 2.00, 7 1.00")):
+        (table,) = exhibits.ranking(loaded, measure)
         assert f"over 2 seeds (1 is best): {ranks}" in table.heading
 
 
 def test_two_arms_are_not_ranked(tmp_path):
     write_sweep(tmp_path, "splits", {"split": [1, 4]}, seeds=2, epochs=1)
-    assert tables.ranking(runs.load(tmp_path, "splits"), tables.LOSS) is None
+    assert exhibits.ranking(load(tmp_path, "splits"), LOSS) == []
 
 
 def test_arms_without_common_seeds_are_compared_by_welchs_test(tmp_path):
     folders = write_sweep(tmp_path, "splits", {"split": [1, 4, 7]}, seeds=6, epochs=1)
     for place in (3, 4, 5, 6, 7, 8):  # split 1 keeps seeds 0 to 2, split 4 seeds 3 to 5, split 7 all
         (folders[place] / "summary.json").unlink()
-    loaded = runs.load(tmp_path, "splits", allow_missing=True)
+    loaded = load(tmp_path, "splits", allow_missing=True)
     table = paired(loaded)
     assert table.cells["pairs"].tolist() == ["Welch", "3"]
     assert "Welch: arms without common seeds" in table.heading
     losses = [json.loads((f / "summary.json").read_text())["train/epoch_loss"] for f in (*folders[:3], *folders[9:12])]
-    assert table.cells["p (t)"][0] == tables.p_value(stats.welch(losses[:3], losses[3:]).p)
+    assert table.cells["p (t)"][0] == words.p_value(stats.welch(losses[:3], losses[3:]).p)
     assert table.cells["p (exact)"][0] == "–"
 
 
 def test_what_the_pairs_could_have_seen_stands_beside_each_test(tmp_path):
     folders = write_sweep(tmp_path, seeds=5)
-    table = paired(runs.load(tmp_path, "splits"))
+    table = paired(load(tmp_path, "splits"))
     losses = values(folders, "train/epoch_loss")
     assert table.cells["80 % power"][0] == f"{stats.detectable(losses[:, 1] - losses[:, 0]):.3f}"
 
@@ -332,7 +334,7 @@ def speeds(tmp_path, losses, seconds=1.0, **settings):
         for line, loss in zip(steps, of_run, strict=True):
             line |= {"train/loss": loss, "time/step": seconds}
         (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return tables.speed(runs.load(tmp_path, "small")).cells.set_index("optimizer")
+    return exhibits.speeds(load(tmp_path, "small"))[0].cells.set_index("optimizer")
 
 
 def test_speed_up_counts_steps_and_seconds_until_adams_final_loss(tmp_path):
@@ -364,11 +366,11 @@ def test_merges_of_a_run_are_averaged(tmp_path):
     folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=1)
     for folder, merges in zip(folders[2:], (2, 5), strict=True):
         edit(folder / "summary.json", search__merges=merges)
-    cells = tables.speed(runs.load(tmp_path, "small")).cells
+    cells = exhibits.speeds(load(tmp_path, "small"))[0].cells
     assert cells["merges a run"].tolist() == ["0.0 ± 0.0", "3.5 ± 1.5"]
 
 
 def test_speeds_without_adam_are_an_error(tmp_path):
     write_sweep(tmp_path, "small", {"optimizer": ["sgdsls", "plasls"]}, seeds=1, epochs=1)
     with pytest.raises(InputError, match="'small' does not compare ADAM"):
-        tables.speed(runs.load(tmp_path, "small"))
+        exhibits.speeds(load(tmp_path, "small"))

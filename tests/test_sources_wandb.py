@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import runs, wandb_runs
+from analysis import load
+from analysis.sources import tracked as tracked_runs
+from analysis.sources.offline import Offline
 from train.errors import InputError
 
 from .real_runs import run_sweep
@@ -26,7 +28,7 @@ def tracked(tiny, tmp_path_factory):
 
 def wait_for(out: Path):
     """W&B's service writes the end of a file some moments after the run has finished."""
-    while not all(wandb_runs._Offline(file).ended for file in out.rglob("*.wandb")):
+    while not all(Offline(file).ended for file in out.rglob("*.wandb")):
         time.sleep(0.05)  # the test's own timeout ends it
 
 
@@ -44,7 +46,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answer)
         self.runs = {}
         for file in files:
-            run = wandb_runs._Offline(file)
+            run = Offline(file)
             self.runs[run.id] = run
         self.state = {name: "finished" for name in self.runs}
 
@@ -108,34 +110,34 @@ def assert_same(theirs, ours):
 
 
 def test_offline_runs_give_the_same_tables_as_the_run_folders(tracked):
-    assert_same(runs.load(f"offline:{tracked}", "candidates"), runs.load(tracked, "candidates"))
+    assert_same(load(f"offline:{tracked}", "candidates"), load(tracked, "candidates"))
 
 
 def test_an_optimizer_misses_no_cell_along_a_setting_that_it_does_not_read(tiny, tmp_path):
     varied = {"optimizer": ["adam", "adamsls"], "learning_rate": [1e-5, 1e-4]}
     run_sweep(tmp_path, tiny, "learning-rates", varied, seeds=1, track=True, epochs=1)
     wait_for(tmp_path)
-    theirs = runs.load(f"offline:{tmp_path}", "learning-rates")
+    theirs = load(f"offline:{tmp_path}", "learning-rates")
     assert theirs.table["learning_rate"].tolist() == [1e-5, 1e-4, None]
-    assert_same(theirs, runs.load(tmp_path, "learning-rates"))
+    assert_same(theirs, load(tmp_path, "learning-rates"))
 
 
 def test_a_project_on_the_server_gives_the_same_tables_as_the_run_folders(tracked, server):
-    assert_same(runs.load("wandb:me/plasls", "candidates"), runs.load(tracked, "candidates"))
+    assert_same(load("wandb:me/plasls", "candidates"), load(tracked, "candidates"))
 
 
 def test_a_run_that_has_not_finished_on_the_server_is_missing(server):
     name = next(iter(server.runs))
     server.state[name] = "crashed"
     with pytest.raises(InputError, match=f"1 of 4 cells.*optimizer=.*wandb:me/plasls/{name}"):
-        runs.load("wandb:me/plasls", "candidates")
-    assert len(runs.load("wandb:me/plasls", "candidates", allow_missing=True).table) == 3
+        load("wandb:me/plasls", "candidates")
+    assert len(load("wandb:me/plasls", "candidates", allow_missing=True).table) == 3
 
 
 def test_a_cell_of_the_grid_that_is_not_there_is_missing(copy, tmp_path):
     copy[1].unlink()
     with pytest.raises(InputError, match="1 of 4 cells of the sweep 'candidates' have not finished: optimizer="):
-        runs.load(f"offline:{tmp_path}", "candidates")
+        load(f"offline:{tmp_path}", "candidates")
 
 
 def test_a_file_that_a_killed_run_left_is_a_run_that_has_not_finished(copy, tmp_path):
@@ -143,14 +145,14 @@ def test_a_file_that_a_killed_run_left_is_a_run_that_has_not_finished(copy, tmp_
     for kept in (len(whole) - 30, len(whole) // 2, len(whole) // 2 + 3):
         copy[0].write_bytes(whole[:kept])
         with pytest.raises(InputError, match="1 of 4 cells"):
-            runs.load(f"offline:{tmp_path}", "candidates")
+            load(f"offline:{tmp_path}", "candidates")
 
 
 def test_a_resumed_run_has_each_step_once(copy, tmp_path):
-    before = runs.load(f"offline:{tmp_path}", "candidates").history
+    before = load(f"offline:{tmp_path}", "candidates").history
     first = tmp_path / "-first-start.wandb"  # as far as the first start came before it was killed
     first.write_bytes(copy[0].read_bytes()[: len(copy[0].read_bytes()) * 2 // 3])
-    pd.testing.assert_frame_equal(runs.load(f"offline:{tmp_path}", "candidates").history, before)
+    pd.testing.assert_frame_equal(load(f"offline:{tmp_path}", "candidates").history, before)
 
 
 def test_a_damaged_file_is_an_error_that_names_it(copy, tmp_path):
@@ -158,10 +160,10 @@ def test_a_damaged_file_is_an_error_that_names_it(copy, tmp_path):
     data[len(data) // 2] ^= 1
     copy[0].write_bytes(data)
     with pytest.raises(InputError, match=r"0\.wandb is damaged at byte"):
-        runs.load(f"offline:{tmp_path}", "candidates")
+        load(f"offline:{tmp_path}", "candidates")
     copy[0].write_bytes(b"something else")
     with pytest.raises(InputError, match=r"0\.wandb is no file of a W&B run"):
-        runs.load(f"offline:{tmp_path}", "candidates")
+        load(f"offline:{tmp_path}", "candidates")
 
 
 def test_runs_of_two_profiles_are_an_error_that_names_them(tiny, tmp_path, tracked):
@@ -172,11 +174,11 @@ def test_runs_of_two_profiles_are_an_error_that_names_them(tiny, tmp_path, track
     for file in tracked.rglob("*.wandb"):
         shutil.copy(file, tmp_path)
     with pytest.raises(InputError, match=r"several profiles: (embedded|glue) \(.*\.wandb\), (embedded|glue) \("):
-        runs.load(both, "candidates")
-    assert len(runs.load(both, "candidates", profile="embedded").table) == 4
-    assert runs.load(both, "candidates", profile="glue").table["optimizer"].tolist() == ["adam"]
+        load(both, "candidates")
+    assert len(load(both, "candidates", profile="embedded").table) == 4
+    assert load(both, "candidates", profile="glue").table["optimizer"].tolist() == ["adam"]
     with pytest.raises(InputError, match=r"no runs of the sweep 'candidates' .* with the profile 'paper'"):
-        runs.load(both, "candidates", profile="paper")
+        load(both, "candidates", profile="paper")
 
 
 def test_what_is_not_there_is_one_clear_line(tmp_path, copy, server):
@@ -187,12 +189,12 @@ def test_what_is_not_there_is_one_clear_line(tmp_path, copy, server):
         ("wandb:plasls", "splits", "must be wandb:ENTITY/PROJECT"),
     ):
         with pytest.raises(InputError, match=message) as caught:
-            runs.load(out, sweep)
+            load(out, sweep)
         assert "\n" not in str(caught.value)
 
 
 def test_a_number_that_json_has_not_is_read_back():
     rows = [{"step": 1, "train/loss": "NaN"}, {"step": 2, "train/loss": "Infinity"}, {"step": 3, "train/loss": 0.5}]
-    losses = wandb_runs._table(wandb_runs._last_of_each_step(rows))["train/loss"].to_pandas()
+    losses = tracked_runs.stored({"profile": "p"}, None, rows, "here").history()["train/loss"].to_pandas()
     assert losses.isna().tolist() == [True, False, False]
     assert losses[1] == float("inf")

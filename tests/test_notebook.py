@@ -4,7 +4,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from analysis import notebook, runs
+from analysis import load, notebook
 
 from .real_runs import run_sweep
 
@@ -49,7 +49,7 @@ def test_a_sweep_that_is_not_there_stops_the_notebook_with_one_line(ablations, t
 
 
 def test_three_lines_give_one_tidy_table_of_real_runs(ablations):
-    frame = runs.load(ablations, "merging").frame
+    frame = load(ablations, "merging").frame
     assert frame["run_id"].nunique() == 4
     steps = frame.dropna(subset="time/step")
     assert len(steps) == 4 * 12

@@ -1,14 +1,12 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import train.config
-from analysis import runs
+from analysis import load
 from analysis.__main__ import main
+from analysis.sources import folder as run_folders
 from train.errors import InputError
 
 from .fake_runs import edit, write_sweep
@@ -16,7 +14,7 @@ from .fake_runs import edit, write_sweep
 
 def test_a_row_a_run_and_a_row_a_line(tmp_path):
     folders = write_sweep(tmp_path, seeds=2)
-    loaded = runs.load(tmp_path, "splits")
+    loaded = load(tmp_path, "splits")
     assert loaded.varied == ["split"]
     assert loaded.table["split"].tolist() == [1, 1, 4, 4, 7, 7, 10, 10, "qkv", "qkv"]
     assert loaded.table["seed"].tolist() == [0, 1] * 5
@@ -43,7 +41,7 @@ def test_a_row_a_run_and_a_row_a_line(tmp_path):
 
 def test_step_size_columns_are_in_the_order_of_the_run_with_most_components(tmp_path):
     write_sweep(tmp_path, seeds=1)
-    columns = [column for column in runs.load(tmp_path, "splits").history if column.startswith("step_size/")]
+    columns = [column for column in load(tmp_path, "splits").history if column.startswith("step_size/")]
     names = [column.removeprefix("step_size/") for column in columns]
     assert names[:10] == ["embeddings", *(f"layers_{i}" for i in range(1, 9)), "head"]
     assert set(names[10:]) == {"all", "query", "key", "value", "rest"}
@@ -51,13 +49,13 @@ def test_step_size_columns_are_in_the_order_of_the_run_with_most_components(tmp_
 
 def test_half_a_last_line_is_dropped(tmp_path):
     folders = write_sweep(tmp_path, seeds=1)
-    whole = runs.load(tmp_path, "splits").history
+    whole = load(tmp_path, "splits").history
     for folder, torn in zip(
         folders, ('{"step": 81, "sam', '{"step": 81, "sam\n', "\x00\x00\x00", "", "\n"), strict=True
     ):
         with (folder / "history.jsonl").open("a") as file:
             file.write(torn)
-    pd.testing.assert_frame_equal(runs.load(tmp_path, "splits").history, whole)
+    pd.testing.assert_frame_equal(load(tmp_path, "splits").history, whole)
 
 
 def test_a_broken_line_in_between_is_an_error_that_names_the_cell(tmp_path):
@@ -65,7 +63,7 @@ def test_a_broken_line_in_between_is_an_error_that_names_the_cell(tmp_path):
     lines = (folder / "history.jsonl").read_text().splitlines()
     (folder / "history.jsonl").write_text("\n".join([*lines[:5], lines[5][:20], *lines[6:]]) + "\n")
     with pytest.raises(InputError, match=rf"split=4 seed=0 \({folder.name}\).*history.jsonl"):
-        runs.load(tmp_path, "splits")
+        load(tmp_path, "splits")
 
 
 def test_a_history_that_ends_before_its_run_did_is_an_error_that_names_the_cell(tmp_path):
@@ -76,7 +74,7 @@ def test_a_history_that_ends_before_its_run_did_is_an_error_that_names_the_cell(
     with pytest.raises(
         InputError, match=r"split=4 seed=0 .* finished after 80 steps, its history .* ends at step \d\d;"
     ):
-        runs.load(tmp_path, "splits")
+        load(tmp_path, "splits")
 
 
 def test_missing_cells_are_named_and_never_a_smaller_n(tmp_path):
@@ -85,14 +83,14 @@ def test_missing_cells_are_named_and_never_a_smaller_n(tmp_path):
         (folder / "summary.json").unlink()
     (folders[9] / "error.txt").write_text("RuntimeError: out of\nmemory\n")
     with pytest.raises(InputError) as caught:
-        runs.load(tmp_path, "splits")
+        load(tmp_path, "splits")
     message = str(caught.value)
     assert "2 of 15" in message
     assert f"split=4 seed=1 ({folders[4].name})" in message
     assert f"split=10 seed=0 ({folders[9].name}) [RuntimeError: out of memory]" in message
     assert "\n" not in message
 
-    partial = runs.load(tmp_path, "splits", allow_missing=True)
+    partial = load(tmp_path, "splits", allow_missing=True)
     assert len(partial.table) == 13
     assert len(partial.missing) == 2
 
@@ -101,7 +99,7 @@ def test_a_sweep_without_a_finished_run_is_an_error_even_for_a_partial_look(tmp_
     for folder in write_sweep(tmp_path, seeds=1):
         (folder / "summary.json").unlink()
     with pytest.raises(InputError, match="5 of 5 cells"):
-        runs.load(tmp_path, "splits", allow_missing=True)
+        load(tmp_path, "splits", allow_missing=True)
 
 
 @pytest.mark.parametrize("accuracy", [float("nan"), None, 1.5, "high"])
@@ -109,12 +107,12 @@ def test_an_accuracy_that_is_none_is_an_error_that_names_the_cell(tmp_path, accu
     folder = write_sweep(tmp_path, seeds=1)[2]
     edit(folder / "summary.json", eval__accuracy=accuracy)
     with pytest.raises(InputError, match=rf"split=7 seed=0 \({folder.name}\) has accuracy"):
-        runs.load(tmp_path, "splits")
+        load(tmp_path, "splits")
 
 
 def test_a_loss_that_is_not_finite_is_read_as_such(tmp_path):
     write_sweep(tmp_path, seeds=2, diverging=[7])
-    loaded = runs.load(tmp_path, "splits")
+    loaded = load(tmp_path, "splits")
     diverged = loaded.table[loaded.table["diverged"]]
     assert diverged[["split", "seed"]].to_numpy().tolist() == [[7, 1]]
     assert diverged["train/epoch_loss"].isna().all()
@@ -128,13 +126,20 @@ def test_a_run_with_other_settings_is_an_error_that_names_them(tmp_path, key, va
     folder = write_sweep(tmp_path, seeds=1)[4]
     edit(folder / "config.json", **{key: value})
     with pytest.raises(InputError, match=rf"split=qkv seed=0 \({folder.name}\).*{key}={value}"):
-        runs.load(tmp_path, "splits")
+        load(tmp_path, "splits")
+
+
+def test_a_run_of_an_optimizer_that_is_no_candidate_is_an_error_that_names_it(tmp_path):
+    folder = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=1)[1]
+    edit(folder / "config.json", optimizer="adamw")
+    with pytest.raises(InputError, match=rf"optimizer=plasls .*{folder.name}.* optimizer=adamw, .*; allowed: adam, "):
+        load(tmp_path, "small")
 
 
 def test_what_cannot_change_a_result_may_differ(tmp_path):
     folder = write_sweep(tmp_path, seeds=1)[4]
     edit(folder / "config.json", threads=7, track=False, out="elsewhere", profile="another")
-    assert len(runs.load(tmp_path, "splits").table) == 5
+    assert len(load(tmp_path, "splits").table) == 5
 
 
 def test_other_folders_are_not_read(tmp_path):
@@ -142,7 +147,7 @@ def test_other_folders_are_not_read(tmp_path):
     manifest = json.loads((tmp_path / "splits" / "sweep.json").read_text())
     edit(tmp_path / "splits" / "sweep.json", cells=manifest["cells"][:2])
     (folders[4] / "summary.json").write_text("no JSON")
-    assert runs.load(tmp_path, "splits").table["run_id"].tolist() == [folder.name for folder in folders[:2]]
+    assert load(tmp_path, "splits").table["run_id"].tolist() == [folder.name for folder in folders[:2]]
 
 
 @pytest.mark.parametrize("file", ["config.json", "summary.json", "history.jsonl"])
@@ -150,55 +155,55 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, file):
     folder = write_sweep(tmp_path, seeds=1)[0]
     (folder / file).write_text("{")
     with pytest.raises(InputError, match=rf"{folder.name}.*{file} cannot be read"):
-        runs.load(tmp_path, "splits")
+        load(tmp_path, "splits")
 
 
 def test_any_setting_can_vary_and_none_is_a_value(tmp_path):
     write_sweep(tmp_path, "merging", {"merge_threshold": [1e-6, None, 1e-12]}, seeds=1)
-    loaded = runs.load(tmp_path, "merging")
+    loaded = load(tmp_path, "merging")
     assert loaded.table["merge_threshold"].tolist() == [None, 1e-12, 1e-6]
     write_sweep(tmp_path, "candidates", {"task": ["sst2", "mrpc"], "optimizer": ["adam", "plasls"]}, seeds=1)
-    loaded = runs.load(tmp_path, "candidates")
+    loaded = load(tmp_path, "candidates")
     assert (loaded.conditions, loaded.compared) == (["task"], ["optimizer"])
     assert loaded.table["optimizer"].tolist() == ["adam", "plasls"] * 2
 
 
 def test_an_unknown_sweep_lists_those_there_are(tmp_path):
     with pytest.raises(InputError, match="allowed: none yet"):
-        runs.load(tmp_path, "splits")
+        load(tmp_path, "splits")
     write_sweep(tmp_path, "splits", seeds=1)
     write_sweep(tmp_path, "more", seeds=1)
     with pytest.raises(InputError, match=r"no sweep 'split' in .*; allowed: more, splits"):
-        runs.load(tmp_path, "split")
+        load(tmp_path, "split")
 
 
 def test_columns_that_were_read_before_are_not_parsed_again(tmp_path, monkeypatch):
     folders = write_sweep(tmp_path, seeds=1)
-    before = runs.load(tmp_path, "splits").history
+    before = load(tmp_path, "splits").history
     parsed = []
-    parse = runs.parse
-    monkeypatch.setattr(runs, "parse", lambda text: parsed.append(text) or parse(text))
-    pd.testing.assert_frame_equal(runs.load(tmp_path, "splits").history, before)
+    parse = run_folders.parse
+    monkeypatch.setattr(run_folders, "parse", lambda text: parsed.append(text) or parse(text))
+    pd.testing.assert_frame_equal(load(tmp_path, "splits").history, before)
     assert parsed == []
     lines = (folders[2] / "history.jsonl").read_text().splitlines()
     (folders[2] / "history.jsonl").write_text("\n".join(lines[5:]) + "\n")
-    assert len(runs.load(tmp_path, "splits").history) == len(before) - 5
+    assert len(load(tmp_path, "splits").history) == len(before) - 5
     assert len(parsed) == 1
 
 
 def test_a_damaged_copy_of_the_columns_is_made_anew(tmp_path):
     write_sweep(tmp_path, seeds=1)
-    before = runs.load(tmp_path, "splits").history
+    before = load(tmp_path, "splits").history
     copies = list((tmp_path / "splits/.cache").glob("*.arrow"))
     assert len(copies) == 5
     copies[0].write_bytes(b"no columns")
     copies[1].write_bytes(copies[2].read_bytes()[:500])
-    pd.testing.assert_frame_equal(runs.load(tmp_path, "splits").history, before)
+    pd.testing.assert_frame_equal(load(tmp_path, "splits").history, before)
 
 
 def test_a_frame_has_every_setting_beside_every_line(tmp_path):
     folders = write_sweep(tmp_path, "merging", {"merge_threshold": [None, 1e-12]}, seeds=2, epochs=1)
-    loaded = runs.load(tmp_path, "merging")
+    loaded = load(tmp_path, "merging")
     frame = loaded.frame
     assert len(frame) == len(loaded.history)
     for folder in folders:
@@ -228,7 +233,7 @@ def test_command_prints_the_table_and_the_files_that_it_wrote(tmp_path, capsys):
     assert (folder / "splits-embedded.md").read_text() in printed
     pd.testing.assert_series_equal(
         pd.read_csv(folder / "splits-embedded.csv")["eval/accuracy"],
-        runs.load(tmp_path, "splits").table["eval/accuracy"],
+        load(tmp_path, "splits").table["eval/accuracy"],
     )
 
 
@@ -250,10 +255,3 @@ def test_partial_look_says_so(tmp_path, capsys):
     assert main(["splits", f"--out={tmp_path}", "--allow-missing"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert f"PARTIAL, 1 of 10 cells have not finished: split=4 seed=1 ({folder.name})" in printed
-
-
-def test_command_does_not_wait_for_torch(tmp_path):
-    loaded = "import sys, analysis.__main__, analysis.figures; print({'torch', 'transformers'} & set(sys.modules))"
-    root = Path(__file__).parent.parent
-    result = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, cwd=root, check=True)
-    assert result.stdout.strip() == "set()"

@@ -1,0 +1,16 @@
+"""How a command line of analysis/ ends."""
+
+import sys
+from collections.abc import Callable
+
+from train.errors import InputError, one_line
+
+
+def status(command: Callable[[], object]) -> int:
+    """0; or 2, with one line on the standard error, where what was asked for cannot be done."""
+    try:
+        command()
+    except InputError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,281 @@
+"""A sweep's arms compared: their means, and the tests of their differences. Numbers; `words` and `tables` say them."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from train.errors import InputError
+
+from . import stats
+from .runs import Arm, Runs
+
+ALL = "all"
+"""in place of a condition: all of them together"""
+
+
+class Measure(NamedTuple):
+    """A column of the table of runs: times `scale`, shown with at least `digits` decimals."""
+
+    name: str
+    column: str
+    scale: float = 1
+    digits: int = 2
+    more_is_better: bool = False
+
+
+ACCURACY = Measure("validation accuracy, %", "eval/accuracy", scale=100, digits=1, more_is_better=True)
+LOSS = Measure("training loss, last epoch", "train/epoch_loss", digits=3)
+TRIALS = Measure("trials a step", "trials a step")
+SECONDS = Measure("seconds a step", "seconds a step", digits=3)
+
+
+def with_costs(runs: Runs) -> pd.DataFrame:
+    """The table of runs with the mean trials and seconds of a step."""
+    table = runs.table.assign(**{TRIALS.column: runs.table["search/trials"] / runs.table["steps"]})
+    # Without the evaluations, which time/total of the summary counts as well.
+    seconds = runs.history.groupby("run_id", sort=False, observed=True)["time/step"].mean()
+    table[SECONDS.column] = table["run_id"].map(seconds).astype(float)
+    return table
+
+
+def means(runs: Runs, measure: Measure) -> pd.DataFrame:
+    """A row an arm: its settings, then n, mean, standard_error, low, high of the measure and how many runs diverged."""
+    table = with_costs(runs)
+    table[measure.column] *= measure.scale
+    rows = stats.summarise(table, runs.by, measure.column)
+    rows["diverged"] = table.groupby(runs.by, sort=False, dropna=False)["diverged"].sum().to_numpy()
+    rows[runs.by] = _settings(runs.by, [runs.arm_of(runs.by, key) for key in _tuples(rows[runs.by])])
+    return rows
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Each alternative against the first one, paired over seeds.
+
+    Args:
+        measure: what differs, and its unit.
+        conditions: within which the alternatives are held against the first arm.
+        settings: those that tell the alternatives apart.
+        first: the arm that the others are held against.
+        rows: the conditions (ALL: the pairs of all of them) and settings, then
+
+            pairs: seeds that both arms have
+            difference, low, high: the mean and its 95 % t interval
+            effect_size: d_z, the mean over the standard deviation of the pairs' differences
+            detectable: the least true difference that so many pairs, so spread, find four times of five
+            p, holm: the paired t-test, and adjusted over the rows
+            p_exact, least_p: the sign-flip test, and the least p that it could have given
+            enumerated: whether that test went through all signs
+            welch: no two arms' seeds are the same, and the interval and p are Welch's
+
+            NaN where there is no such test: the pairs of different conditions have no common spread for Student's.
+    """
+
+    measure: Measure
+    conditions: list[str]
+    settings: list[str]
+    first: Arm
+    rows: pd.DataFrame
+
+
+def differences(runs: Runs, measure: Measure) -> Differences | None:
+    """The tests within each condition (task, subset, data); with several, of the pairs of all of them as well, each a
+    block of the sign-flip test. None where the sweep has no alternatives.
+    """
+    pairs = list(_pairs(runs, measure))
+    if not pairs:
+        return None
+    rows = []
+    for _, _, d, arms in pairs:
+        welch = arms is not None and len(d) < 2 <= min(map(len, arms))  # no common seeds, as in a partial look
+        if arms is None:
+            test = stats.PairedTest(len(d), float(d.mean()), *[math.nan] * 4)
+        elif welch:
+            _, difference, low, high, p = stats.welch(*arms)
+            test = stats.PairedTest(len(d), difference, low, high, math.nan, p)
+        else:
+            test = stats.paired_t(d)
+        flip = stats.sign_flip(d)
+        rows.append(
+            {
+                "pairs": test.n,
+                "difference": test.difference,
+                "low": test.low,
+                "high": test.high,
+                "effect_size": test.effect_size,
+                "detectable": math.nan if arms is None else stats.detectable(d),
+                "p": test.p,
+                "holm": math.nan,
+                "p_exact": flip.p,
+                "least_p": flip.smallest_p,
+                "enumerated": flip.exact,
+                "welch": welch,
+            }
+        )
+    tested = pd.DataFrame(rows)
+    tested["holm"] = stats.holm(tested["p"])
+    keys = _settings([*runs.conditions, *runs.compared], [(*condition, *arm) for condition, arm, *_ in pairs])
+    first = runs.arm_of(runs.compared, runs.table[runs.compared].iloc[0].tolist())
+    return Differences(measure, runs.conditions, runs.compared, first, keys.join(tested))
+
+
+def _pairs(
+    runs: Runs, measure: Measure
+) -> Iterator[tuple[tuple[Any, ...], Arm, np.ndarray, tuple[np.ndarray, np.ndarray] | None]]:
+    """Condition and arm, the differences of its pairs (those seeds that both arms have), and both arms' values; no
+    values where the pairs are those of all conditions.
+    """
+    arms = [
+        (key, values.set_index([*runs.conditions, "seed"])[measure.column] * measure.scale)
+        for key, values in (runs.table.groupby(runs.compared, sort=False, dropna=False) if runs.compared else ())
+    ]
+    of_all = []
+    for key, values in arms[1:]:
+        arm = runs.arm_of(runs.compared, key)
+        reference = arms[0][1]
+        pairs = values.index.intersection(reference.index, sort=False)
+        differences = values[pairs] - reference[pairs]
+        if not runs.conditions:
+            yield (), arm, differences.to_numpy(), (reference.to_numpy(), values.to_numpy())
+            continue
+        for condition, of_reference in reference.groupby(runs.conditions, sort=False):
+            within, compared = (_within(each, runs.conditions, condition) for each in (differences, values))
+            yield condition, arm, within, (of_reference.to_numpy(), compared)
+        of_all.append(((ALL,) * len(runs.conditions), arm, differences.to_numpy(), None))
+    yield from of_all
+
+
+def _within(values: pd.Series, conditions: list[str], condition: tuple[Any, ...]) -> np.ndarray:
+    of_condition = [
+        values.index.get_level_values(key) == value for key, value in zip(conditions, condition, strict=True)
+    ]
+    return values[np.logical_and.reduce(of_condition)].to_numpy()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The means of every arm in every condition, and which differ from the first arm's.
+
+    Args:
+        first: the arm that the others are held against.
+        conditions, settings: the columns of `rows` that they are in; the task is a condition where no other is.
+        rows: condition by condition, and last, where there are several, their mean (ALL): the settings, then n, mean,
+            standard_error, low, high and p: within a condition of the paired t-test, Holm-adjusted over conditions and
+            arms; of ALL of the sign-flip test of all pairs, Holm-adjusted over arms. NaN for the first arm.
+        least_p: the least p that any sign-flip test of all pairs could have given, before Holm; None without one.
+    """
+
+    measure: Measure
+    conditions: list[str]
+    settings: list[str]
+    first: Arm
+    rows: pd.DataFrame
+    least_p: float | None
+
+
+def grid(runs: Runs, measure: Measure) -> Grid:
+    """The numbers of the paper's Tables I and II.
+
+    Raises:
+        InputError: the sweep has no alternatives.
+    """
+    if not runs.compared:
+        raise InputError(
+            f"the sweep {runs.name!r} compares nothing: it varies {', '.join(runs.varied) or 'no setting'}"
+        )
+    wide = _wide(runs, measure)
+    conditions = runs.conditions or ["task"]
+    parts: list[tuple[tuple[Any, ...], pd.DataFrame]] = [((runs.fixed.get("task", ""),), wide)]
+    if runs.conditions:
+        parts = list(wide.groupby(runs.conditions, sort=False, dropna=False))
+    arms, others = _arms(runs, wide), list(wide)[1:]
+    p = np.array([[_paired(part, arm).p for arm in others] for _, part in parts])
+    p = stats.holm(p.ravel()).reshape(p.shape)
+    columns = [(condition, part, of_arms) for (condition, part), of_arms in zip(parts, p, strict=True)]
+    least_p = None
+    if len(parts) > 1:  # the spread of a mean over conditions is that among seeds, each with all conditions
+        flips = [stats.sign_flip((wide[arm] - wide.iloc[:, 0]).dropna()) for arm in others]
+        over_all = wide.groupby("seed", sort=False).agg(lambda values: values.mean(skipna=False))
+        columns.append(((ALL,) * len(conditions), over_all, stats.holm([flip.p for flip in flips])))
+        least_p = min((flip.smallest_p for flip in flips), default=None)
+    keys = [(*condition, *arm) for condition, *_ in columns for arm in arms]
+    estimates = [stats.estimate(part[arm].dropna()) for _, part, _ in columns for arm in part]
+    rows = _settings([*conditions, *runs.compared], keys).join(pd.DataFrame(estimates, columns=stats.Estimate._fields))
+    rows["p"] = np.concatenate([[math.nan, *of_arms] for *_, of_arms in columns])
+    return Grid(measure, conditions, runs.compared, arms[0], rows, least_p)
+
+
+def _wide(runs: Runs, measure: Measure) -> pd.DataFrame:
+    """A row a condition and seed, a column an arm. NaN is a run that is not there: a loss that blew up is infinite."""
+    values = runs.table.assign(**{measure.column: runs.table[measure.column].fillna(math.inf) * measure.scale})
+    index = [*runs.conditions, "seed"]
+    wide = values.pivot_table(measure.column, index, runs.compared, sort=False, dropna=False, observed=True)
+    return wide.dropna(axis="columns", how="all")  # an optimizer is not there at each value of what it does not read
+
+
+def _arms(runs: Runs, wide: pd.DataFrame) -> list[Arm]:
+    return [runs.arm_of(runs.compared, key if isinstance(key, tuple) else (key,)) for key in wide]
+
+
+def _paired(part: pd.DataFrame, arm: Any) -> stats.PairedTest:
+    return stats.paired_t((part[arm] - part.iloc[:, 0]).dropna())
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Whether all arms are alike, and every pair of them.
+
+    Args:
+        arms: in the order of the ranks.
+        over: what the blocks are: conditions with their mean over seeds, or the seeds of a single condition.
+        friedman: the test over the blocks; rank 1 is the best arm.
+        rows: a row a pair of arms: `first` and `second` are places in `arms`; pairs; difference, second minus first;
+            p_exact, holm, least_p of the sign-flip test over conditions and seeds, adjusted over these rows; and
+            nemenyi, p of the ranks.
+    """
+
+    measure: Measure
+    settings: list[str]
+    arms: list[Arm]
+    over: str
+    friedman: stats.FriedmanTest
+    rows: pd.DataFrame
+
+
+def ranking(runs: Runs, measure: Measure) -> Ranking | None:
+    """Friedman's test and all pairs; None where fewer than three arms are compared."""
+    if not runs.compared:
+        return None
+    wide = _wide(runs, measure).dropna()
+    if wide.shape[1] < 3:
+        return None
+    blocks = wide.groupby(runs.conditions, sort=False, dropna=False).mean() if runs.conditions else wide
+    friedman = stats.friedman(blocks if measure.more_is_better else -blocks)
+    pairs = list(itertools.combinations(range(wide.shape[1]), 2))
+    differences = [wide.iloc[:, second] - wide.iloc[:, first] for first, second in pairs]
+    flips = [stats.sign_flip(d) for d in differences]
+    rows = pd.DataFrame(pairs, columns=["first", "second"]).assign(
+        pairs=[flip.n for flip in flips],
+        difference=[float(d.mean()) for d in differences],
+        p_exact=[flip.p for flip in flips],
+        holm=stats.holm([flip.p for flip in flips]),
+        least_p=[flip.smallest_p for flip in flips],
+        nemenyi=[friedman.pairs[pair] for pair in pairs],
+    )
+    over = "conditions" if runs.conditions else "seeds"
+    return Ranking(measure, runs.compared, _arms(runs, wide), over, friedman, rows)
+
+
+def _settings(names: list[str], values: list[tuple[Any, ...]]) -> pd.DataFrame:
+    """Columns of settings, as objects: 10 beside "qkv" stays 10, and None stays None."""
+    columns = zip(*values, strict=True)
+    return pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in zip(names, columns, strict=True)})
+
+
+def _tuples(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
+    return list(frame.itertuples(index=False, name=None))

@@ -1,0 +1,144 @@
+"""What a candidate costs until it is as good as the baseline: steps, seconds, learning rates tried. Numbers only."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from train.candidates import CANDIDATES
+from train.errors import InputError
+
+from . import stats
+from .compare import ACCURACY
+from .curves import half_an_epoch
+from .runs import Arm, Runs
+
+BASELINE = next(candidate for candidate in CANDIDATES.values() if not candidate.searches)
+"""what is tuned, and what the line searches are held against"""
+
+
+class Speed(NamedTuple):
+    """How soon an arm reaches the baseline's final training loss.
+
+    Args:
+        conditions: and other settings, in the order of `Speeds.by`.
+        merges: components merged in a run.
+        pairs: runs with a baseline of the same seed, of which so many `reached` its loss.
+        steps, seconds: of training until then, over those that did.
+        in_steps, in_seconds: speed-ups against the baseline's whole run: their geometric mean and its t interval.
+    """
+
+    conditions: Arm
+    optimizer: str
+    merges: stats.Estimate
+    pairs: int
+    reached: int
+    steps: stats.Estimate
+    seconds: stats.Estimate
+    in_steps: stats.Estimate
+    in_seconds: stats.Estimate
+
+
+class Speeds(NamedTuple):
+    by: list[str]
+    rows: list[Speed]
+
+
+def speeds(runs: Runs) -> Speeds:
+    """Each optimizer's speed, within each condition and choice of the other settings.
+
+    The loss is the moving average of the mini-batch losses over half an epoch, from the step on that it has seen as
+    many; the baseline's final one is that of its last step, with the same task and seed.
+
+    Raises:
+        InputError: the sweep does not have the baseline beside other candidates.
+    """
+    if "optimizer" not in runs.compared or BASELINE.key not in set(runs.table["optimizer"]):
+        raise InputError(f"the sweep {runs.name!r} does not compare {BASELINE.name} with other optimizers")
+    by = [*runs.conditions, *(key for key in runs.compared if key != "optimizer")]
+    table = _courses(runs, by)
+    rows = []
+    for key, part in table.groupby(by, sort=False, dropna=False) if by else [((), table)]:
+        baselines = part[part["optimizer"] == BASELINE.key].set_index("seed")
+        for optimizer, of_arm in part.groupby("optimizer", sort=False):
+            pairs = [run for _, run in of_arm.iterrows() if run["seed"] in baselines.index]
+            steps, seconds, in_steps, in_seconds = [], [], [], []
+            for run in pairs:
+                baseline = baselines.loc[run["seed"]]
+                place = np.flatnonzero(run["loss"] <= baseline["loss"][-1])
+                if place.size:
+                    steps.append(place[0] + 1)
+                    seconds.append(run["seconds"][place[0]])
+                    in_steps.append(math.log(len(baseline["seconds"]) / steps[-1]))
+                    in_seconds.append(math.log(baseline["seconds"][-1] / seconds[-1]))
+            rows.append(
+                Speed(
+                    key,
+                    str(optimizer),
+                    stats.estimate(of_arm["merges"]),
+                    len(pairs),
+                    len(steps),
+                    stats.estimate(steps),
+                    stats.estimate(seconds),
+                    stats.geometric(in_steps),
+                    stats.geometric(in_seconds),
+                )
+            )
+    return Speeds(by, rows)
+
+
+def _courses(runs: Runs, by: list[str]) -> pd.DataFrame:
+    """A row a run: its settings `by`, optimizer, seed and merges, and step by step its smoothed loss and seconds."""
+    spans, table = half_an_epoch(runs), runs.table.set_index("run_id")
+    rows = []
+    for run_id, run in runs.steps.groupby("run_id", sort=False, observed=True):
+        of_run, span = table.loc[run_id], spans[run_id]
+        smoothed = stats.smooth(run["train/loss"].reset_index(drop=True), span)
+        rows.append(
+            {key: of_run[key] for key in [*by, "optimizer", "seed"]}
+            | {
+                "merges": of_run["search/merges"],
+                "loss": smoothed.where(smoothed.index >= span - 1).to_numpy(),
+                "seconds": run["time/step"].cumsum().to_numpy(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+class Untuned(NamedTuple):
+    """An optimizer that needs no learning rate: its accuracy, and its time in runs of the baseline."""
+
+    optimizer: str
+    accuracy: stats.Estimate
+    runs: float
+
+
+class Budget(NamedTuple):
+    """What tuning costs.
+
+    Args:
+        tuned: expected accuracy of the best of k learning rates of the baseline: mean and standard_error over k.
+        untuned: the others.
+    """
+
+    tuned: pd.DataFrame
+    untuned: list[Untuned]
+
+
+def budget(runs: Runs) -> Budget:
+    """Each choice of k of the sweep's learning rates is as likely as any other; each is a whole run."""
+
+    def percent(table: pd.DataFrame) -> Any:
+        return ACCURACY.scale * table[ACCURACY.column]
+
+    tuned = runs.table[runs.table["optimizer"] == BASELINE.key]
+    best = [stats.best_of(percent(of_seed)) for _, of_seed in tuned.groupby("seed")]
+    curves = [pd.Series(of_seed, np.arange(1, len(of_seed) + 1)) for of_seed in best]
+    seconds = float(tuned["time/total"].mean())
+    others = runs.table[runs.table["optimizer"] != BASELINE.key].groupby("optimizer", sort=False)
+    untuned = [
+        Untuned(str(optimizer), stats.estimate(percent(of_arm)), float(of_arm["time/total"].mean()) / seconds)
+        for optimizer, of_arm in others
+    ]
+    return Budget(stats.mean_curve(curves), untuned)

@@ -1,0 +1,175 @@
+"""Numbers over training: a curve an arm, its mean over seeds and the mean's standard error. `figures` draws them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from . import stats
+from .compare import ACCURACY, TRIALS, Measure
+from .runs import Arm, Runs
+
+SMOOTHED_EPOCHS = 0.5
+"""span of the moving average of the training loss, in epochs"""
+STEP_SIZE = "step_size/"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One number over training.
+
+    Args:
+        x: samples, steps or epochs.
+        y: what it is, with its unit.
+        of_arm: columns mean and standard_error over x; NaN from where a run has blown up.
+        decades: whether it spans decades, and belongs on a log scale.
+        evaluated: the epochs that have a value, where not all have.
+        counts: whether it counts something.
+    """
+
+    x: Literal["samples", "steps", "epochs"]
+    y: str
+    of_arm: dict[Arm, pd.DataFrame]
+    decades: bool = False
+    evaluated: tuple[float, ...] = ()
+    counts: bool = False
+
+
+def half_an_epoch(runs: Runs) -> pd.Series:
+    """Steps over which each run's training loss is smoothed, by run id: half an epoch, whatever its batches' size."""
+    table = runs.table.set_index("run_id")
+    return (SMOOTHED_EPOCHS * (table["steps"] / table["epochs"])).clip(lower=1)
+
+
+def training_loss(runs: Runs) -> Curves:
+    """Moving average of the mini-batch loss against samples processed."""
+    spans = half_an_epoch(runs)
+
+    def smoothed(run_id: str, run: pd.DataFrame) -> pd.Series:
+        return stats.smooth(run.set_index("samples")["train/loss"], spans[run_id])
+
+    return Curves("samples", "training loss", _curves(runs, runs.steps, smoothed), decades=True)
+
+
+def accuracy(runs: Runs) -> Curves:
+    """Validation accuracy in percent after each epoch that was evaluated."""
+    return by_epoch(runs, ACCURACY)
+
+
+def by_epoch(runs: Runs, measure: Measure) -> Curves:
+    """What was logged in the measure's column after each epoch that has it."""
+    lines = runs.epochs.dropna(subset=measure.column)
+    evaluated = () if len(lines) == len(runs.epochs) else tuple(sorted(lines["epoch"].unique()))
+    curves = _curves(runs, lines, lambda _, run: measure.scale * run.set_index("epoch")[measure.column])
+    return Curves("epochs", measure.name, curves, evaluated=evaluated)
+
+
+def trials(runs: Runs) -> Curves:
+    """Trials of the line search: 1 where the first step size that was tried is taken."""
+    return by_step(runs, TRIALS._replace(column="search/trials"))
+
+
+def by_step(runs: Runs, measure: Measure) -> Curves:
+    """Moving average of what was logged in the measure's column at each step."""
+    spans = half_an_epoch(runs)
+
+    def smoothed(run_id: str, run: pd.DataFrame) -> pd.Series:
+        return _of_steps(run, stats.smooth(measure.scale * run[measure.column], spans[run_id]))
+
+    return Curves("steps", measure.name, _curves(runs, runs.steps, smoothed))
+
+
+def components_left(runs: Runs) -> Curves:
+    """Components that have a step size of their own."""
+    curves = _of_step_sizes(runs, lambda sizes: sizes.notna().sum(axis=1))
+    return Curves("steps", "components left", curves, counts=True)
+
+
+def mean_step_size(runs: Runs) -> Curves:
+    """Over all components."""
+    return Curves("steps", "mean step size", _of_step_sizes(runs, lambda sizes: sizes.mean(axis=1)), decades=True)
+
+
+def smallest_step_size(runs: Runs) -> Curves:
+    """Of all components."""
+    return Curves("steps", "smallest step size", _of_step_sizes(runs, lambda sizes: sizes.min(axis=1)), decades=True)
+
+
+def _of_step_sizes(runs: Runs, of: Callable[[pd.DataFrame], pd.Series]) -> dict[Arm, pd.DataFrame]:
+    return _curves(runs, runs.steps, lambda _, run: _of_steps(run, of(_sizes(run))))
+
+
+def _of_steps(run: pd.DataFrame, values: pd.Series) -> pd.Series:
+    return pd.Series(values.to_numpy(dtype=float), run["step"].to_numpy())
+
+
+def _curves(
+    runs: Runs, lines: pd.DataFrame, of_run: Callable[[str, pd.DataFrame], pd.Series]
+) -> dict[Arm, pd.DataFrame]:
+    return {
+        arm: stats.mean_curve(
+            [of_run(str(run_id), run) for run_id, run in of_arm.groupby("run_id", observed=True, sort=False)]
+        )
+        for arm, of_arm in _arms(runs, lines)
+    }
+
+
+def _arms(runs: Runs, lines: pd.DataFrame) -> Iterator[tuple[Arm, pd.DataFrame]]:
+    if not runs.varied:
+        yield runs.arms(runs.by)[0], lines
+        return
+    for key, of_arm in lines.groupby(runs.varied, sort=False, dropna=False, observed=True):
+        yield runs.arm_of(runs.varied, key), of_arm
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """Step sizes of one run by step: a column a component."""
+
+    run_id: str
+    sizes: pd.DataFrame
+
+
+def all_components(runs: Runs) -> StepSizes:
+    """Each component that the run began with, through all merges. The run is the one with the most components at its
+    first step, and of those the first.
+    """
+    first = runs.history.drop_duplicates("run_id").set_index("run_id").filter(like=STEP_SIZE)
+    run_id = str(first.notna().sum(axis=1).idxmax())
+    return StepSizes(run_id, _followed(_named(_of_run(runs, run_id))))
+
+
+def lowest_component(runs: Runs) -> StepSizes:
+    """The one component, of all runs, whose step size falls lowest."""
+    each = runs.steps.groupby("run_id", observed=True, sort=False)
+    run_id = str(each.apply(lambda run: np.nanmin(_sizes(run).to_numpy())).idxmin())
+    sizes = _named(_of_run(runs, run_id))
+    return StepSizes(run_id, sizes[[sizes.min().idxmin()]])
+
+
+def _of_run(runs: Runs, run_id: str) -> pd.DataFrame:
+    steps = runs.steps
+    return _sizes(steps[steps["run_id"] == run_id])
+
+
+def _sizes(steps: pd.DataFrame) -> pd.DataFrame:
+    """Step sizes of one run's steps: a column a component that is there at any time."""
+    return steps.set_index("step").filter(like=STEP_SIZE).dropna(axis="columns", how="all")
+
+
+def _named(sizes: pd.DataFrame) -> pd.DataFrame:
+    return sizes.rename(columns=lambda column: column.removeprefix(STEP_SIZE))
+
+
+def _followed(sizes: pd.DataFrame) -> pd.DataFrame:
+    """Each component that the run began with, under its own name through all merges (`a+b` holds a and b)."""
+    parts = {column: column.split("+") for column in sizes}
+    return pd.DataFrame(
+        {
+            of: sizes[[column for column in sizes if of in parts[column]]].bfill(axis=1).iloc[:, 0]
+            for of in sizes
+            if "+" not in of
+        }
+    )

@@ -1,0 +1,125 @@
+"""One panel: numbers on axes."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from . import words
+from .compare import ACCURACY, Measure
+from .costs import BASELINE, Budget
+from .curves import Curves
+from .looks import Look, Looks, of_candidate
+
+X_NAMES = {"samples": "training samples processed", "steps": "optimizer steps", "epochs": "epochs"}
+
+
+def curves(axes: Axes, shown: Curves, looks: Looks) -> None:
+    """A line an arm, and a band of one standard error around it."""
+    for arm, curve in shown.of_arm.items():
+        look = looks.of_arm[arm]
+        _curve(axes, curve, look if shown.x == "epochs" else Look(look.label, look.style | {"marker": ""}))
+    if shown.decades:
+        log_scale(axes)
+    x_name = X_NAMES[shown.x]
+    if shown.x == "epochs":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if shown.evaluated:
+            x_name += f" (evaluated after {', '.join(f'{epoch:.0f}' for epoch in shown.evaluated)} only)"
+    else:
+        axes.set_xlim(left=0)
+    if shown.x == "samples":
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    if shown.counts:
+        _counts(axes)
+    axes.set(xlabel=x_name, ylabel=shown.y)
+
+
+def _curve(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
+    low, high = curve["mean"] - curve["standard_error"], curve["mean"] + curve["standard_error"]
+    axes.fill_between(curve.index, low, high, color=look.style["color"], alpha=0.15, linewidth=0)
+    axes.plot(curve.index, curve["mean"], label=look.label, **look.style)
+
+
+def _counts(axes: Axes) -> None:
+    for line, width in zip(axes.lines, np.linspace(3.2, 1.0, len(axes.lines)), strict=True):
+        line.set_linewidth(width)  # arms that count alike are seen beneath one another
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def step_sizes(
+    axes: Axes, sizes: pd.DataFrame, colours: Iterable[Any], widths: Iterable[float | None] = itertools.repeat(None)
+) -> None:
+    """Step sizes (log scale) of one run over its steps: a line a component."""
+    for name, colour, width in zip(sizes, colours, widths, strict=False):
+        label = words.component(name)
+        axes.plot(sizes.index, sizes[name], label=label, color=colour, linewidth=width, drawstyle="steps-post")
+    log_scale(axes)
+    axes.set_xlim(left=0)
+    axes.set(xlabel=X_NAMES["steps"], ylabel="step size")
+
+
+def bars(axes: Axes, rows: pd.DataFrame, measure: Measure, looks: Looks) -> None:
+    """A bar an arm: `compare.means` of the measure, with its standard error and its mean as a text."""
+    digits = words.decimals(rows["mean"], measure.digits)
+    arms = rows[looks.by].itertuples(index=False, name=None)
+    for place, (arm, mean, error) in enumerate(zip(arms, rows["mean"], rows["standard_error"], strict=True)):
+        axes.barh(place, mean, xerr=error, color=looks.of_arm[arm].style["color"], height=0.55, capsize=2)
+        edge, text = mean + np.nan_to_num(error), words.number(mean, digits)
+        axes.annotate(text, (edge, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.set_yticks(range(len(rows)), [])
+    axes.set(ylim=(len(rows) - 0.4, -0.6))
+    axes.margins(x=0.18)
+    axes.grid(visible=False, axis="y")
+
+
+def budget(axes: Axes, found: Budget, looks: Looks) -> None:
+    """The best of k learning rates, and each candidate without one: a point at the time of one run, and its level as a
+    dotted line to read the crossing at.
+    """
+    tuned = of_candidate(BASELINE.key)
+    _curve(axes, found.tuned, Look(f"{tuned.label}, best of k rates", tuned.style | {"marker": "o"}))
+    for each in found.untuned:
+        look = of_candidate(each.optimizer)
+        style: dict[str, Any] = look.style | {"marker": "D", "capsize": 2, "linestyle": ""}
+        mean, error = each.accuracy.mean, each.accuracy.standard_error
+        axes.errorbar(each.runs, mean, yerr=error, label=f"{look.label}, untuned", **style)
+        axes.axhline(mean, color=style["color"], linewidth=0.8, linestyle=":")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=f"training time, in runs of {BASELINE.name}", ylabel=ACCURACY.name)
+
+
+def log_scale(axes: Axes) -> None:
+    """Limits from the lines, and from the bands as far as they are near (one may reach below 0); what is 0 is left out.
+
+    Labels in between where there are few decades.
+    """
+    panels = axes.get_shared_y_axes().get_siblings(axes)
+    lines = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for panel in panels for line in panel.lines])
+    positive = lines[lines > 0]
+    if positive.size == 0:
+        return
+    low, high = positive.min(), positive.max()
+    bands = [path.vertices[:, 1] for panel in panels for band in panel.collections for path in band.get_paths()]
+    near = np.concatenate([positive, *bands])
+    near = near[(near > low / 1.5) & (near < high * 1.5)]
+    low, high = near.min(), near.max()
+    room = max((high / low) ** 0.05, 1.02)
+    axes.set_yscale("log", nonpositive="mask")
+    axes.set_ylim(low / room, high * room)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(_power))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _power(value: float, _: int) -> str:
+    if value >= 0.001:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"${'' if mantissa == '1' else mantissa + chr(92) + 'times '}10^{{{int(exponent)}}}$"

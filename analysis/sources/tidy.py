@@ -1,0 +1,120 @@
+"""A stored sweep -> its tidy tables, or an error that names the cell that they would be wrong by."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.compute
+
+from train.candidates import CANDIDATES, reads
+from train.config import OUTSIDE_IDENTITY
+from train.errors import InputError
+
+from ..runs import Runs, Sweep
+from .stored import Cell, StoredSweep, listed, shortened
+
+
+def tidy(sweep: StoredSweep, allow_missing: bool) -> Runs:
+    """The sweep's finished runs.
+
+    Raises:
+        InputError: a cell that has not finished (unless `allow_missing`), whose optimizer is no candidate, whose run
+            has other settings than the sweep says, whose accuracy is no number, or whose history cannot be read or ends
+            before the run did.
+    """
+    varied = sweep.varied
+    for cell in sweep.cells:
+        optimizer = cell.run.config.get("optimizer")
+        if cell.run.config and optimizer not in CANDIDATES:
+            raise InputError(
+                f"cell {cell.name} has optimizer={optimizer}, which is no candidate; allowed: {', '.join(CANDIDATES)}"
+            )
+    cells = sorted(sweep.cells, key=_order(sweep.cells, [*varied, "seed"]))
+    finished = [cell for cell in cells if cell.run.summary is not None]
+    missing = [_with_error(cell) for cell in cells if cell.run.summary is None]
+    if not finished or (missing and not allow_missing):
+        advice = "; run the sweep again, or pass --allow-missing for a partial look" if finished else ""
+        raise InputError(
+            f"{len(missing)} of {len(cells)} cells of the sweep {sweep.name!r} have not finished: "
+            f"{listed(missing)}{advice}"
+        )
+    rows = [_row(cell, sweep) for cell in finished]
+    table = pd.DataFrame(rows)
+    # Settings are labels here: as objects, None stays None and 10 beside "qkv" stays 10.
+    table[varied] = pd.DataFrame({key: pd.Series([row[key] for row in rows], dtype=object) for key in varied})
+    of_sweep = {field.name: getattr(sweep, field.name) for field in dataclasses.fields(Sweep)}
+    history = _history(table, varied, [_lines(cell) for cell in finished])
+    return Runs(**of_sweep, table=table, history=history, missing=missing)
+
+
+def _row(cell: Cell, sweep: StoredSweep) -> dict[str, Any]:
+    summary = dict(cell.run.summary or {})
+    optimizer = cell.run.config["optimizer"]
+    config = cell.run.config | {key: None for key in sweep.varied if not reads(optimizer, key)}
+    expected = {**sweep.fixed, **cell.settings}
+    other = [
+        f"{key}={config.get(key)} instead of {value}"
+        for key, value in expected.items()
+        if key not in OUTSIDE_IDENTITY and reads(optimizer, key) and config.get(key) != value
+    ]
+    if other:
+        raise InputError(f"cell {cell.name} was run with other settings: {listed(other)}; run the sweep again")
+    accuracy = summary.get("eval/accuracy")
+    if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:  # NaN is not in the range either
+        raise InputError(f"cell {cell.name} has accuracy {accuracy} in {cell.run.where}; allowed: 0 to 1")
+    versions = {f"versions/{library}": version for library, version in summary.pop("versions", {}).items()}
+    # Config's `threads` is what was asked for, the summary's what was used: the latter is the one that tells.
+    return {"run_id": cell.run_id} | config | summary | versions
+
+
+def _lines(cell: Cell) -> pyarrow.Table:
+    try:
+        lines = cell.run.history()
+    except (OSError, ValueError) as error:
+        raise InputError(f"cell {cell.name}: {error}") from None
+    steps = (cell.run.summary or {}).get("steps", 0)
+    last = pyarrow.compute.max(lines["step"]).as_py() if "step" in lines.column_names else 0
+    if (last or 0) < steps:  # such as an older copy of the folder that was put over the finished one
+        raise InputError(
+            f"cell {cell.name} finished after {steps} steps, its history in {cell.run.where} ends at step {last or 0}; "
+            "copy the whole folder of the run, or remove it and run the sweep again"
+        )
+    return lines
+
+
+def _history(table: pd.DataFrame, varied: list[str], histories: list[pyarrow.Table]) -> pd.DataFrame:
+    """All lines below one another, each beside its run's id, varied settings and seed."""
+    # The run with most components says in which order they are.
+    of_each = sorted((lines.column_names for lines in histories), key=len, reverse=True)
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(of_each)))
+    lines = pyarrow.concat_tables(histories, promote_options="permissive").select(columns)
+    lines = lines.unify_dictionaries()
+    for place, field in enumerate(lines.schema):
+        if pyarrow.types.is_null(field.type):  # never a value: NaN in a column of numbers, not ten million objects
+            lines = lines.set_column(place, field.name, lines[field.name].cast(pyarrow.float64()))
+    which = np.repeat(np.arange(len(table)), [of_run.num_rows for of_run in histories])
+    settings: dict[str, Any] = {"run_id": pd.Categorical.from_codes(which, table["run_id"].astype(object))}
+    settings |= {key: table[key].to_numpy()[which] for key in (*varied, "seed")}
+    read = lines.to_pandas(split_blocks=True, self_destruct=True)
+    return pd.concat([pd.DataFrame(settings), read], axis=1)
+
+
+def _order(cells: list[Cell], keys: list[str]) -> Callable[[Cell], list[tuple[int, float]]]:
+    """Sort key: within each setting None first, numbers ascending, then texts as they first appear."""
+    values = {key: [cell.settings[key] for cell in cells] for key in keys}
+    texts = {key: list(dict.fromkeys(value for value in values[key] if isinstance(value, str))) for key in keys}
+
+    def rank(key: str, value: Any) -> tuple[int, float]:
+        if value is None:
+            return 0, 0
+        return (2, texts[key].index(value)) if isinstance(value, str) else (1, value)
+
+    return lambda cell: [rank(key, cell.settings[key]) for key in keys]
+
+
+def _with_error(cell: Cell) -> str:
+    return cell.name + (f" [{shortened(cell.run.error)}]" if cell.run.error else "")

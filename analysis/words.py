@@ -1,0 +1,224 @@
+"""Numbers, settings and sweeps as texts. Nothing here computes a statistic."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from train.candidates import CANDIDATES
+
+from . import curves
+from .compare import Differences
+from .runs import UNREAD, Arm, Runs
+from .stats import Estimate
+
+NONE = "–"
+"""a number that there is not"""
+COMMON = {
+    "model": "{}",
+    "data": "{}",
+    "task": "{}",
+    "subset": "{}",
+    "optimizer": "{}",
+    "epochs": "{} epochs",
+    "batch_size": "batch {}",
+    "max_length": "at most {} tokens",
+}
+"""how settings that do not vary are said in the heading"""
+TITLES = {"merge_threshold": "merge threshold", "batch_size": "batch", "learning_rate": "learning rate"}
+"""settings as words, where their names are not"""
+MARKS = {0.001: "***", 0.01: "**", 0.05: "*"}
+"""adjusted p below which a difference has a mark"""
+SIGNIFICANT = 0.05
+
+# -- numbers
+
+
+def number(value: float, digits: int, signed: bool = False) -> str:
+    if math.isnan(value):
+        return NONE
+    value = round(value, digits) + 0.0  # no minus before a zero
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+MOST_DECIMALS = 6
+
+
+def decimals(values: Iterable[float], least: int) -> int:
+    """So many that the smallest of the values keeps two digits, between `least` and 6; a value that would be 0 with
+    six is a rounding error, and has no say.
+    """
+    sizes = [abs(value) for value in values if math.isfinite(value) and round(value, MOST_DECIMALS) != 0]
+    return min(MOST_DECIMALS, max(least, 1 - math.floor(math.log10(min(sizes))))) if sizes else least
+
+
+def p_value(p: float, digits: int = 3) -> str:
+    if math.isnan(p):
+        return NONE
+    least = 10.0**-digits
+    return f"{p:.{digits}f}" if p >= least else f"<{least:.{digits}f}"
+
+
+def equals(p: float) -> str:
+    """A p value as the right side of an equation."""
+    text = p_value(p, 4)
+    return text.replace("<", "< ") if text.startswith("<") else f"= {text}"
+
+
+def mark(p: float) -> str:
+    return next((mark for bound, mark in MARKS.items() if p < bound), "")
+
+
+def mean_error(each: Estimate, digits: int) -> str:
+    """Mean ± standard error, the mean alone of one run; a loss that blew up is said to have."""
+    if each.n == 0:
+        return NONE
+    if not math.isfinite(each.mean):
+        return "not finite"
+    error = "" if math.isnan(each.standard_error) else f" ± {number(each.standard_error, digits)}"
+    return number(each.mean, digits) + error
+
+
+def factor(each: Estimate) -> str:
+    """A geometric mean and its interval."""
+    if each.n == 0:
+        return NONE
+    text = number(each.mean, 2)
+    return text if math.isnan(each.low) else f"{text} ({number(each.low, 2)} to {number(each.high, 2)})"
+
+
+# -- settings
+
+
+def level(value: Any) -> str:
+    """A setting's value as a label; a folder is its last part, and so is a hub id, which says who published it."""
+    if value is None or value != value:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if isinstance(value, str) else str(value)
+
+
+def named(value: Any) -> str:
+    """A setting's value as a label, a candidate as the paper writes it."""
+    text = level(value)
+    return CANDIDATES[text].name if text in CANDIDATES else text
+
+
+def arm(values: Arm) -> str:
+    """Its settings' values, without those that its optimizer does not read."""
+    return ", ".join(named(value) for value in values if value != UNREAD) or UNREAD
+
+
+def title(by: Sequence[str]) -> str:
+    """Settings by name; the optimizer needs none where it is alone."""
+    return ", ".join(TITLES.get(name, name) for name in by if list(by) != ["optimizer"])
+
+
+# -- sweeps
+
+
+def heading(runs: Runs, timed: bool = True) -> str:
+    """What was run, so that a reader knows what was left out against the paper; and on what, where that was timed."""
+    text = f"Sweep {runs.name}, profile {runs.profile}: {setting(runs)}, {seeds(runs)}."
+    machines = runs.table[["device", "threads"]].drop_duplicates().itertuples(index=False)
+    where = (
+        f"{threads} CPU thread{'s' * (threads > 1)}" if device == "cpu" else device for device, threads in machines
+    )
+    text += " Mean ± standard error over seeds"
+    text += f"; seconds on {' or '.join(dict.fromkeys(where))}." if timed else "."
+    if runs.missing:
+        cells = len(runs.missing) + len(runs.table)
+        text += f" PARTIAL, {len(runs.missing)} of {cells} cells have not finished: {', '.join(runs.missing)}."
+    return text
+
+
+def setting(runs: Runs) -> str:
+    """What all runs have in common: model, data, sizes."""
+    parts = [form.format(named(runs.fixed[key])) for key, form in COMMON.items() if key in runs.fixed]
+    parts = ["1 epoch" if part == "1 epochs" else part for part in parts]
+    rows = dict.fromkeys(f"{rows:,}" for rows in runs.table["samples"] // runs.table["epochs"])
+    first = runs.fixed.get("eval_rows")
+    held_out = "all validation rows" if first is None else f"{first:,} validation rows drawn at random"
+    return ", ".join([*parts, f"{' or '.join(rows)} training rows", held_out])
+
+
+def seeds(runs: Runs) -> str:
+    """Their number, a range where it differs among the arms, and which they are."""
+    of_an_arm = runs.table.groupby(runs.by, dropna=False)["seed"].nunique()
+    low, high = of_an_arm.min(), of_an_arm.max()
+    names = sorted(runs.table["seed"].unique())
+    consecutive = len(names) > 2 and names[-1] - names[0] == len(names) - 1
+    which = f"{names[0]} to {names[-1]}" if consecutive else ", ".join(map(str, names))
+    return f"{low if low == high else f'{low} to {high}'} seed{'s' if high > 1 else ''} ({which})"
+
+
+def smoothing(runs: Runs) -> str:
+    """Of a curve of every step."""
+    spans = curves.half_an_epoch(runs)
+    low, high = spans.min(), spans.max()
+    span = f"{low:.0f} steps" if low == high else f"{low:.0f} to {high:.0f} steps, half an epoch"
+    return f"exponential moving average, span {span}"
+
+
+def caption(runs: Runs, lines: Sequence[str], what: str, drawn: str = "bands") -> str:
+    """What a figure shows, of which runs.
+
+    Args:
+        lines: the settings whose values are its lines.
+        drawn: how the standard errors are.
+    """
+    panels = [key for key in runs.varied if key not in lines]
+    one = runs.table.groupby([*panels, *lines] or ["optimizer"], dropna=False).size().max() == 1
+    text = what
+    text += ", one run a line: no standard error" if one else f", mean over seeds; {drawn}: ± one standard error"
+    text += f". {_of_sweep(runs)}; n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{seeds(runs)}."
+    diverged = int(runs.table["diverged"].sum())
+    if diverged:
+        text += f" {diverged} of {len(runs.table)} runs diverged."
+    if runs.missing:
+        text += f" PARTIAL: {len(runs.missing)} of {len(runs.missing) + len(runs.table)} cells are missing."
+    return text
+
+
+def caption_of_run(runs: Runs, run_id: str, what: str) -> str:
+    """What a figure shows of a single run."""
+    row = runs.table.set_index("run_id").loc[run_id]
+    which = ", ".join(f"{TITLES.get(key, key)} {named(row[key])}" for key in [*runs.varied, "seed"])
+    return f"{what} of one run ({which}). {_of_sweep(runs)}."
+
+
+def component(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _of_sweep(runs: Runs) -> str:
+    return f"Sweep {runs.name}, profile {runs.profile}: {setting(runs)}"
+
+
+# -- what the tests say
+
+
+def difference_digits(tested: Differences) -> int:
+    """The decimals of the differences: as many as their intervals' widths need."""
+    widths = (tested.rows["high"] - tested.rows["low"]).loc[lambda width: width > 0]
+    return decimals(widths if len(widths) else tested.rows["difference"], tested.measure.digits)
+
+
+def verdict(tested: Differences) -> str:
+    """What the paired tests say, in a sentence: which arms differ after Holm, and what the study could have seen."""
+    rows, digits, name = tested.rows, difference_digits(tested), tested.measure.name
+    if all(round(difference, digits) == 0 for difference in rows["difference"]):
+        return f"**{name}**: all arms have the same results as the first one, to the digits shown."
+    if rows["holm"].isna().all():
+        return f"**{name}**: these runs allow no test."
+    arms = rows.loc[rows["holm"] < SIGNIFICANT, tested.settings].itertuples(index=False, name=None)
+    differ = sorted(set(map(arm, arms)))
+    said = (
+        f"differ from the first arm: {'; '.join(differ)}" if differ else "no arm differs from the first beyond chance"
+    )
+    text = f"**{name}**: {said} (paired t-test, Holm at {100 * SIGNIFICANT:g} %)."
+    seen = number(rows["detectable"].iloc[0], digits)
+    if seen != NONE:
+        text += f" With these seeds the first comparison could probably see a difference of {seen}."
+    return text

@@ -1,0 +1,43 @@
+"""What analysis/ takes from elsewhere, and what its rooms take from one another."""
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import analysis
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {"analysis.ablations"}  # the notebook's script, which runs when it is imported
+MODULES = {module.name for module in pkgutil.walk_packages(analysis.__path__, "analysis.")} - SCRIPTS
+
+
+def imported_by(*names: str) -> set[str]:
+    """The modules that a new process has after importing these."""
+    code = f"import sys, {', '.join(names)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_all_of_analysis_takes_the_ground_floor_of_train_alone_and_no_torch():
+    there = imported_by(*MODULES)
+    assert there >= MODULES
+    assert not there & {"torch", "transformers", "datasets", "optim", "sweeps"}
+    ground_floor = {"config", "tasks", "folder", "candidates", "errors", "arguments"}
+    assert {name for name in there if name.startswith("train.")} <= {f"train.{name}" for name in ground_floor}
+
+
+def test_numbers_know_nothing_of_words_and_pictures():
+    there = imported_by("analysis.compare", "analysis.curves", "analysis.costs")
+    assert not there & {"matplotlib", "jinja2"}
+    rooms = {name.removeprefix("analysis.") for name in there if name.startswith("analysis.")}
+    assert {name for name in rooms if not name.startswith("sources")} == {"compare", "costs", "curves", "runs", "stats"}
+
+
+def test_no_module_of_analysis_spells_a_candidate_or_a_task():
+    from train.candidates import CANDIDATES
+    from train.tasks import TASKS
+
+    for path in (ROOT / "analysis").rglob("*.py"):
+        text = path.read_text(encoding="utf-8").replace('"--project", default="plasls"', "")
+        assert not [name for name in (*CANDIDATES, *TASKS) if f'"{name}"' in text], path
