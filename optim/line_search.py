@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .armijo import Armijo, Criterion
-from .evaluation import Alone, Closure, Evaluation, Evaluator
+from .evaluation import Alone, Closure, Evaluation, Evaluator, leave
 from .merging import Group, merge_smallest, regrouped
 from .points import Direction, TrialPoints, last_gradients
 from .search import Found, Rule, Search, search, search_jointly
@@ -188,6 +188,7 @@ class LineSearch(torch.optim.Optimizer):
         self._start_together()
         self.evaluator.ranks.average_gradients(self._parameters())
         self._move(frozen=[])
+        leave(self._parameters())
 
     def _move(self, frozen: Sequence[Group]) -> None:
         """The host's own step; a frozen group's moments are updated, its weights stay, bit for bit."""

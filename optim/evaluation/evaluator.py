@@ -86,6 +86,7 @@ class Evaluator:
                 yield Evaluation(loss, self.ranks, evaluate_with_gradient, reevaluate)
             finally:
                 torch.clear_autocast_cache()  # of an autocast around the step: it holds the weights of a trial point
+                loss.leave_gradients()
 
     def _suffix(self, closures: Sequence[Closure], alone: Alone, devices: set[torch.device]) -> Suffix | None:
         """Of modules that a step before has run, uncompiled."""

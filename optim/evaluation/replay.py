@@ -31,6 +31,12 @@ class Modules:
     compiled: bool = False
     autocast: torch.dtype | None = None  # in which they ran, None: no autocast
 
+    def parameters_but(self, own: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Those of the modules that the closures run and others move."""
+        known = set(own)
+        of_all = (p for module in self.ran for p in module._parameters.values())
+        return [p for p in dict.fromkeys(of_all) if p is not None and p not in known]
+
 
 class Randomness:
     """The random states that a closure may use: torch's CPU and accelerator generators, Python's, NumPy's.
