@@ -1,10 +1,13 @@
 """What a closure may do: whatever it is, each trial is this step's loss at the trial's weights, or a word is said."""
 
+import functools
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
+from optim.compiled import is_available
 from tests.small import batches, by_layer, weights
 
 
@@ -136,3 +139,68 @@ def test_gradients_of_another_optimizer_are_those_of_the_unmoved_point(make, cle
         assert optimizer.search.trials
         assert torch.allclose(head.weight.grad, right)
         other.step()
+
+
+# -- the same objective ---------------------------------------------------------------------------------------
+
+
+def ridge(make, decay, start):
+    """f(w) = 1/2 mean (A w - b)^2, of which the step's closure knows nothing of decay/2 |w|^2."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(99, 8, generator=generator, dtype=torch.float64)
+    target = rows.sum(1) + 0.1 * torch.randn(99, generator=generator, dtype=torch.float64)
+    solution = torch.linalg.solve(rows.T @ rows / 99 + decay * torch.eye(8).double(), rows.T @ target / 99)
+    least_squares = torch.linalg.lstsq(rows, target[:, None]).solution[:, 0]
+    weight = torch.nn.Parameter(torch.zeros(8).double() if start == "zero" else least_squares)
+    return make([weight], weight_decay=decay), weight, solution, lambda: 0.5 * (rows @ weight - target).square().mean()
+
+
+@pytest.mark.parametrize("start", ["zero", "least squares"])
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [
+        (SGDSLS, 300),
+        (functools.partial(AdamSLS, compiled=False), 3000),
+        (functools.partial(AdamSLS, compiled=None), 3000),
+    ],
+    ids=["SGDSLS", "AdamSLS", "AdamSLS compiled"],
+)
+def test_ridge_regression_by_weight_decay_reaches_its_solution(make, steps, start):
+    optimizer, weight, solution, closure = ridge(make, 0.5, start)
+    for _ in range(steps):
+        optimizer.step(closure)
+    assert float((weight - solution).detach().norm() / solution.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("make", [SGDSLS, AdamSLS, PLASLS])
+def test_the_value_and_slope_of_a_step_with_weight_decay_are_those_of_the_penalised_loss(make, compiled):
+    own = {} if make is SGDSLS else {"compiled": compiled}
+    if compiled and (make is SGDSLS or not is_available()):
+        pytest.skip("there is no C code for it")
+    decays = {"0": 0.3, "2": 0.05}
+
+    def run(inside):
+        model = network().double()
+        settings = [{"weight_decay": 0.0 if inside else decays[group["name"]]} for group in split(model, by_layer)]
+        groups = [group | own for group, own in zip(split(model, by_layer), settings, strict=True)]
+        optimizer = make(groups, **own)
+        found = []
+        for x, y in batches(12):
+
+            def closure(x=x, y=y):
+                loss = cross_entropy(model(x.double()), y)
+                return loss + penalty() if inside else loss
+
+            def penalty():
+                return sum(decays[name[0]] / 2 * p.square().sum() for name, p in model.named_parameters())
+
+            optimizer.step(closure)
+            search = optimizer.search
+            found.append((search.trials, search.slope, search.base - search.trial, search.accepted))
+        return found, weights(model)
+
+    (found, ends), (expected, theirs) = run(False), run(True)
+    for ours, reference in zip(found, expected, strict=True):
+        assert ours == pytest.approx(reference, rel=1e-6, abs=1e-12)
+    assert torch.allclose(ends, theirs, rtol=1e-7)
