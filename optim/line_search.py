@@ -135,6 +135,7 @@ class LineSearch(torch.optim.Optimizer):
             evaluate=f.reevaluate,
             mean=self.evaluator.ranks.means,
             memory=memory,
+            still=[p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]],
         ) as line:
             searched = turn.moving if all(map(math.isfinite, line.slopes)) else ()
             if not self._is_finite(f, known=searched):

@@ -87,6 +87,7 @@ class TrialPoints:
         evaluate: f at the weights that the parameters hold.
         mean: over all ranks, of a tensor of numbers.
         memory: what the trial point of a parameter may be written into (see `last_gradients`).
+        still: parameters of other groups, which do not move.
 
     Attributes:
         slopes: <g, d> for each group, with a coupled weight decay <g + lambda w, d>.
@@ -106,12 +107,14 @@ class TrialPoints:
         evaluate: Callable[[], float],
         mean: Callable[[Tensor], Tensor],
         memory: Mapping[Tensor, Tensor],
+        still: Iterable[Tensor] = (),
     ) -> None:
         self.base, self.tolerance = base, tolerance
         self._direction, self._groups, self._states, self._sizes = direction, groups, states, list(sizes)
         self._evaluate, self._mean, self._memory = evaluate, mean, memory
         self._decays = [coupled_decay(group) for group in groups]
         self._points: list[list[Point]] = []
+        self._still = [(parameter, parameter.detach()) for parameter in still]
         self._scratch = Scratch()
 
     def __enter__(self) -> "TrialPoints":
@@ -119,13 +122,13 @@ class TrialPoints:
             self._points = [
                 [Point(p, self._memory.get(p)) for p in group["params"] if p.grad is not None] for group in self._groups
             ]
+            unmoved = (p for group in self._groups for p in group["params"] if p.grad is None)
+            self._still += [(parameter, parameter.detach()) for parameter in unmoved]
             device = self._groups[0]["params"][0].device
             # One gather for all slopes: with several ranks each one is a message.
             dots = torch.stack([of_group.to(device) for of_group in self._place(self._sizes)])
             gd, self._wd, self._dd = self._mean(dots).T.tolist()
             self.slopes = [slope + decay * wd for slope, decay, wd in zip(gd, self._decays, self._wd, strict=True)]
-            for point in chain.from_iterable(self._points):
-                point.show()
         except BaseException:
             self.__exit__()
             raise
@@ -136,6 +139,10 @@ class TrialPoints:
         if list(sizes) != self._sizes:
             self._place(sizes)
             self._sizes = list(sizes)
+        for point in chain.from_iterable(self._points):  # also where the closure has given a parameter other data
+            point.show()
+        for parameter, held in self._still:
+            _give(parameter, held)
         terms = zip(self._decays, sizes, self._wd, self._dd, strict=True)
         return self._evaluate() + sum(decay * size * (wd + size / 2 * dd) for decay, size, wd, dd in terms)
 
@@ -166,6 +173,8 @@ class TrialPoints:
     def __exit__(self, *exception: object) -> None:
         for point in chain.from_iterable(self._points):
             point.hide()
+        for parameter, held in self._still:
+            _give(parameter, held)
 
 
 class Scratch:
@@ -204,13 +213,17 @@ class Point:
         return self.parameter.grad
 
     def show(self) -> None:
-        self.parameter.data = self.trial
+        _give(self.parameter, self.trial)
 
     def hide(self) -> None:
         if self.shared:
             self.trial.copy_(self.unmoved)
-        else:
-            self.parameter.data = self.unmoved
+        _give(self.parameter, self.trial if self.shared else self.unmoved)
+
+
+def _give(parameter: Tensor, data: Tensor) -> None:
+    if parameter.data_ptr() != data.data_ptr() or not data.numel():
+        parameter.data = data
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What a closure may do: whatever it is, each trial is this step's loss at the trial's weights, or a word is said."""
 
 import functools
+import warnings
 
 import pytest
 import torch
@@ -204,3 +205,133 @@ def test_the_value_and_slope_of_a_step_with_weight_decay_are_those_of_the_penali
     for ours, reference in zip(found, expected, strict=True):
         assert ours == pytest.approx(reference, rel=1e-6, abs=1e-12)
     assert torch.allclose(ends, theirs, rtol=1e-7)
+
+
+# -- the same weights -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("joint", ["always", "never"])
+@pytest.mark.parametrize("view", [False, True])
+def test_each_trial_sees_its_own_weights_whatever_the_closure_assigns(joint, view):
+    """Trials against the same weights in a model of their own, without an optimizer."""
+    model, twin = network().double(), network().double()
+    optimizer = PLASLS(split(model, by_layer), joint=joint, first_steps=2, suffix=False)
+    views = [p.detach() for p in model.parameters()] if view else []
+    identities = [id(p) for p in model.parameters()]
+    seen = []
+
+    def closure(x, y):
+        given = weights(model)
+        for p in model.parameters():
+            p.data = p.data * 0.9
+        loss = cross_entropy(model(x.double()), y)
+        seen.append((given, loss.item()))
+        return loss
+
+    for x, y in batches(8):
+        seen.clear()
+        optimizer.step(lambda x=x, y=y: closure(x, y))
+        moved = [given for given, _ in seen[1:]]
+        assert len({tuple(given.tolist()) for given in moved}) == len(moved) or optimizer.search.trials == 0
+        for given, loss in seen:
+            torch.nn.utils.vector_to_parameters(given * 0.9, twin.parameters())
+            with torch.no_grad():
+                assert float(cross_entropy(twin(x.double()), y)) == pytest.approx(loss, rel=1e-12)
+        base = seen[0][0] * 0.9
+        for given in moved:  # what does not move in a trial is as the first evaluation has left it
+            away = (given - base).abs() > 1e-15
+            assert away.any()
+            if joint == "never" and optimizer.search.component == "0":
+                assert not away[-51:].any()
+    assert [id(p) for p in model.parameters()] == identities
+    assert len(views) in (0, 4)
+
+
+# -- the same state -------------------------------------------------------------------------------------------
+
+
+class Seen(torch.nn.Module):
+    """Its method is called, not itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = network()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("queue", torch.zeros(0))
+        self.register_buffer("mean", None)
+
+    def loss(self, x, y):
+        self.calls += 1
+        self.queue = torch.cat([self.queue, x.detach().mean()[None]])
+        self.mean = x.mean() if self.mean is None else 0.5 * (self.mean + x.mean())
+        return cross_entropy(self.linear(x), y) + 0.01 * len(self.queue)
+
+
+class Holder:
+    def __init__(self, model):
+        self.model = model
+
+    def loss(self, x, y):
+        return self.model.loss(x, y)
+
+
+@every_optimizer
+@pytest.mark.parametrize("through", ["method", "object", "partial", "list"])
+def test_buffers_of_a_module_whose_method_is_called_end_as_after_one_forward(make, through):
+    model = Seen()
+    optimizer = make(model)
+    holder, several = Holder(model), [model]
+    call = {
+        "method": model.loss,
+        "object": holder.loss,
+        "partial": functools.partial(Seen.loss, model),
+        "list": lambda x, y: several[0].loss(x, y),
+    }[through]
+    mean = None
+    for k, (x, y) in enumerate(batches(6)):
+        optimizer.step(lambda x=x, y=y: call(x, y))
+        mean = x.mean() if mean is None else 0.5 * (mean + x.mean())
+        assert optimizer.search.trials
+        assert optimizer.search.accepted
+        assert (float(model.calls), model.queue.shape) == (k + 1, (k + 1,))
+        assert torch.equal(model.mean, mean)
+
+
+@every_optimizer
+@pytest.mark.parametrize("by", ["no_grad", "data"])
+def test_a_teacher_that_the_closure_updates_ends_as_after_one_update(make, by):
+    model, teacher, alone = network(), network(), network()
+    teacher.requires_grad_(False)
+    optimizer = make(model)
+
+    def update(teacher):
+        for p, q in zip(teacher.parameters(), model.parameters(), strict=True):
+            if by == "data":
+                p.data.mul_(0.9).add_(q.data + 0.1, alpha=0.1)
+            else:
+                with torch.no_grad():
+                    p.mul_(0.9).add_(q + 0.1, alpha=0.1)
+
+    def closure(x):
+        update(teacher)
+        return (model(x) - teacher(x) - 1).square().mean()
+
+    for x, _ in batches(6):
+        update(alone)
+        optimizer.step(lambda x=x: closure(x))
+        assert optimizer.search.trials
+        assert torch.equal(weights(teacher), weights(alone))
+
+
+@every_optimizer
+def test_a_scripted_models_statistics_are_updated_once_a_step(make):
+    plain = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit
+        model = torch.jit.script(plain)
+    optimizer = make(model)
+    for k, (x, y) in enumerate(batches(4)):
+        optimizer.step(loss_of(model, x, y))
+        assert optimizer.search.trials
+        (count,) = [int(buffer) for name, buffer in model.named_buffers() if "num_batches" in name]
+        assert count == k + 1

@@ -66,7 +66,8 @@ class Evaluator:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         devices = {parameter.device for parameter in parameters}
         suffix = self._suffix(closures, alone, devices) if alone else None
-        with Replay(devices, self._modules) as replay:
+        looks = self._modules is None
+        with Replay(devices, self._modules, closures, parameters, looks) as replay:
             loss = MiniBatchLoss(
                 list(suffix.closures) if suffix else closures,
                 parameters,
