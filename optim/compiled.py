@@ -36,8 +36,9 @@ def place(
         size: eta.
 
     Returns:
-        <g, d> of those that were written, in float64, a number for each data type; and the points that were not: those
-        that are not in main memory, or not in one piece, or of other data types, or that Adam has not moved before.
+        <g, d>, <w, d> and |d|^2 of those that were written (the last two are 0 without a coupled decay), in float64,
+        shape [3], for each data type; and the points that were not: those that are not in main memory, or not in one
+        piece, or of other data types, or that Adam has not moved before.
     """
     taken: dict[torch.dtype, list[Point]] = {}
     left = []
@@ -87,8 +88,9 @@ def _place(group: Group, points: Sequence[Point], states: Sequence[State], size:
     threads = min(torch.get_num_threads(), 1 + total // SHARE)
     bounds = [ctypes.c_int64(total * k // threads) for k in range(threads + 1)]
     run = map if threads == 1 else _pool(threads, os.getpid()).map
-    slopes = run(lambda start, stop: function(start, stop, *arguments), bounds[:-1], bounds[1:])
-    return torch.tensor(sum(slopes), dtype=torch.float64)
+    dots = [(ctypes.c_double * 3)() for _ in range(threads)]
+    list(run(lambda start, stop, sums: function(start, stop, sums, *arguments), bounds[:-1], bounds[1:], dots))
+    return torch.tensor([sum(column) for column in zip(*dots, strict=True)], dtype=torch.float64)
 
 
 def _array(kind: Any, values: Sequence[float]) -> Any:
@@ -140,7 +142,7 @@ def _build(command: list[str]) -> ctypes.CDLL:
         )
         built = ctypes.CDLL(target)
     for name in FUNCTIONS.values():
-        getattr(built, name).restype = ctypes.c_double
+        getattr(built, name).restype = None
     return built
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .armijo import Armijo, Criterion, Smoothed
-from .evaluation import Alone, Closure, Evaluation, Evaluator
+from .evaluation import Alone, Closure, Evaluation, Evaluator, leave
 from .merging import Group, merge_smallest, regrouped
 from .points import Direction, TrialPoints, last_gradients
 from .search import Found, Rule, Search, search, search_jointly, tangent_zero
@@ -144,6 +144,7 @@ class LineSearch(torch.optim.Optimizer):
             evaluate=f.reevaluate,
             mean=self.evaluator.ranks.means,
             memory=memory,
+            still=[p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]],
         ) as line:
             searched = turn.moving if all(map(math.isfinite, line.slopes)) else ()
             if not self._is_finite(f, known=searched):
@@ -219,6 +220,7 @@ class LineSearch(torch.optim.Optimizer):
         self._start_together()
         self.evaluator.ranks.average_gradients(self._parameters())
         self._move(frozen=[])
+        leave(self._parameters())
 
     def _move(self, frozen: Sequence[Group]) -> None:
         """The host's own step; a frozen group's moments are updated, its weights stay, bit for bit."""

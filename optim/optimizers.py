@@ -63,6 +63,10 @@ class AdamSLS(LineSearch, torch.optim.Adam):
     where m and v are Adam's moments, with this step's gradient in them, and the hats their bias corrections. The search
     tests d, Adam's direction without momentum; the move takes the direction with momentum.
 
+    With weight_decay lambda the objective is f + lambda/2 |w|^2, in d, value and slope alike. A decoupled one is no
+    gradient of any function that could be tested instead: then d - lambda w is tested on f itself, so that a step is
+    accepted only where f falls although the weights are drawn to 0.
+
     The other arguments are torch.optim.Adam's own (betas, eps, fused, ...), without lr; `LineSearch` says what holds
     for all optimizers here.
 

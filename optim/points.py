@@ -1,4 +1,4 @@
-"""Trial points w + eta d in w's place, and the slopes <g, d>."""
+"""Trial points w + eta d in w's place, the slopes <g, d>, and what a weight decay adds to both."""
 
 import math
 import sys
@@ -59,15 +59,24 @@ class Direction(Protocol):
             size: eta.
 
         Returns:
-            The terms of the slope <g, d> of those that were written, and the points that were not.
+            <g, d>, <w, d> and |d|^2 of those that were written, in terms of shape [3], the last two wanted only for
+            a coupled weight decay; and the points that were not written.
         """
 
 
 class TrialPoints:
-    """The line of one step's search: while it is open the parameters hold trial points, afterwards the unmoved weights.
+    r"""The line of one step's search: while it is open the parameters hold trial points, afterwards the old weights.
 
     The trial point is the one copy of the weights that is held: d is made anew for each point, a chunk at a time. While
     trials are evaluated, it is what the parameters hold; on leaving, these are the unmoved ones, bit for bit.
+
+    With a coupled weight decay lambda the host minimises f + lambda/2 |w|^2, so that is what is tested. Along the line
+    its change is known in closed form, without a difference of large numbers,
+
+    .. math:: \frac\lambda2 |w + \eta d|^2 - \frac\lambda2 |w|^2
+        = \lambda \Big(\eta \langle w, d\rangle + \frac{\eta^2}2 |d|^2\Big)
+
+    which each trial's value has in it; `base` stays f(w), and the slope is that of the sum.
 
     Args:
         direction: d.
@@ -79,9 +88,10 @@ class TrialPoints:
         evaluate: f at the weights that the parameters hold.
         mean: over all ranks, of a tensor of numbers.
         memory: what the trial point of a parameter may be written into (see `last_gradients`).
+        still: parameters of other groups, which do not move.
 
     Attributes:
-        slopes: <g, d> for each group.
+        slopes: <g, d> for each group, with a coupled weight decay <g + lambda w, d>.
     """
 
     slopes: list[float]
@@ -98,11 +108,14 @@ class TrialPoints:
         evaluate: Callable[[], float],
         mean: Callable[[Tensor], Tensor],
         memory: Mapping[Tensor, Tensor],
+        still: Iterable[Tensor] = (),
     ) -> None:
         self.base, self.tolerance = base, tolerance
         self._direction, self._groups, self._states, self._sizes = direction, groups, states, list(sizes)
         self._evaluate, self._mean, self._memory = evaluate, mean, memory
+        self._decays = [coupled_decay(group) for group in groups]
         self._points: list[list[Point]] = []
+        self._still = [(parameter, parameter.detach()) for parameter in still]
         self._scratch = Scratch()
 
     def __enter__(self) -> "TrialPoints":
@@ -110,23 +123,29 @@ class TrialPoints:
             self._points = [
                 [Point(p, self._memory.get(p)) for p in group["params"] if p.grad is not None] for group in self._groups
             ]
+            unmoved = (p for group in self._groups for p in group["params"] if p.grad is None)
+            self._still += [(parameter, parameter.detach()) for parameter in unmoved]
             device = self._groups[0]["params"][0].device
             # One gather for all slopes: with several ranks each one is a message.
-            slopes = torch.stack([slope.to(device) for slope in self._place(self._sizes)])
-            self.slopes = self._mean(slopes).tolist()
-            for point in chain.from_iterable(self._points):
-                point.show()
+            dots = torch.stack([of_group.to(device) for of_group in self._place(self._sizes)])
+            gd, self._wd, self._dd = self._mean(dots).T.tolist()
+            self.slopes = [slope + decay * wd for slope, decay, wd in zip(gd, self._decays, self._wd, strict=True)]
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def value(self, sizes: Sequence[float]) -> float:
-        """f at the trial point where each group has moved by its step size."""
+        """f at the trial point where each group has moved by its step size, plus the change of the decay's term."""
         if list(sizes) != self._sizes:
             self._place(sizes)
             self._sizes = list(sizes)
-        return self._evaluate()
+        for point in chain.from_iterable(self._points):  # also where the closure has given a parameter other data
+            point.show()
+        for parameter, held in self._still:
+            _give(parameter, held)
+        terms = zip(self._decays, sizes, self._wd, self._dd, strict=True)
+        return self._evaluate() + sum(decay * size * (wd + size / 2 * dd) for decay, size, wd, dd in terms)
 
     def change_by_rounding(self) -> float:
         """|f(w') - f(w)| at a point w' = w + eta d that differs from w by about a rounding error of the weights."""
@@ -143,26 +162,30 @@ class TrialPoints:
         return sum(size * slope for size, slope in zip(sizes, self.slopes, strict=True))
 
     def _place(self, sizes: Sequence[float]) -> list[Tensor]:
-        """Write the trial point w + eta d; returns <g, d> for each group."""
+        """Write the trial point w + eta d; returns <g, d>, <w, d>, |d|^2 for each group."""
         return [
             self._place_group(group, points, size)
             for group, points, size in zip(self._groups, self._points, sizes, strict=True)
         ]
 
     def _place_group(self, group: Group, points: list["Point"], size: float) -> Tensor:
-        dots, left = self._direction.place(group, points, self._states, size)
+        written, left = self._direction.place(group, points, self._states, size)
+        dots: list[list[Tensor]] = [[term[j] for term in written] for j in range(3)]
+        decays = coupled_decay(group) != 0
         for chunk in _chunks(left, self._states):
             directions = self._direction.of(group, chunk.unmoved, chunk.gradients, chunk.states, self._scratch)
             chunk.place(directions, size)
-            dots += [_dot(g, d) for g, d in zip(chunk.gradients, directions, strict=True)]
-        if not dots:
-            return torch.zeros((), dtype=torch.float64)
-        device = dots[0].device
-        return torch.stack([dot.to(device, torch.float64) for dot in dots]).sum()
+            for of_all, vectors in zip(dots, (chunk.gradients, chunk.unmoved, directions), strict=True):
+                if decays or of_all is dots[0]:
+                    of_all += [_dot(one, d) for one, d in zip(vectors, directions, strict=True)]
+        sums = [_sum(of_all) for of_all in dots]
+        return torch.stack([each.to(sums[0].device) for each in sums])
 
     def __exit__(self, *exception: object) -> None:
         for point in chain.from_iterable(self._points):
             point.hide()
+        for parameter, held in self._still:
+            _give(parameter, held)
 
 
 class Scratch:
@@ -201,13 +224,17 @@ class Point:
         return self.parameter.grad
 
     def show(self) -> None:
-        self.parameter.data = self.trial
+        _give(self.parameter, self.trial)
 
     def hide(self) -> None:
         if self.shared:
             self.trial.copy_(self.unmoved)
-        else:
-            self.parameter.data = self.unmoved
+        _give(self.parameter, self.trial if self.shared else self.unmoved)
+
+
+def _give(parameter: Tensor, data: Tensor) -> None:
+    if parameter.data_ptr() != data.data_ptr() or not data.numel():
+        parameter.data = data
 
 
 @dataclass
@@ -347,7 +374,19 @@ def _is_shared(tensor: Tensor) -> bool:
     return holders > ours or storage.nbytes() != tensor.numel() * tensor.element_size()
 
 
-def _dot(gradient: Tensor, direction: Tensor) -> Tensor:
-    if gradient.dtype in _HALF:  # a sum of many terms needs more digits
-        gradient, direction = gradient.float(), direction.float()
-    return torch.dot(gradient.flatten(), direction.flatten())
+def coupled_decay(group: Group) -> float:
+    """lambda, where the host adds lambda w to the gradient; 0 where it decays weights by themselves, or not at all."""
+    return 0.0 if group.get("decoupled_weight_decay", False) else float(group.get("weight_decay", 0.0))
+
+
+def _sum(dots: Sequence[Tensor]) -> Tensor:
+    if not dots:
+        return torch.zeros((), dtype=torch.float64)
+    device = dots[0].device
+    return torch.stack([dot.to(device, torch.float64) for dot in dots]).sum()
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    if one.dtype in _HALF:  # a sum of many terms needs more digits
+        one, other = one.float(), other.float()
+    return torch.dot(one.flatten(), other.flatten())

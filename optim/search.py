@@ -108,7 +108,8 @@ class Search:
         after: its step size after the step; equal to `before` where the search failed.
         trials: evaluations of the loss beside the one at w_k.
         base: loss at w_k.
-        trial: loss at the last trial point, NaN where there was none.
+        trial: loss at the last trial point, NaN where there was none; with a coupled weight decay lambda, and the
+            change of lambda/2 |w|^2 from w_k.
         slope: <g, d> per unit of step size, summed over what was searched.
         tolerance: how much of a change of the loss was taken for rounding.
         accepted: whether a step size was accepted; if not, what was searched did not move.

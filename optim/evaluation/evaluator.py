@@ -66,7 +66,8 @@ class Evaluator:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         devices = {parameter.device for parameter in parameters}
         suffix = self._suffix(closures, alone, devices) if alone else None
-        with Replay(devices, self._modules) as replay:
+        looks = self._modules is None
+        with Replay(devices, self._modules, closures, parameters, looks) as replay:
             loss = MiniBatchLoss(
                 list(suffix.closures) if suffix else closures,
                 parameters,
@@ -86,6 +87,7 @@ class Evaluator:
                 yield Evaluation(loss, self.ranks, evaluate_with_gradient, reevaluate)
             finally:
                 torch.clear_autocast_cache()  # of an autocast around the step: it holds the weights of a trial point
+                loss.leave_gradients()
 
     def _suffix(self, closures: Sequence[Closure], alone: Alone, devices: set[torch.device]) -> Suffix | None:
         """Of modules that a step before has run, uncompiled."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .gradients import Accumulated, leave, set_aside
 from .ranks import Ranks
 from .replay import Replay
 
@@ -54,8 +55,10 @@ class MiniBatchLoss:
     ) -> None:
         self._closures, self._parameters = closures, parameters
         self._replay, self._ranks, self._counts, self._grad_scaler = replay, ranks, counts, grad_scaler
+        self._accumulated = Accumulated(parameters)
         self._losses: list[Tensor] = []
         self._backward_inside = False
+        self._with_gradients: list[Tensor] = list(parameters)  # also of modules that others move, once they have run
 
     # -- f(w_k) and its gradient --------------------------------------------------------------------------
 
@@ -66,6 +69,7 @@ class MiniBatchLoss:
             RuntimeError: a closure's loss has no graph or is no loss; several closures, one of which calls backward.
         """
         self._replay.first(self._forward_backward)
+        self._with_gradients += self._replay.modules.parameters_but(self._parameters)
         means = [losses.mean() for losses in self._losses]
         self.value = means[0] if len(means) == 1 else torch.stack(means).mean()
         self.base = self._ranks.mean(lambda: _mean(self._losses))
@@ -84,10 +88,14 @@ class MiniBatchLoss:
         self._counts["backwards"] += len(closures)
 
     def _forward(self, closure: Closure) -> Tensor:
-        with torch.enable_grad():
-            losses = _losses(closure)
-        if not self._losses:
-            self._backward_inside = any(p.grad is not None for p in self._parameters)
+        if self._losses:  # the gradients of the closures before, which this one may clear
+            with set_aside(self._parameters), torch.enable_grad():
+                losses = _losses(closure)
+                self._backward_inside = self._has_gradients()
+        else:
+            with self._accumulated.noticed(), torch.enable_grad():
+                losses = _losses(closure)
+            self._backward_inside = self._has_gradients()
         several = losses.numel() > 1 and not self._backward_inside
         if losses.is_complex() or not (losses.numel() == 1 or several):
             raise RuntimeError(
@@ -102,6 +110,9 @@ class MiniBatchLoss:
             raise RuntimeError("the closure's loss has no graph: it must depend on the parameters")
         return losses
 
+    def _has_gradients(self) -> bool:
+        return any(p.grad is not None for p in self._parameters)
+
     # -- f at a trial point -------------------------------------------------------------------------------
 
     def reevaluate(self, counted: bool = True) -> float:
@@ -111,24 +122,23 @@ class MiniBatchLoss:
         """
         evaluations = len(self._closures) if counted else 0
         self._counts["forwards"] += evaluations
-        if not self._backward_inside:
+        inside = self._backward_inside
+        self._counts["backwards"] += evaluations if inside else 0
+        # A closure's zero_grad or backward would overwrite the gradients, which the move still needs; with several
+        # ranks they may be views of the buckets that its backward fills.
+        with (
+            set_aside(self._with_gradients, copied=inside and self._ranks.count > 1),
+            torch.set_grad_enabled(inside),
+        ):
             return self._ranks.mean(lambda: self._replay.again(self._forward_only))
-        # Such a closure overwrites the gradients, which the move still needs.
-        gradients = [p.grad for p in self._parameters]
-        if self._ranks.count > 1:  # they may be views of the buckets that the closure's backward fills
-            gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
-        try:
-            for parameter in self._parameters:
-                parameter.grad = None
-            self._counts["backwards"] += evaluations
-            with torch.enable_grad():
-                return self._ranks.mean(lambda: self._replay.again(self._forward_only))
-        finally:
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
-                parameter.grad = gradient
 
     def _forward_only(self) -> float:
         return _mean([_losses(closure).detach() for closure in self._closures])
+
+    def leave_gradients(self) -> None:
+        """The step ends: what lies in .grad now is no news for the next one."""
+        if not self._accumulated.given_back:
+            leave(self._with_gradients)
 
     # -- how precise it is --------------------------------------------------------------------------------
 

@@ -3,19 +3,20 @@
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, TypeVar
-from weakref import WeakSet
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from .state import Buffers, Outside, modules_of, write
+
 T = TypeVar("T")
-Buffers = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -30,6 +31,19 @@ class Modules:
     ran: WeakSet[torch.nn.Module] = field(default_factory=WeakSet)
     compiled: bool = False
     autocast: torch.dtype | None = None  # in which they ran, None: no autocast
+    # All whose buffers may change: those that ran, and those that the closures can reach; with the names of parameters
+    # that others own and the closures change.
+    known: WeakKeyDictionary[torch.nn.Module, set[str]] = field(default_factory=WeakKeyDictionary)
+
+    def add(self, modules: Iterable[torch.nn.Module]) -> None:
+        for module in modules:
+            self.known.setdefault(module, set())
+
+    def parameters_but(self, own: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Those of the modules that the closures run and others move."""
+        known = set(own)
+        of_all = (p for module in self.ran for p in module._parameters.values())
+        return [p for p in dict.fromkeys(of_all) if p is not None and p not in known]
 
 
 class Randomness:
@@ -62,25 +76,38 @@ class Replay:
 
     Dropout draws the same masks in each evaluation. After the step the random states (torch's CPU and accelerator
     generators, Python's, NumPy's) and all buffers are what the first evaluation alone would have left, also when an
-    evaluation raises.
+    evaluation raises; and so are parameters that are not searched, where the closure changes them.
 
     Under DistributedDataParallel only `first` broadcasts buffers: each rank puts the ones that it received back itself.
 
     Args:
         devices: the accelerators whose generators the closure may use.
         modules: what `modules` was after the step before; None: this is the first step.
+        closures: the step's, in which modules are looked for.
+        own: the parameters that are searched.
+        looks: whether this step looks for what closures change, as the first one does.
     """
 
-    def __init__(self, devices: Iterable[torch.device], modules: Modules | None = None) -> None:
+    def __init__(
+        self,
+        devices: Iterable[torch.device],
+        modules: Modules | None = None,
+        closures: Iterable[Callable[..., Any]] = (),
+        own: Iterable[torch.Tensor] = (),
+        looks: bool = True,
+    ) -> None:
         self.modules = modules or Modules()
         self._is_first = modules is None
+        self._closures, self._own, self._looks = closures, own, looks
+        self._outside: Outside | None = None
         self._stance = ExitStack()
         devices = set(devices)
         self._device_types = {device.type for device in devices}
         self._randomness = Randomness(devices)
         self._buffers_before: dict[torch.nn.Module, Buffers] = {}
+        self._outside_before: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._wrappers: dict[DistributedDataParallel, bool] = {}
-        self._after: tuple[Any, dict[torch.nn.Module, Buffers]] | None = None
+        self._after: State | None = None
 
     def __enter__(self) -> "Replay":
         self._before = self._randomness.get()
@@ -93,19 +120,33 @@ class Replay:
     ) -> None:
         self._stance.close()
         if self._after is not None:
-            self._restore(*self._after)
+            self._restore(self._after)
             for wrapper, broadcasts in self._wrappers.items():
                 wrapper.require_forward_param_sync = broadcasts
 
     def first(self, evaluate: Callable[[], T]) -> T:
-        for module in self.modules.ran:
+        if self._looks:
+            self.modules.add(modules_of(self._closures))
+            self._outside = Outside(self.modules.known, self._own)
+        for module, names in self.modules.known.items():
             self._remember(module)
+            changed = (module._parameters[name] for name in names if name in module._parameters)
+            self._outside_before += [(p, p.detach().clone()) for p in changed if p is not None]
         if self.modules.compiled:
-            return evaluate()
-        self.modules.autocast = None
-        self._notice_autocast()
-        with self._finding_modules():
-            return evaluate()
+            result = evaluate()
+        else:
+            self.modules.autocast = None
+            self._notice_autocast()
+            with self._finding_modules():
+                result = evaluate()
+        if self._outside is not None:
+            known = {id(parameter) for parameter, _ in self._outside_before}
+            for module, name, parameter, before in self._outside.changed():
+                self.modules.known[module].add(name)
+                if id(parameter) not in known:
+                    self._outside_before.append((parameter, before))
+            self._outside = None
+        return result
 
     @contextmanager
     def _finding_modules(self) -> Iterator[None]:
@@ -133,13 +174,17 @@ class Replay:
         finally:
             hook.remove()
             new = [module for module in ran if module not in self.modules.ran]
-            self.modules.ran.update(part for module in new for part in module.modules())
+            parts = [part for module in new for part in module.modules()]
+            self.modules.ran.update(parts)
+            self.modules.add(parts)
             self.modules.compiled = bool(compiling) or any(_is_compiled(module) for module in ran)
 
     def _remember(self, module: torch.nn.Module) -> None:
         # Content, not version counters: torch's batch norm writes its statistics without counting.
-        if module._buffers and module not in self._buffers_before:
-            self._buffers_before[module] = _copies(module, module._buffers)
+        if module not in self._buffers_before and len(module._buffers):
+            self._buffers_before[module] = Buffers(module)
+        if self._outside is not None:
+            self._outside.add(module)
 
     def _notice_autocast(self) -> None:
         for device in self._device_types:
@@ -148,24 +193,32 @@ class Replay:
 
     def again(self, evaluate: Callable[[], T]) -> T:
         if self._after is None:
-            after = {module: _copies(module, buffers) for module, buffers in self._buffers_before.items()}
-            self._after = (self._randomness.get(), after)
+            self._after = State(
+                self._randomness.get(),
+                [Buffers(module) for module in self._buffers_before],
+                [(parameter, parameter.detach().clone()) for parameter, _ in self._outside_before],
+            )
             self._wrappers = {wrapper: wrapper.require_forward_param_sync for wrapper in self._wrappers}
-        self._restore(self._before, self._buffers_before)
+        self._restore(State(self._before, self._buffers_before.values(), self._outside_before))
         for wrapper in self._wrappers:
             wrapper.require_forward_param_sync = False  # a forward without gradients does so anyway, for good
         return evaluate()
 
-    def _restore(self, randomness: tuple[Any, ...], buffers: dict[torch.nn.Module, Buffers]) -> None:
-        self._randomness.set(randomness)
-        for module, saved in buffers.items():
-            for name, value in saved.items():
-                module._buffers[name].copy_(value)  # type: ignore[union-attr]
+    @torch.no_grad()
+    def _restore(self, state: "State") -> None:
+        self._randomness.set(state.randomness)
+        for buffers in state.buffers:
+            buffers.put_back()
+        for parameter, content in state.outside:
+            write(parameter, content)
 
 
-def _copies(module: torch.nn.Module, names: Iterable[str]) -> Buffers:
-    buffers = {name: module._buffers[name] for name in names}
-    return {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
+class State(NamedTuple):
+    """Everything that an evaluation may change, at one moment."""
+
+    randomness: tuple[Any, ...]
+    buffers: Iterable[Buffers]
+    outside: Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 def _is_compiled(module: torch.nn.Module) -> bool:

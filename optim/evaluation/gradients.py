@@ -1,0 +1,83 @@
+"""What lies in .grad beside this step's gradient: before it, what a caller has accumulated; in a trial, nothing."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# Gradients as the last step of any optimizer of ours has left them, and how often they had been written to by then.
+_LEFT = WeakTensorKeyDictionary()
+
+
+def leave(parameters: Iterable[Tensor]) -> None:
+    """A step ends: what lies in .grad now is no news for the next one."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            _LEFT[parameter.grad] = parameter.grad._version
+
+
+class Accumulated:
+    """Gradients that were made or changed since the last step: a step over its closure's loss alone would drop them.
+
+    A closure in torch's style may clear them, as it would for torch's own optimizers. Otherwise they are an error.
+
+    Attributes:
+        given_back: whether they lie in .grad again, as an exception has ended the step.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        held = [(p, p.grad) for p in parameters if p.grad is not None and _LEFT.get(p.grad) != p.grad._version]
+        self._held = held if any(gradient.is_sparse or bool(gradient.any()) for _, gradient in held) else []
+        self.given_back = False
+
+    @contextmanager
+    def noticed(self) -> Iterator[None]:
+        """Around the first call of a closure, for which .grad is empty but for one mark: NaNs stay what they are
+        unless the closure clears them.
+
+        Raises:
+            RuntimeError: it does not. The gradients are as they were before the step.
+        """
+        if not self._held:
+            yield
+            return
+        marked = min(self._held, key=lambda pair: pair[0].numel())[0]
+        mark = marked.grad = torch.full_like(marked, torch.nan)
+        try:
+            yield
+            if marked.grad is mark and bool(mark.isnan().all()):
+                raise RuntimeError(
+                    "step(closure) would drop the gradients that were made or changed since the last step; allowed: a "
+                    "list of closures, step([first, second, ...]), which is one step over the mean of their losses; or "
+                    "zero_grad() before, where those gradients are not meant"
+                )
+        except BaseException:
+            for parameter, gradient in self._held:
+                parameter.grad = gradient
+            self.given_back = True
+            raise
+        finally:
+            self._held = []
+        if marked.grad is mark and not mark.any():
+            marked.grad = None  # cleared in its place
+
+
+@contextmanager
+def set_aside(parameters: Sequence[Tensor], copied: bool = False) -> Iterator[None]:
+    """Gradients are empty inside, and as they were afterwards, whatever is cleared or added up inside.
+
+    Args:
+        copied: whether something that is overwritten inside may hold them, as a bucket of DistributedDataParallel.
+    """
+    gradients = [p.grad for p in parameters]
+    if copied:
+        gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient

@@ -1,0 +1,139 @@
+"""What a closure may change beside the weights that are searched, as far as torch can list it."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+# Objects that are looked at in the search for modules, nearest first, and entries of one collection.
+OBJECTS, ENTRIES = 5_000, 200
+
+
+class Buffers:
+    """One module's buffers: which tensors they are, and what is in them."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self._held = {name: (buffer, _copy(buffer)) for name, buffer in _buffers(module).items()}
+
+    def put_back(self) -> None:
+        module = self.module
+        for held, copy in self._held.values():
+            write(held, copy)
+        if isinstance(module, torch.jit.ScriptModule):
+            now = _buffers(module)
+            for name in (name for name, (held, _) in self._held.items() if now[name] is not held):
+                setattr(module, name, self._held[name][0])
+            return
+        for name in module._buffers.keys() - self._held.keys():
+            del module._buffers[name]
+        module._buffers.update({name: held for name, (held, _) in self._held.items()})
+
+
+def _buffers(module: Module) -> dict[str, Tensor | None]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return dict(module.named_buffers(recurse=False))
+    return module._buffers
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+def write(tensor: Tensor | None, copy: Tensor | None) -> None:
+    """Put back what was in a tensor."""
+    if tensor is None or copy is None:
+        return
+    if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
+        tensor.detach().copy_(copy)
+    else:  # it was given other data
+        tensor.data = copy.clone()
+
+
+class Outside:
+    """Parameters that are not searched, such as a teacher's, watched through one evaluation: which ones does it change?
+
+    They are copied where that costs no more than a trial point does, otherwise only their norms are compared.
+
+    Args:
+        modules: where to look.
+        own: the parameters that are searched.
+    """
+
+    def __init__(self, modules: Iterable[Module], own: Iterable[Tensor]) -> None:
+        own = set(own)
+        self._room = sum(parameter.nbytes for parameter in own)
+        self._own = own
+        self._before: dict[tuple[Module, str], tuple[Tensor, Tensor, bool]] = {}
+        for module in modules:
+            self.add(module)
+
+    def add(self, module: Module) -> None:
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None or parameter in self._own or (module, name) in self._before or parameter.is_meta:
+                continue
+            self._room -= parameter.nbytes
+            copied = self._room >= 0
+            self._before[module, name] = (parameter, parameter.detach().clone() if copied else _norm(parameter), copied)
+
+    def changed(self) -> Iterator[tuple[Module, str, Tensor, Tensor]]:
+        """Module, name, the parameter, and what was in it; where that is not known, what is in it now."""
+        for (module, name), (parameter, seen, copied) in self._before.items():
+            if not torch.equal(seen, parameter.detach() if copied else _norm(parameter)):
+                yield module, name, parameter, seen if copied else parameter.detach().clone()
+
+
+def _norm(parameter: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(parameter.detach(), dtype=torch.float64 if parameter.is_cpu else torch.float32)
+
+
+def modules_of(closures: Iterable[Callable[..., Any]]) -> list[Module]:
+    """Modules that closures can reach: in their cells, defaults, bound objects and the globals that they name."""
+    waiting: deque[Any] = deque(closures)
+    seen: set[int] = set()
+    found: dict[Module, None] = {}
+    while waiting and len(seen) < OBJECTS:
+        one = waiting.popleft()
+        if id(one) in seen or isinstance(one, (type, ModuleType, Tensor, str, bytes, int, float, type(None))):
+            continue
+        seen.add(id(one))
+        if isinstance(one, Module):
+            found.update(dict.fromkeys(one.modules()))
+        waiting.extend(_held_by(one))
+    return list(found)
+
+
+def _held_by(one: Any) -> list[Any]:
+    if isinstance(one, FunctionType):
+        cells = [cell.cell_contents for cell in one.__closure__ or () if _is_filled(cell)]
+        named = [one.__globals__[name] for name in _names(one.__code__) if name in one.__globals__]
+        return [*cells, *(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values(), *named]
+    if isinstance(one, MethodType):
+        return [one.__self__, one.__func__]
+    if isinstance(one, partial):
+        return [one.func, *one.args, *one.keywords.values()]
+    if isinstance(one, dict):
+        return list(one.values()) if len(one) <= ENTRIES else []
+    if isinstance(one, (list, tuple, set, frozenset, deque)):
+        return list(one) if len(one) <= ENTRIES else []
+    try:
+        return list(vars(one).values())
+    except TypeError:  # a thing without attributes of its own
+        return []
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = (each for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*map(_names, inner))

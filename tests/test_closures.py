@@ -1,0 +1,337 @@
+"""What a closure may do: whatever it is, each trial is this step's loss at the trial's weights, or a word is said."""
+
+import functools
+import warnings
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from optim import PLASLS, SGDSLS, AdamSLS, split
+from optim.compiled import is_available
+from tests.small import batches, by_layer, weights
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+
+
+OPTIMIZERS = {
+    "SGDSLS": lambda model, **settings: SGDSLS(model.parameters(), **settings),
+    "AdamSLS": lambda model, **settings: AdamSLS(model.parameters(), **settings),
+    "PLASLS": lambda model, **settings: PLASLS(split(model, by_layer), **settings),
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+
+
+def loss_of(model, x, y):
+    return lambda: cross_entropy(model(x), y)
+
+
+# -- the same gradient ----------------------------------------------------------------------------------------
+
+
+@every_optimizer
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("style", ["forward only", "backward inside"])
+def test_accumulated_gradients_are_an_error_that_names_the_list_of_closures(make, steps, style):
+    model = network()
+    optimizer = make(model)
+    for x, y in batches(steps):
+        optimizer.step(loss_of(model, x, y))
+    (one, other) = batches(2, seed=5)
+    loss_of(model, *one)().backward()
+    before, accumulated = weights(model), [p.grad.clone() for p in model.parameters()]
+
+    def closure():
+        loss = loss_of(model, *other)()
+        if style == "backward inside":
+            loss.backward()
+        return loss
+
+    for _ in range(2):  # they stay
+        with pytest.raises(RuntimeError, match=r"would drop the gradients .*; allowed: a list of closures, step\(\["):
+            optimizer.step(closure)
+        assert torch.equal(weights(model), before)
+        assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), accumulated, strict=True))
+    model.zero_grad()
+    optimizer.step([loss_of(model, *one), loss_of(model, *other)])
+    assert not torch.equal(weights(model), before)
+
+
+@every_optimizer
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("who", ["the caller", "the closure", "a closure with backward"])
+def test_gradients_that_are_cleared_before_or_in_the_closure_are_no_error_and_change_nothing(make, to_none, who):
+    def run(who):
+        model = network()
+        optimizer = make(model)
+        for x, y in batches(6):
+            if who:
+                loss_of(model, x, y)().backward()
+            if who == "the caller":
+                model.zero_grad(to_none)
+
+            def closure(x=x, y=y):
+                if who in ("the closure", "a closure with backward"):
+                    model.zero_grad(to_none)
+                loss = cross_entropy(model(x), y)
+                if who == "a closure with backward":
+                    loss.backward()
+                return loss
+
+            optimizer.step(closure)
+        return weights(model)
+
+    assert torch.equal(run(who), run(None))
+
+
+def test_gradients_that_another_search_has_left_are_not_taken_for_accumulated_ones():
+    """Two players: the loss of one goes through the other."""
+    one, other = network(), torch.nn.Linear(3, 3)
+    first, second = AdamSLS(one.parameters()), AdamSLS(other.parameters())
+    for x, y in batches(4):
+        first.step(lambda x=x, y=y: cross_entropy(other(one(x)), y))
+        assert other.weight.grad is not None
+        second.step(lambda x=x, y=y: cross_entropy(-other(one(x)), y))
+        second.step()
+        second.step(lambda x=x, y=y: cross_entropy(-other(one(x)), y))
+
+
+@every_optimizer
+@pytest.mark.parametrize("to_none", [True, False])
+def test_a_closure_that_clears_gradients_and_calls_no_backward_learns_as_one_that_does_not(make, to_none):
+    def run(clears, count):
+        model = network()
+        optimizer = make(model)
+
+        def closure(x, y):
+            if clears:
+                optimizer.zero_grad(to_none)
+            return cross_entropy(model(x), y)
+
+        for x, y in batches(6):
+            optimizer.step([lambda x=x, y=y: closure(x, y), lambda x=x, y=y: closure(-x, y)][:count])
+        return weights(model)
+
+    for count in (1, 2):
+        assert torch.equal(run(True, count), run(False, count))
+
+
+@every_optimizer
+@pytest.mark.parametrize("clears", ["own", "all"])
+def test_gradients_of_another_optimizer_are_those_of_the_unmoved_point(make, clears):
+    body, head = network(), torch.nn.Linear(3, 3)
+    optimizer, other = make(body), torch.optim.SGD(head.parameters(), lr=0.1)
+    for x, y in batches(5):
+        right = torch.autograd.grad(cross_entropy(head(body(x)), y), head.weight)[0]
+        other.zero_grad()
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            if clears == "all":
+                other.zero_grad()
+            loss = cross_entropy(head(body(x)), y)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        assert optimizer.search.trials
+        assert torch.allclose(head.weight.grad, right)
+        other.step()
+
+
+# -- the same objective ---------------------------------------------------------------------------------------
+
+
+def ridge(make, decay, start):
+    """f(w) = 1/2 mean (A w - b)^2, of which the step's closure knows nothing of decay/2 |w|^2."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(99, 8, generator=generator, dtype=torch.float64)
+    target = rows.sum(1) + 0.1 * torch.randn(99, generator=generator, dtype=torch.float64)
+    solution = torch.linalg.solve(rows.T @ rows / 99 + decay * torch.eye(8).double(), rows.T @ target / 99)
+    least_squares = torch.linalg.lstsq(rows, target[:, None]).solution[:, 0]
+    weight = torch.nn.Parameter(torch.zeros(8).double() if start == "zero" else least_squares)
+    return make([weight], weight_decay=decay), weight, solution, lambda: 0.5 * (rows @ weight - target).square().mean()
+
+
+@pytest.mark.parametrize("start", ["zero", "least squares"])
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [
+        (SGDSLS, 300),
+        (functools.partial(AdamSLS, compiled=False), 3000),
+        (functools.partial(AdamSLS, compiled=None), 3000),
+    ],
+    ids=["SGDSLS", "AdamSLS", "AdamSLS compiled"],
+)
+def test_ridge_regression_by_weight_decay_reaches_its_solution(make, steps, start):
+    optimizer, weight, solution, closure = ridge(make, 0.5, start)
+    for _ in range(steps):
+        optimizer.step(closure)
+    assert float((weight - solution).detach().norm() / solution.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("make", [SGDSLS, AdamSLS, PLASLS])
+def test_the_value_and_slope_of_a_step_with_weight_decay_are_those_of_the_penalised_loss(make, compiled):
+    own = {} if make is SGDSLS else {"compiled": compiled}
+    if compiled and (make is SGDSLS or not is_available()):
+        pytest.skip("there is no C code for it")
+    decays = {"0": 0.3, "2": 0.05}
+
+    def run(inside):
+        model = network().double()
+        settings = [{"weight_decay": 0.0 if inside else decays[group["name"]]} for group in split(model, by_layer)]
+        groups = [group | own for group, own in zip(split(model, by_layer), settings, strict=True)]
+        optimizer = make(groups, **own)
+        found = []
+        for x, y in batches(12):
+
+            def closure(x=x, y=y):
+                loss = cross_entropy(model(x.double()), y)
+                return loss + penalty() if inside else loss
+
+            def penalty():
+                return sum(decays[name[0]] / 2 * p.square().sum() for name, p in model.named_parameters())
+
+            optimizer.step(closure)
+            search = optimizer.search
+            found.append((search.trials, search.slope, search.base - search.trial, search.accepted))
+        return found, weights(model)
+
+    (found, ends), (expected, theirs) = run(False), run(True)
+    for ours, reference in zip(found, expected, strict=True):
+        assert ours == pytest.approx(reference, rel=1e-6, abs=1e-12)
+    assert torch.allclose(ends, theirs, rtol=1e-7)
+
+
+# -- the same weights -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("joint", ["always", "never"])
+@pytest.mark.parametrize("view", [False, True])
+def test_each_trial_sees_its_own_weights_whatever_the_closure_assigns(joint, view):
+    """Trials against the same weights in a model of their own, without an optimizer."""
+    model, twin = network().double(), network().double()
+    optimizer = PLASLS(split(model, by_layer), joint=joint, first_steps=2, suffix=False)
+    views = [p.detach() for p in model.parameters()] if view else []
+    identities = [id(p) for p in model.parameters()]
+    seen = []
+
+    def closure(x, y):
+        given = weights(model)
+        for p in model.parameters():
+            p.data = p.data * 0.9
+        loss = cross_entropy(model(x.double()), y)
+        seen.append((given, loss.item()))
+        return loss
+
+    for x, y in batches(8):
+        seen.clear()
+        optimizer.step(lambda x=x, y=y: closure(x, y))
+        moved = [given for given, _ in seen[1:]]
+        assert len({tuple(given.tolist()) for given in moved}) == len(moved) or optimizer.search.trials == 0
+        for given, loss in seen:
+            torch.nn.utils.vector_to_parameters(given * 0.9, twin.parameters())
+            with torch.no_grad():
+                assert float(cross_entropy(twin(x.double()), y)) == pytest.approx(loss, rel=1e-12)
+        base = seen[0][0] * 0.9
+        for given in moved:  # what does not move in a trial is as the first evaluation has left it
+            away = (given - base).abs() > 1e-15
+            assert away.any()
+            if joint == "never" and optimizer.search.component == "0":
+                assert not away[-51:].any()
+    assert [id(p) for p in model.parameters()] == identities
+    assert len(views) in (0, 4)
+
+
+# -- the same state -------------------------------------------------------------------------------------------
+
+
+class Seen(torch.nn.Module):
+    """Its method is called, not itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = network()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("queue", torch.zeros(0))
+        self.register_buffer("mean", None)
+
+    def loss(self, x, y):
+        self.calls += 1
+        self.queue = torch.cat([self.queue, x.detach().mean()[None]])
+        self.mean = x.mean() if self.mean is None else 0.5 * (self.mean + x.mean())
+        return cross_entropy(self.linear(x), y) + 0.01 * len(self.queue)
+
+
+class Holder:
+    def __init__(self, model):
+        self.model = model
+
+    def loss(self, x, y):
+        return self.model.loss(x, y)
+
+
+@every_optimizer
+@pytest.mark.parametrize("through", ["method", "object", "partial", "list"])
+def test_buffers_of_a_module_whose_method_is_called_end_as_after_one_forward(make, through):
+    model = Seen()
+    optimizer = make(model)
+    holder, several = Holder(model), [model]
+    call = {
+        "method": model.loss,
+        "object": holder.loss,
+        "partial": functools.partial(Seen.loss, model),
+        "list": lambda x, y: several[0].loss(x, y),
+    }[through]
+    mean = None
+    for k, (x, y) in enumerate(batches(6)):
+        optimizer.step(lambda x=x, y=y: call(x, y))
+        mean = x.mean() if mean is None else 0.5 * (mean + x.mean())
+        assert optimizer.search.trials
+        assert optimizer.search.accepted
+        assert (float(model.calls), model.queue.shape) == (k + 1, (k + 1,))
+        assert torch.equal(model.mean, mean)
+
+
+@every_optimizer
+@pytest.mark.parametrize("by", ["no_grad", "data"])
+def test_a_teacher_that_the_closure_updates_ends_as_after_one_update(make, by):
+    model, teacher, alone = network(), network(), network()
+    teacher.requires_grad_(False)
+    optimizer = make(model)
+
+    def update(teacher):
+        for p, q in zip(teacher.parameters(), model.parameters(), strict=True):
+            if by == "data":
+                p.data.mul_(0.9).add_(q.data + 0.1, alpha=0.1)
+            else:
+                with torch.no_grad():
+                    p.mul_(0.9).add_(q + 0.1, alpha=0.1)
+
+    def closure(x):
+        update(teacher)
+        return (model(x) - teacher(x) - 1).square().mean()
+
+    for x, _ in batches(6):
+        update(alone)
+        optimizer.step(lambda x=x: closure(x))
+        assert optimizer.search.trials
+        assert torch.equal(weights(teacher), weights(alone))
+
+
+@every_optimizer
+def test_a_scripted_models_statistics_are_updated_once_a_step(make):
+    plain = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit
+        model = torch.jit.script(plain)
+    optimizer = make(model)
+    for k, (x, y) in enumerate(batches(4)):
+        optimizer.step(loss_of(model, x, y))
+        assert optimizer.search.trials
+        (count,) = [int(buffer) for name, buffer in model.named_buffers() if "num_batches" in name]
+        assert count == k + 1
