@@ -2,10 +2,12 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import Module, ModuleList, RNNBase, Sequential
 
 Group = dict[str, Any]
 Rule = Callable[[str], str]
@@ -16,27 +18,38 @@ _PROJECTIONS = {
     "key": {"key", "k", "k_lin", "k_proj", "key_proj", "to_k", "wk"},
     "value": {"value", "v", "v_lin", "v_proj", "value_proj", "to_v", "wv"},
 }
+# ... and of those that hold all three in one weight: GPT-2, ModernBERT, torch, GPT-NeoX, Phi-3, timm.
+_FUSED = {"c_attn", "Wqkv", "in_proj_weight", "in_proj_bias", "query_key_value", "qkv_proj", "qkv"}
 _ATTENTION = re.compile(r"att(entio)?n", re.IGNORECASE)
 _NORM = re.compile(r"norm|(^|\.)ln", re.IGNORECASE)
 _EMBEDDING = re.compile(r"embed|relative|position", re.IGNORECASE)
+# A layer's own norms, by the half that they belong to. Others belong where they stand.
+_OF_ATTENTION = re.compile(r"^(input_layernorm|layernorm_before|layer_norm|\w*att(entio)?n_(layer_?)?norm)$")
+_OF_FEED_FORWARD = re.compile(r"^(post_attention\w*|layernorm_after|full_layer\w*|final\w*|ffn\w*|mlp\w*)$")
+_NUMBERED = re.compile(r"^(?:layer_?)?(?:norm|ln)_?(\d+)$")
 
 
-def split(model: torch.nn.Module, components: int | str | Rule) -> list[Group]:
+def split(model: Module, components: int | str | Rule) -> list[Group]:
     """Param groups over all trainable parameters of the model, one a component.
 
+    Layers are what lists of modules hold (ModuleList, or Sequential with blocks of one class), the blocks below the
+    stages where layers come in stages (Swin, ConvNeXt, ResNet), and the layers of torch's LSTM, GRU and RNN.
+
     Args:
-        model: any module; splits 3, 4, ... and "qkv" need a Transformer.
+        model: any module; splits 2, 3, 4, ... need layers, "qkv" a Transformer.
         components:
             - 1: the whole network;
             - 2: the encoder | the head;
-            - L >= 3: the embeddings | L - 2 groups of encoder layers | the head (what follows the layers). Where the
-              encoder has fewer layers than groups, half-layers (attention | feed-forward) are the units instead;
+            - L >= 3: the embeddings | L - 2 groups of layers | the head (what follows the layers). Where there are
+              fewer layers than groups, half-layers (attention | feed-forward) are the units instead; where nothing
+              is trainable before the layers, or after them, there are more groups instead;
             - "qkv": all query | all key | all value projections | the rest;
             - a function of a parameter's name that returns its component's name.
 
     Returns:
         Dictionaries with "name" and "params", in the order of the network's layers. Layers are counted from 1, as in
-        the paper: "layers_2-3"; half-layers are "1a" (attention) and "1f" (feed-forward).
+        the paper: "layers_2-3"; half-layers are "1a" (attention) and "1f" (feed-forward). Of encoder-decoders and
+        two towers each stack has groups of its own, as many as its share of the layers: "decoder_layers_2-3".
 
     Raises:
         ValueError: the model does not have these components.
@@ -52,7 +65,7 @@ def split(model: torch.nn.Module, components: int | str | Rule) -> list[Group]:
         raise ValueError(f"no split {components!r}; allowed: a whole number from 1, 'qkv', or a rule")
     if components == 1:
         return by_rule(named, lambda name: "all")
-    return by_rule(named, _layers(model, named, components))
+    return _layers(model, named, components)
 
 
 def by_rule(named: Iterable[tuple[str, torch.nn.Parameter]], rule: Rule) -> list[Group]:
@@ -72,73 +85,304 @@ def _qkv(named: list[tuple[str, torch.nn.Parameter]]) -> list[Group]:
     groups = {group["name"]: group for group in by_rule(named, component)}
     missing = [part for part in _PROJECTIONS if part not in groups]
     if missing:
-        raise ValueError(f"the model has no separate {', '.join(missing)} projections; allowed: a number, or a rule")
+        raise ValueError(f"the model has no separate {', '.join(missing)} projections{_instead_of_qkv(named)}")
     return [groups[part] for part in (*_PROJECTIONS, "rest") if part in groups]
 
 
-def _layers(model: torch.nn.Module, named: list[tuple[str, torch.nn.Parameter]], components: int) -> Rule:
-    """A rule for L >= 2: where each parameter lies among the layers decides."""
-    prefix, count = _encoder_layers(model)
-    of_layers = [position for position, (name, _) in enumerate(named) if name.startswith(prefix)]
-    if not of_layers:
-        raise ValueError(f"no trainable parameters in the encoder layers; no split {components}, allowed: 1, or a rule")
-    first = of_layers[0]
-    place: dict[str, str] = {}
-    for position, (name, _) in enumerate(named):
-        if not name.startswith(prefix):
-            place[name] = "embeddings" if position < first or _EMBEDDING.search(name) else "head"
-    if components == 2:
-        return lambda name: "head" if place.get(name) == "head" else "encoder"
+def _instead_of_qkv(named: list[tuple[str, torch.nn.Parameter]]) -> str:
+    fused = next(((name, part) for name, _ in named for part in name.split(".") if part in _FUSED), None)
+    if fused is None:
+        return " that are trained; allowed: a number, or a rule"
+    name, part = fused
+    return (
+        f": they lie in one weight, as in {name}, which has one step size; allowed: a number, or a rule, such as "
+        f"lambda name: 'qkv' if '{part.removesuffix('_weight').removesuffix('_bias')}' in name else 'rest'"
+    )
 
-    groups = components - len(set(place.values()))
-    halves = count < groups
-    units = list(_half_layers(named, prefix, count)) if halves else [{f"{layer}"} for layer in range(count)]
-    labels = [f"{unit // 2 + 1}{'af'[unit % 2]}" if halves else f"{unit + 1}" for unit in range(len(units))]
-    if len(units) < groups:
+
+@dataclass
+class _Layer:
+    """One layer: where it stands in its stack, from 1, the path that its parameters share, and their names."""
+
+    number: int
+    prefix: str
+    names: list[str]
+
+
+@dataclass
+class _Stack:
+    """Layers that follow one another: an encoder's, a decoder's, a tower's.
+
+    Attributes:
+        path: of the list that holds them.
+        name: where there are several stacks, what tells this one from the others, as "decoder_".
+        layers: those with parameters of ours.
+    """
+
+    path: str
+    name: str
+    layers: list[_Layer]
+
+
+@dataclass
+class _Unit:
+    """A layer or a half of one, as it is shown and with its parameters' names."""
+
+    stack: str
+    label: str
+    names: list[str]
+
+
+def _layers(model: Module, named: list[tuple[str, torch.nn.Parameter]], components: int) -> list[Group]:
+    """For L >= 2: where each parameter lies among the layers decides."""
+    stacks = _stacks(model, [name for name, _ in named])
+    if not stacks:
+        raise ValueError(f"no trainable parameters in the encoder layers; no split {components}, allowed: 1, or a rule")
+    place = _around(stacks, [name for name, _ in named])
+    outside = set(place.values())
+    if components == 2 and "head" in outside:
+        rest = "encoder" if len(stacks) == 1 else "-".join(stack.name.rstrip("_") for stack in stacks)
+        place = {name: "head" if place.get(name) == "head" else rest for name, _ in named}
+        order = [rest, "head"]
+    else:
+        order = ["embeddings"]
+        for bundle in _bundles(stacks, components - len(outside), len(outside)):
+            order.append(_label(bundle[0], bundle[-1]))
+            place |= {name: order[-1] for unit in bundle for name in unit.names}
+        order.append("head")
+    found = {group["name"]: group for group in by_rule(named, place.__getitem__)}
+    return [found[name] for name in order if name in found]
+
+
+def _label(first: _Unit, last: _Unit) -> str:
+    if first is last:
+        return f"{first.stack}layer_{first.label}"
+    if first.stack == last.stack:
+        return f"{first.stack}layers_{first.label}-{last.label}"
+    return f"{first.stack}layer_{first.label}-{last.stack}layer_{last.label}"
+
+
+def _bundles(stacks: Sequence[_Stack], groups: int, outside: int) -> Iterator[list[_Unit]]:
+    """The layers, or their halves, in so many groups."""
+    count = sum(len(stack.layers) for stack in stacks)
+    split_up = _halves if count < groups else _whole
+    units = [[unit for layer in stack.layers for unit in split_up(stack, layer, count, outside)] for stack in stacks]
+    total = sum(map(len, units))
+    if total < groups:
         raise ValueError(
             f"{count} encoder layers cannot be split into {groups} groups, even as half-layers; "
-            f"allowed: at most {len(units) + components - groups}"
+            f"allowed: at most {total + outside}"
         )
-    # Balanced, as in the paper: 12 layers in 8 groups are 1, 2-3, 4, 5-6, 7, 8-9, 10, 11-12.
-    bounds = [group * len(units) // groups for group in range(groups + 1)]
-    component_of_unit: dict[str, str] = {}
-    for start, stop in itertools.pairwise(bounds):
-        label = f"layer_{labels[start]}" if stop == start + 1 else f"layers_{labels[start]}-{labels[stop - 1]}"
-        for unit in units[start:stop]:
-            component_of_unit |= dict.fromkeys(unit, label)
-
-    def component(name: str) -> str:
-        if name in place:
-            return place[name]
-        inside = name.removeprefix(prefix)
-        return component_of_unit.get(inside) or component_of_unit[inside.split(".")[0]]
-
-    return component
+    if groups < len(stacks):
+        units = [[unit for of_stack in units for unit in of_stack]]
+    for of_stack, share in zip(units, _shares([len(of_stack) for of_stack in units], groups), strict=True):
+        # Balanced, as in the paper: 12 layers in 8 groups are 1, 2-3, 4, 5-6, 7, 8-9, 10, 11-12.
+        bounds = [group * len(of_stack) // share for group in range(share + 1)]
+        for start, stop in itertools.pairwise(bounds):
+            yield of_stack[start:stop]
 
 
-def _encoder_layers(model: torch.nn.Module) -> tuple[str, int]:
-    """Prefix and number of the encoder layers: the list of modules that holds the most parameters."""
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
-    if not lists:
-        raise ValueError("the model has no list of encoder layers; allowed: split 1, or a rule")
-    name, layers = max(lists, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
-    return f"{name}." if name else "", len(layers)
+def _shares(sizes: Sequence[int], groups: int) -> list[int]:
+    """So many groups among stacks of these sizes, at least one each: the next one where a group is largest."""
+    shares = [1] * len(sizes)
+    for _ in range(groups - len(sizes)):
+        largest = max(range(len(sizes)), key=lambda j: sizes[j] / shares[j])
+        shares[largest] += 1
+    return shares
 
 
-def _half_layers(named: list[tuple[str, torch.nn.Parameter]], prefix: str, count: int) -> Iterator[set[str]]:
-    """Each layer's names (without the prefix) up to the attention's last one, and from there on."""
-    for layer in range(count):
-        names = [name.removeprefix(prefix) for name, _ in named if name.startswith(f"{prefix}{layer}.")]
-        attention = [position for position, name in enumerate(names) if _is_attention(name)]
-        if not attention or attention[-1] == len(names) - 1:
-            raise ValueError(
-                f"fewer encoder layers ({count}) than groups, and they have no attention and feed-forward halves; "
-                "allowed: fewer components, or a rule"
-            )
-        yield set(names[: attention[-1] + 1])
-        yield set(names[attention[-1] + 1 :])
+def _whole(stack: _Stack, layer: _Layer, count: int, outside: int) -> Iterator[_Unit]:
+    yield _Unit(stack.name, f"{layer.number}", layer.names)
+
+
+def _halves(stack: _Stack, layer: _Layer, count: int, outside: int) -> Iterator[_Unit]:
+    """A layer's parameters up to the attention's last one, and from there on; its norms beside what they belong to."""
+    inside = [name.removeprefix(layer.prefix) for name in layer.names]
+    attention = [position for position, name in enumerate(inside) if _is_attention(name)]
+    stop = attention[-1] + 1 if attention else 0
+    if attention and (numbered := re.match(r".*\.\d+\.", inside[stop - 1])):  # T5: the sublayer's norm comes last
+        stop = max(position for position, name in enumerate(inside) if name.startswith(numbered.group())) + 1
+    modules = {next(part for part in inside[position].split(".") if _ATTENTION.search(part)) for position in attention}
+    halves: tuple[list[str], list[str]] = ([], [])
+    for position, name in enumerate(inside):
+        norm = _half_of_norm(name.split(".")[0], len(modules))
+        halves[position >= stop if norm is None else norm].append(layer.names[position])
+    if not all(halves):
+        raise ValueError(
+            f"fewer encoder layers ({count}) than groups, and they have no attention and feed-forward halves; "
+            f"allowed: at most {count + outside} components, or a rule"
+        )
+    for half, names in zip("af", halves, strict=True):
+        yield _Unit(stack.name, f"{layer.number}{half}", names)
 
 
 def _is_attention(name: str) -> bool:
     """The segment that names the attention is no norm: `post_attention_layernorm` belongs to the feed-forward half."""
     return any(_ATTENTION.search(segment) and not _NORM.search(segment) for segment in name.split("."))
+
+
+def _half_of_norm(name: str, attentions: int) -> int | None:
+    """0 or 1 for a norm of the layer's own whose name says which half it belongs to."""
+    if (numbered := _NUMBERED.match(name)) is not None:
+        return int(int(numbered.group(1)) > attentions)
+    if not _NORM.search(name):
+        return None
+    return 1 if _OF_FEED_FORWARD.match(name) else 0 if _OF_ATTENTION.match(name) else None
+
+
+def _around(stacks: Sequence[_Stack], names: Sequence[str]) -> dict[str, str]:
+    """Component of each parameter outside of the layers: embeddings or head; what is in between joins the layers."""
+    owner = {name: (stack, layer) for stack in stacks for layer in stack.layers for name in layer.names}
+    inside = [position for position, name in enumerate(names) if name in owner]
+    place: dict[str, str] = {}
+    for position, name in enumerate(names):
+        if name in owner:
+            continue
+        before, after = position > inside[0], position < inside[-1]
+        if "logit" in name:  # of a similarity: CLIP has it in front
+            place[name] = "head"
+        elif not before or (_EMBEDDING.search(name) and not _within(stacks, name)):
+            place[name] = "embeddings"
+        elif not after:
+            place[name] = "head"
+        else:
+            previous = owner[names[max(p for p in inside if p < position)]]
+            following = owner[names[min(p for p in inside if p > position)]]
+            shared = [_shared(name, layer.prefix) for _, layer in (previous, following)]
+            same = previous[0] is following[0]
+            if same and shared[1] >= shared[0]:  # in front of a stage's blocks
+                following[1].names.append(name)
+            elif same or shared[0] >= shared[1]:  # after a stage's blocks; after the encoder, before the decoder
+                previous[1].names.append(name)
+            else:
+                place[name] = "embeddings"
+    return place
+
+
+def _within(stacks: Sequence[_Stack], name: str) -> bool:
+    return any(name.startswith(f"{stack.path}.") for stack in stacks)
+
+
+def _shared(one: str, other: str) -> int:
+    """Segments that two names have in common at their start."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+# -- where the layers are -----------------------------------------------------------------------------------
+
+
+def _stacks(model: Module, names: Sequence[str]) -> list[_Stack]:
+    """The model's stacks of layers, in order, of those that have a tenth of the largest one's parameters."""
+    found = list(_find(model, ""))
+    if not found:
+        raise ValueError("the model has no list of encoder layers; allowed: split 1, or a rule")
+    blocks = [one for one in found if not one[2]]  # lists of single linear layers count where there is nothing else
+    merged: list[tuple[str, list[str], int]] = []
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for path, prefixes, _ in blocks or found:
+        size = sum(size for name, size in sizes.items() if any(_lies_in(name, prefix) for prefix in prefixes))
+        if merged and _unnumbered(merged[-1][0]) == _unnumbered(path):  # layer1, layer2, ...: stages
+            merged[-1] = (merged[-1][0], merged[-1][1] + prefixes, merged[-1][2] + size)
+        else:
+            merged.append((path, prefixes, size))
+    least = max(size for *_, size in merged) / 10
+    large = [(path, prefixes) for path, prefixes, size in merged if size >= least]
+    titles = _titles([path for path, _ in large])
+    stacks = []
+    for (path, prefixes), title in zip(large, titles, strict=True):
+        layers = []
+        for number, prefix in enumerate(prefixes, 1):
+            own = [name for name in names if _lies_in(name, prefix)]
+            if own:
+                layers.append(_Layer(number, prefix, own))
+        if layers:
+            stacks.append(_Stack(path, title, layers))
+    return stacks
+
+
+def _lies_in(name: str, prefix: str) -> bool:
+    """A prefix is a path with a dot behind it, or one that ends in an LSTM's layer: "lstm.*_l0"."""
+    if "*" not in prefix:
+        return name.startswith(prefix)
+    path, layer = prefix.split("*")
+    return name.startswith(path) and re.fullmatch(rf"\w+{layer}(_reverse)?", name.removeprefix(path)) is not None
+
+
+def _find(module: Module, path: str) -> Iterator[tuple[str, list[str], bool]]:
+    """Outermost lists of layers below: path, prefixes of the layers, and whether these are single modules."""
+    if isinstance(module, RNNBase):
+        yield path, [f"{path}.*_l{layer}".lstrip(".") for layer in range(module.num_layers)], False
+    elif _is_list(module):
+        yield path, list(_blocks(module, path)), not any(_has_parts(member) for member in module.children())
+    else:
+        for name, child in module.named_children():
+            yield from _find(child, f"{path}.{name}".lstrip("."))
+
+
+def _is_list(module: Module) -> bool:
+    members = list(module.children())
+    if isinstance(module, ModuleList):
+        return bool(members)
+    one_class = len({type(member) for member in members}) == 1
+    return isinstance(module, Sequential) and one_class and all(map(_has_parts, members))
+
+
+def _has_parts(module: Module) -> bool:
+    return next(module.children(), None) is not None
+
+
+def _blocks(layers: Module, path: str) -> Iterator[str]:
+    """Prefixes of the layers of a list or, where its members are stages, of the blocks in them."""
+    members = list(layers.named_children())
+    inner = [_main_list(member, f"{path}.{name}".lstrip(".")) for name, member in members]
+    staged = any(inner) and _are_stages([member for _, member in members], [bool(found) for found in inner])
+    for (name, _), found in zip(members, inner, strict=True):
+        if staged and found:
+            yield from found
+        else:
+            yield f"{path}.{name}.".lstrip(".")
+
+
+def _main_list(member: Module, path: str) -> list[str]:
+    """The blocks of the list that holds most of a module, if there is one of blocks of one class."""
+    for name, part in member.named_modules():
+        one_class = len({type(block) for block in part.children()}) == 1
+        if isinstance(part, (ModuleList, Sequential)) and one_class and all(map(_has_parts, part.children())):
+            if 2 * _size(part) > _size(member):
+                where = f"{path}.{name}".rstrip(".")
+                return [f"{where}.{block}." for block, _ in part.named_children()]
+            return []
+    return []
+
+
+def _are_stages(members: Sequence[Module], with_list: Sequence[bool]) -> bool:
+    """Layers are alike; stages differ in width, or are bare lists of blocks, or one module that is a list (ALBERT)."""
+    if all(isinstance(member, (ModuleList, Sequential)) for member in members):
+        return all(with_list)
+    if len(members) == 1:
+        (member,) = members
+        return any(_size(part) == _size(member) for part in member.children() if isinstance(part, ModuleList))
+    shapes = [{(name, p.shape) for name, p in member.named_parameters()} for member in members]
+    return any(2 * len(one & other) < min(len(one), len(other)) for one, other in itertools.pairwise(shapes))
+
+
+def _size(module: Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _unnumbered(path: str) -> str:
+    return re.sub(r"\d+", "#", path)
+
+
+def _titles(paths: Sequence[str]) -> list[str]:
+    """Of several stacks, what tells each from the others: "encoder_", "decoder_"; of one, nothing."""
+    if len(paths) == 1:
+        return [""]
+    segments = [path.split(".") for path in paths]
+    common = min(_shared(paths[0], path) for path in paths[1:])
+    for depth in range(common + 1, max(map(len, segments)) + 1):
+        titles = ["_".join(path[common:depth]).removesuffix("_model") + "_" for path in segments]
+        if len(set(titles)) == len(titles):
+            return titles
+    return [f"{path}_".lstrip("_") for path in paths]

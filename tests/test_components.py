@@ -6,13 +6,21 @@ from transformers import (
     AlbertConfig,
     AutoModel,
     BertConfig,
+    ConvNextConfig,
+    ConvNextModel,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     GPT2Config,
+    LlamaConfig,
     ModernBertConfig,
     MPNetConfig,
     RobertaConfig,
+    SwinConfig,
+    SwinModel,
+    T5Config,
+    T5Model,
+    ViTConfig,
 )
 
 from optim import split
@@ -139,3 +147,79 @@ def test_frozen_parameters_are_left_out():
 def test_a_model_without_trainable_parameters_is_refused():
     with pytest.raises(ValueError, match="no trainable parameters"):
         split(torch.nn.ReLU(), 1)
+
+
+def members(model, components):
+    """The parameters' names of each component."""
+    by_id = {id(p): name for name, p in model.named_parameters()}
+    return {group["name"]: [by_id[id(p)] for p in group["params"]] for group in split(model, components)}
+
+
+def test_frozen_layers_do_not_count_as_layers():
+    model = WithHead(CONFIGS["bert"](12))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith("head") or any(f".layer.{n}." in name for n in range(6, 12))
+    assert names(model, 4) == ["layers_7-8", "layers_9-10", "layers_11-12", "head"]
+
+
+class Bottleneck(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv1, self.conv2 = torch.nn.Conv2d(width // 2, width, 3), torch.nn.Conv2d(width, width, 3)
+
+
+class Staged(torch.nn.Module):
+    """Stages that are attributes of the model, as torchvision's ResNet has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 4, 7)
+        self.layer1 = torch.nn.Sequential(Bottleneck(4), Bottleneck(4))
+        self.layer2 = torch.nn.Sequential(Bottleneck(64), Bottleneck(64))
+        self.fc = torch.nn.Linear(64, 2)
+
+
+def test_numbered_lists_beside_one_another_are_one_stack():
+    found = members(Staged(), 4)
+    assert list(found) == ["embeddings", "layers_1-2", "layers_3-4", "head"]
+    assert {name.split(".")[0] for name in found["layers_1-2"]} == {"layer1"}
+
+
+@pytest.mark.parametrize(
+    ("config", "attention", "feed_forward"),
+    [
+        (LlamaConfig(**SMALL, num_hidden_layers=2), "input_layernorm", "post_attention_layernorm"),
+        (ViTConfig(**SMALL, num_hidden_layers=2, image_size=8, patch_size=4), "layernorm_before", "layernorm_after"),
+        (AlbertConfig(**SMALL, embedding_size=16), "attention.LayerNorm", "full_layer_layer_norm"),
+    ],
+)
+def test_a_layers_norms_are_in_the_half_that_they_belong_to(config, attention, feed_forward):
+    model = WithHead(config)
+    most = 4 if isinstance(config, AlbertConfig) else 6
+    found = members(model, most)
+    assert sum(f".{attention}.weight" in name for name in found["layer_1a"]) == 1
+    assert sum(f".{feed_forward}.weight" in name for name in found["layer_1f"]) == 1
+
+
+def test_what_stands_between_an_encoder_and_a_decoder_joins_the_encoders_last_layers():
+    config = T5Config(vocab_size=50, d_model=16, num_layers=2, num_heads=2, d_kv=8, d_ff=32)
+    found = members(T5Model(config), 6)
+    assert list(found) == ["embeddings", *(f"{s}_layer_{n}" for s in ("encoder", "decoder") for n in (1, 2)), "head"]
+    assert "encoder.final_layer_norm.weight" in found["encoder_layer_2"]
+    assert found["head"] == ["decoder.final_layer_norm.weight"]
+    assert all(name.startswith("decoder.block.1.") for name in found["decoder_layer_2"])
+
+
+def test_a_stages_downsampling_joins_the_block_beside_it():
+    model = SwinModel(SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 2]))
+    assert any("layers.0.downsample" in name for name in members(model, 4)["layer_1"])
+    model = ConvNextModel(ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 12, 16, 24]))
+    assert any("stages.1.downsampling_layer" in name for name in members(model, 6)["layer_2"])
+
+
+def test_without_query_key_and_value_apart_the_error_says_what_to_write_instead():
+    model = AutoModel.from_config(GPT2Config(n_embd=16, n_head=2, n_layer=2, vocab_size=50))
+    with pytest.raises(ValueError, match="'qkv' if 'c_attn' in name else 'rest'") as error:
+        split(model, "qkv")
+    rule = str(error.value).rpartition("such as ")[2]
+    assert names(model, eval(rule)) == ["rest", "qkv"]

@@ -1,0 +1,239 @@
+"""optim/hf.py: Hugging Face's Trainer makes one searched move a batch, on the loss of the whole batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
+
+from optim import PLASLS, SGDSLS, AdamSLS, split
+from optim.hf import LineSearchMixin, LineSearchTrainer
+
+from .small import weights
+from .trainers import Rows, arguments, classifier, distributed, language_model
+
+ROOT = Path(__file__).parent.parent
+
+
+def trained(folder, model, optimizer=None, rows=None, resume=None, **changes):
+    optimizer = optimizer or AdamSLS(model.parameters())
+    trainer = LineSearchTrainer(
+        model, arguments(folder, **changes), train_dataset=rows or Rows(), optimizers=(optimizer, None)
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def in_a_plain_loop(model, rows, epochs=2):
+    """Batches of eight in order; returns the losses."""
+    optimizer, losses = AdamSLS(model.parameters()), []
+    for _ in range(epochs):
+        for start in range(0, len(rows), 8):
+            some = [rows[i] for i in range(start, start + 8)]
+            batch = {key: torch.stack([row[key] for row in some]) for key in some[0]}
+            losses.append(float(optimizer.step(lambda batch=batch: model(**batch).loss)))
+    return losses
+
+
+def assert_close(model, other):
+    """But for the keys' biases, which no loss depends on: Adam moves them by rounding errors."""
+    ours, theirs = model.state_dict(), other.state_dict()
+    for name in ours:
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-2, atol=1e-3, msg=name)
+
+
+def logged(trainer, key):
+    return [row[key] for row in trainer.state.log_history if key in row]
+
+
+def test_a_batch_is_one_move_with_the_bits_of_a_plain_loop(tmp_path):
+    by_hand, model = classifier(), classifier()
+    losses = in_a_plain_loop(by_hand, Rows())
+    trainer = trained(tmp_path, model)
+    assert torch.equal(weights(model), weights(by_hand))
+    assert logged(trainer, "loss") == losses
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("texts", [False, True])
+@pytest.mark.parametrize("micro_batch", [4, 2])
+def test_accumulated_micro_batches_are_the_whole_batch(tmp_path, texts, micro_batch):
+    # BERT returns a micro-batch's mean whatever it is told, LLaMA divides by the batch's number of tokens.
+    make, rows = language_model if texts else classifier, Rows(texts=texts)
+    by_hand, model = make(), make()
+    losses = in_a_plain_loop(by_hand, rows)
+    changes = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": 8 // micro_batch}
+    trainer = trained(tmp_path, model, rows=rows, **changes)
+    assert logged(trainer, "loss") == pytest.approx(losses, rel=1e-3)
+    assert_close(model, by_hand)
+    assert trainer.state.global_step == 12
+
+
+def test_a_batch_that_is_not_full_at_the_epochs_end_is_a_batch(tmp_path):
+    trainer = trained(tmp_path, classifier(), rows=Rows(40), gradient_accumulation_steps=2, num_train_epochs=1)
+    assert trainer.state.global_step == 3
+    assert trainer.optimizer.optimizer.counts["searches"] == 3
+
+
+def test_the_learning_rate_in_the_logs_is_the_step_size(tmp_path):
+    model = classifier()
+    optimizer = PLASLS(split(model, 4))
+    trainer = trained(tmp_path, model, optimizer, learning_rate=3.0)
+    sizes = [group["lr"] for group in optimizer.param_groups]
+    assert logged(trainer, "learning_rate")[-1] == pytest.approx(sum(sizes) / 4)
+    assert [logged(trainer, f"step_size/{group['name']}")[-1] for group in optimizer.param_groups] == sizes
+    assert logged(trainer, "search/trials")[-1] == optimizer.search.trials
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_no_schedule_moves_the_step_size(tmp_path, schedule):
+    model = classifier()
+    in_a_plain_loop(by_hand := classifier(), Rows())
+    trained(tmp_path, model, lr_scheduler_type=schedule)
+    assert torch.equal(weights(model), weights(by_hand))
+
+
+@pytest.mark.parametrize("changes", [{"lr_scheduler_type": "cosine"}, {"warmup_steps": 3}, {"warmup_steps": 0.1}])
+def test_a_schedule_that_sets_step_sizes_is_refused(tmp_path, changes):
+    with pytest.raises(ValueError, match=r"sets step sizes.*allowed: none.*or optimizers="):
+        trained(tmp_path, classifier(), **changes)
+
+
+def test_a_scheduler_that_sets_is_refused_and_one_that_multiplies_is_taken(tmp_path):
+    model = classifier()
+    optimizer = AdamSLS(model.parameters(), growth_steps=torch.inf)
+
+    def trainer(scheduler):
+        return LineSearchTrainer(model, arguments(tmp_path), train_dataset=Rows(), optimizers=(optimizer, scheduler))
+
+    with pytest.raises(ValueError, match="a LambdaLR sets step sizes"):
+        trainer(LambdaLR(optimizer, lambda step: 1.0))
+    found = trainer(ExponentialLR(optimizer, 0.5))
+    found.train()
+    sizes = logged(found, "learning_rate")
+    assert sizes[-1] <= sizes[0] * 0.5**11
+
+
+def test_without_an_optimizer_of_ours_the_error_shows_one(tmp_path):
+    model = classifier()
+    for given in (None, torch.optim.Adam(model.parameters())):
+        with pytest.raises(TypeError, match=r"allowed: optimizers=\(AdamSLS\(model.parameters\(\)\), None\)"):
+            LineSearchTrainer(model, arguments(tmp_path), train_dataset=Rows(), optimizers=(given, None))
+
+
+def test_nothing_is_clipped_but_by_the_optimizer_before_the_search(tmp_path):
+    norms = logged(trained(tmp_path, classifier()), "grad_norm")
+    assert max(norms) > 0.1
+    model = classifier()
+    clipped = logged(trained(tmp_path, model, AdamSLS(model.parameters(), clip_norm=0.1)), "grad_norm")
+    assert clipped == pytest.approx([0.1] * 12, rel=1e-3)
+    with pytest.raises(ValueError, match=r"clip_norm=0\.5"):
+        trained(tmp_path, classifier(), max_grad_norm=0.5)
+
+
+def test_fp16_is_refused_and_bf16_learns(tmp_path):
+    losses = logged(trained(tmp_path, classifier(), bf16=True), "loss")
+    assert losses[-1] < 0.8 * losses[0]
+    with pytest.raises(ValueError, match="fp16 is not supported"):
+        trained(tmp_path, classifier(), fp16=True)
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_has_the_same_bits(tmp_path):
+    def run(**more):
+        model = classifier(dropout=0.2)
+        optimizer = PLASLS(split(model, 4), first_steps=2, joint=2)
+        trainer = trained(
+            tmp_path, model, optimizer, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=12,
+            train_sampling_strategy="random", save_strategy="steps", save_steps=4, **more,
+        )  # fmt: skip
+        return weights(model), logged(trainer, "loss"), dict(optimizer.counts)
+
+    whole, losses, counts = run()
+    resumed, same_losses, same_counts = run(resume=str(tmp_path / "checkpoint-4"))
+    assert torch.equal(whole, resumed)
+    assert (losses, counts) == (same_losses, same_counts)
+
+
+def test_the_best_model_is_loaded_at_the_end(tmp_path):
+    model = classifier()
+    trainer = LineSearchTrainer(
+        model,
+        arguments(
+            tmp_path, eval_strategy="steps", eval_steps=3, save_strategy="steps", save_steps=3,
+            load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False,
+        ),
+        train_dataset=Rows(),
+        eval_dataset=Rows(16),
+        optimizers=(AdamSLS(model.parameters()), None),
+    )  # fmt: skip
+    trainer.train()
+    losses = logged(trainer, "eval_loss")
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses))
+
+
+class Seq2Seq(LineSearchMixin, hf.Seq2SeqTrainer):
+    pass
+
+
+def test_the_mix_in_searches_for_other_trainers(tmp_path):
+    torch.manual_seed(0)
+    config = hf.T5Config(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0, dropout_rate=0
+    )
+    model = hf.T5ForConditionalGeneration(config)
+    args = arguments(
+        tmp_path, hf.Seq2SeqTrainingArguments, predict_with_generate=True,
+        per_device_train_batch_size=4, gradient_accumulation_steps=2,
+    )  # fmt: skip
+    trainer = Seq2Seq(
+        model, args, train_dataset=Rows(texts=True), eval_dataset=Rows(8, texts=True),
+        optimizers=(AdamSLS(model.parameters()), None),
+    )  # fmt: skip
+    trainer.train()
+    losses = logged(trainer, "loss")
+    assert losses[-1] < 0.9 * losses[0]
+    assert trainer.evaluate(max_length=4)["eval_loss"] > 0
+
+
+def test_labels_that_the_trainer_takes_out_of_the_batch_are_there_in_every_trial(tmp_path):
+    trainer = trained(tmp_path, classifier(), label_smoothing_factor=0.1, num_train_epochs=1)
+    assert trainer.optimizer.optimizer.counts["trials"] >= 6
+    assert logged(trainer, "loss")[-1] < 1.0
+
+
+def test_a_class_and_its_settings_make_the_optimizer(tmp_path):
+    chosen = (PLASLS, {"components": 4, "joint": "never"})
+    trainer = LineSearchTrainer(
+        args=arguments(tmp_path), model_init=lambda: classifier(), train_dataset=Rows(), optimizer_cls_and_kwargs=chosen
+    )
+    trainer.train()
+    assert [group["name"] for group in trainer.optimizer.param_groups] == ["embeddings", "layer_1", "layer_2", "head"]
+    assert chosen[1] == {"components": 4, "joint": "never"}
+
+
+def test_a_plain_trainer_stops_at_its_first_step(tmp_path):
+    model = classifier()
+    before = weights(model)
+    optimizers = (SGDSLS(model.parameters()), None)
+    trainer = hf.Trainer(model, arguments(tmp_path), train_dataset=Rows(), optimizers=optimizers)
+    with pytest.raises(RuntimeError, match="closure"):
+        trainer.train()
+    assert torch.equal(weights(model), before)
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, "-m", distributed.__module__, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for texts, (state, losses) in enumerate(torch.load(tmp_path / "found.pt")):
+        alone, together = (language_model() if texts else classifier() for _ in range(2))
+        trainer = trained(tmp_path / "alone", alone, rows=Rows(texts=bool(texts)), num_train_epochs=1)
+        together.load_state_dict(state)
+        assert losses == pytest.approx(logged(trainer, "loss"), rel=1e-2)
+        assert_close(together, alone)

@@ -1,0 +1,77 @@
+"""What the tests of Hugging Face's Trainer share: rows to learn, small models, arguments, a process of torchrun's."""
+
+import sys
+
+import torch
+import transformers as hf
+from torch.utils.data import Dataset
+
+from optim import AdamSLS
+from optim.hf import LineSearchTrainer
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "initializer_range": 0.3,
+}
+WORDS = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+class Rows(Dataset):
+    """Token 5 or 6 in the second place is the label; of `texts` a different number of tokens each is predicted."""
+
+    def __init__(self, count=48, texts=False):
+        generator = torch.Generator().manual_seed(0)
+        self.rows = []
+        for i in range(count):
+            tokens = torch.randint(7, 50, (8,), generator=generator)
+            tokens[0], tokens[1] = 1, 5 + i % 2
+            labels = tokens.masked_fill(torch.arange(8) < i % 7, -100) if texts else torch.tensor(i % 2)
+            self.rows.append({"input_ids": tokens, "labels": labels})
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return dict(self.rows[index])
+
+
+def classifier(dropout=0.0):
+    torch.manual_seed(0)
+    config = hf.BertConfig(**WORDS, **SIZES, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    return hf.BertForSequenceClassification(config)
+
+
+def language_model():
+    torch.manual_seed(0)
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**WORDS, **SIZES))
+
+
+def arguments(folder, kind=hf.TrainingArguments, **changes):
+    """Two epochs of six batches of eight, in order, on the CPU, where nothing is reported."""
+    chosen = {
+        "per_device_train_batch_size": 8, "num_train_epochs": 2, "train_sampling_strategy": "sequential",
+        "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }  # fmt: skip
+    return kind(str(folder), **chosen | changes)
+
+
+def distributed(folder):
+    """Train both models as one of several processes and keep their weights and losses."""
+    found = []
+    for texts in (False, True):
+        model = language_model() if texts else classifier()
+        args = arguments(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=1)
+        optimizers = (AdamSLS(model.parameters()), None)
+        trainer = LineSearchTrainer(model, args, train_dataset=Rows(texts=texts), optimizers=optimizers)
+        trainer.train()
+        found.append((model.state_dict(), [row["loss"] for row in trainer.state.log_history[:-1]]))
+    if trainer.is_world_process_zero():
+        torch.save(found, f"{folder}/found.pt")
+
+
+if __name__ == "__main__":
+    distributed(sys.argv[1])
