@@ -170,10 +170,10 @@ class Turns:
             decrease: of the loss at the last trial, as a share of the predicted one.
         """
         progress = self.progress
+        progress.nearly_linear = found.accepted and decrease >= NEARLY_LINEAR
         progress.interval = self._interval(turn, found)
         progress.accepted_once |= found.accepted
         progress.steps_since_search = 0
-        progress.nearly_linear = found.accepted and decrease >= NEARLY_LINEAR
         # A step size that grows at each search is back where it was after the second trial.
         at_once = found.accepted and found.trials <= (1 if self.settings.search_growth == 1 else 2)
         if turn.component is not None:
@@ -192,7 +192,9 @@ class Turns:
         settings, progress = self.settings, self.progress
         if settings.interval_growth is not None:
             halved = max(found.sizes) < max(turn.first_trial) / 2
-            unsettled = progress.accepted_once and (halved or not found.accepted)
+            # What is about to double must not stay untested for many steps.
+            doubles = progress.nearly_linear and settings.search_growth > 1
+            unsettled = progress.accepted_once and (halved or doubles or not found.accepted)
             due = math.ceil((progress.steps + 1) / settings.interval_growth)
             return 1 if unsettled else min(due, settings.max_interval)
         at_once = found.accepted and found.trials <= 1

@@ -130,6 +130,16 @@ def test_a_step_size_doubles_where_its_trial_was_nearly_linear_and_grows_less_ot
     assert turns.next([1.0]).starts == [1.0]
 
 
+def test_a_step_size_that_is_about_to_double_is_tested_at_the_next_step():
+    turns = Turns(Settings(), None)
+    turns.progress.steps, turns.progress.accepted_once = 400, True
+    turns.count(turns.next([1.0]), found([1.0]), 0.6)
+    assert turns.next([1.0]) is None
+    turns.progress.steps_since_search = turns.progress.interval
+    turns.count(turns.next([1.0]), found([1.0]), 0.95)
+    assert turns.next([1.0]).starts == [2.0]
+
+
 def test_moves_fall_along_half_a_cosine_where_the_number_of_steps_is_known():
     turns = Turns(Settings(total_steps=4), None)
     factors = []

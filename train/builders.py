@@ -16,7 +16,18 @@ from optim import PLASLS, SGDSLS, AdamSLS, split
 from .config import Config
 from .errors import InputError
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+BETA2, EPSILON = 0.999, 1e-8
+
+# Each lever of the library's default search, set back to what the paper has.
+LEVERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "criterion": {"criterion": "armijo", "c": 0.1},
+    "momentum": {"betas": (0.9, BETA2)},
+    "decay": {"total_steps": None},
+    "interval": {"max_interval": 1},
+    "first_search": {"first_search": "backtrack", "initial_step_size": 0.1},
+    "growth": {"search_growth": 1.0, "growth_steps": 500.0},
+}
 
 
 class ScheduledAdam(torch.optim.Adam):
@@ -25,8 +36,8 @@ class ScheduledAdam(torch.optim.Adam):
     The schedule is a part of the optimizer, so that one object is stepped and one state is saved.
     """
 
-    def __init__(self, params, *, peak: float, warmup: float, total_steps: int) -> None:
-        super().__init__(params, lr=peak, betas=BETAS, eps=EPSILON, fused=True)
+    def __init__(self, params, *, peak: float, beta1: float, warmup: float, total_steps: int) -> None:
+        super().__init__(params, lr=peak, betas=(beta1, BETA2), eps=EPSILON, fused=True)
         self.schedule = get_cosine_schedule_with_warmup(self, round(warmup * total_steps), total_steps)
 
     def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
@@ -51,6 +62,7 @@ def adam(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Schedu
     return ScheduledAdam(
         [{"params": list(model.parameters()), "name": "all"}],
         peak=config.learning_rate,
+        beta1=config.beta1,
         warmup=config.warmup,
         total_steps=steps_per_epoch * config.epochs,
     )
@@ -62,6 +74,12 @@ def sgdsls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> SGDS
 
 def adamsls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
     return AdamSLS(split(model, 1), **_search(config, steps_per_epoch), **_adam(config))
+
+
+def untuned(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
+    """The library's default, told the number of steps; with one lever of it set back where `lever` says so."""
+    settings: dict[str, Any] = {"total_steps": steps_per_epoch * config.epochs, "eps": EPSILON, "fused": True}
+    return AdamSLS(split(model, 1), **(settings | LEVERS[config.lever]))
 
 
 def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLASLS:
@@ -81,8 +99,13 @@ def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLAS
 
 
 def _search(config: Config, steps_per_epoch: int) -> dict[str, Any]:
-    """The settings of every line search."""
+    """The settings of every line search: the paper's, but for what the configuration says."""
     return dict(
+        criterion="armijo",
+        first_search="backtrack",
+        search_growth=1.0,
+        interval_growth=None,
+        loss_scale=1.0,
         c=config.c,
         first_c=config.first_c,
         backtracking=config.backtracking,
@@ -96,4 +119,4 @@ def _search(config: Config, steps_per_epoch: int) -> dict[str, Any]:
 
 def _adam(config: Config) -> dict[str, Any]:
     """Those of the searches along Adam's direction."""
-    return dict(betas=BETAS, eps=EPSILON, fused=True, direction=config.direction)
+    return dict(betas=(config.beta1, BETA2), eps=EPSILON, fused=True, direction=config.direction)

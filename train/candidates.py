@@ -57,6 +57,7 @@ SEARCH = (
     "max_interval",
     "rounding",
 )
+ADAM = ("direction", "beta1")
 COMPONENTS = ("split", "growth", "first_steps", "joint", "merge_threshold")
 
 # Colours after Okabe and Ito: apart for the common kinds of colour blindness too. Trials of ADAMSLS and PLASLS are
@@ -67,13 +68,14 @@ _ROWS = (
         "ADAM",
         "#222222",
         "train.builders:adam",
-        ("learning_rate", "warmup"),
+        ("learning_rate", "warmup", "beta1"),
         searches=False,
         held_against="adamsls",
     ),
     Candidate("sgdsls", "SGDSLS", "#56B4E9", "train.builders:sgdsls", SEARCH, trials=1.1),
-    Candidate("adamsls", "ADAMSLS", "#4B3FBF", "train.builders:adamsls", (*SEARCH, "direction"), trials=1.9),
-    Candidate("plasls", "PLASLS", "#D55E00", "train.builders:plasls", (*SEARCH, "direction", *COMPONENTS), trials=2.5),
+    Candidate("adamsls", "ADAMSLS", "#4B3FBF", "train.builders:adamsls", (*SEARCH, *ADAM), trials=1.9),
+    Candidate("plasls", "PLASLS", "#D55E00", "train.builders:plasls", (*SEARCH, *ADAM, *COMPONENTS), trials=2.5),
+    Candidate("untuned", "UNTUNED", "#009E73", "train.builders:untuned", ("lever",), trials=0.5),
 )
 CANDIDATES = {row.key: row for row in _ROWS}
 """in the paper's order"""

@@ -25,7 +25,7 @@ OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads",
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
 class Config:
-    """Defaults are the paper's (Sec. IV), but for the line-search settings, which are the library's."""
+    """Defaults are the paper's (Sec. IV), but for what mends its search (docs/deviations.md)."""
 
     # what is learned
     task: str = "sst2"
@@ -60,6 +60,10 @@ class Config:
     """peak learning rate of adam; the line searches have none"""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """share of adam's steps in linear warm-up, before the cosine decay"""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """momentum of adam, adamsls and plasls: beta of the mean gradient; 0: none"""
+    lever: Literal["none", "criterion", "momentum", "decay", "interval", "first_search", "growth"] = "none"
+    """of untuned, the library's default search: what of it is set back to the paper's"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward passes under autocast"""
 
