@@ -116,8 +116,8 @@ class Settings:
         8,
         Allowed(lambda value: value is None or is_count(value), "a whole number of steps from 1, or None"),
         "after k steps the next search comes ceil(k / interval_growth) steps later, at most max_interval, but at once "
-        "where a search has more than halved the step size, or it is about to double. None: a search that takes its first trial doubles the "
-        "steps to the next one, any other sets them to 1.",
+        "where a search has more than halved the step size, or it is about to double. None: a search that takes its "
+        "first trial doubles the steps to the next one, any other sets them to 1.",
     )
     total_steps: int | None = setting(
         None,
