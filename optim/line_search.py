@@ -17,7 +17,7 @@ from .search import Found, Rule, Search, search, search_jointly
 from .settings import ComponentSettings, Settings, refuse, require, take
 from .turns import Progress, Turn, Turns
 
-COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched", "merges", "nonfinite")
+COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched", "merges", "nonfinite", "outside")
 
 
 class LineSearch(torch.optim.Optimizer):
@@ -78,6 +78,7 @@ class LineSearch(torch.optim.Optimizer):
 
     # -- the step (paper Sec. III) ------------------------------------------------------------------------
 
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor | None:  # type: ignore[override]
         """Search, then move.
@@ -110,6 +111,8 @@ class LineSearch(torch.optim.Optimizer):
             memory = last_gradients(parameter for group in moving for parameter in group["params"])
             self.zero_grad()
             f.evaluate_with_gradient()  # f_k and g_k
+            if self.settings.check_closure:
+                f.check(max(self.settings.rounding, 4.0) * f.rounding_error(self.settings.loss_scale))
             self._clip_gradients()
             found = self._search(turn, f, memory) if turn else self._step_untested(f)  # Eq. 1, 5 and 6
             if found is None:
@@ -148,6 +151,9 @@ class LineSearch(torch.optim.Optimizer):
                 found = search_jointly(line, turn.starts, turn.component, rule)
             else:
                 found = search(line, turn.first_trial[0], rule)
+        f.refuse_outside(found)
+        if settings.check_closure:
+            f.searched(found, line.predicted(turn.first_trial), line.tolerance)
         if found.accepted:
             self.criterion.remember(f.base, found.value, line.predicted(found.sizes))
             for group, size in zip(self.param_groups, turn.sizes(found), strict=True):
