@@ -1,6 +1,8 @@
 """What a closure may do: whatever it is, each trial is this step's loss at the trial's weights, or a word is said."""
 
+import copy
 import functools
+import random
 import warnings
 
 import pytest
@@ -571,3 +573,81 @@ def test_a_learning_rate_that_a_trainer_passes_is_refused_with_what_to_write():
     with pytest.raises(TypeError, match=r"skorch, fastai\): lambda params, lr, \*\*settings: AdamSLS") as error:
         AdamSLS(network().parameters(), lr=0.01)
     assert "\n" not in str(error.value)
+
+
+# -- all of it together ---------------------------------------------------------------------------------------
+
+
+class Drawn(torch.nn.Module):
+    """Drawn by a seed: normalisation, a queue, a recurrent state, dropout, its own generator, tied weights, hooks."""
+
+    def __init__(self, seed):
+        super().__init__()
+        draw = random.Random(seed)
+        parts = ("norm", "queue", "hidden", "dropout", "tied", "hook", "generator")
+        self.has = {part: draw.random() < (0.2 if part in ("hidden", "generator") else 0.5) for part in parts}
+        torch.manual_seed(seed)
+        self.body, self.inner, self.head = (torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
+        self.norm, self.dropout = torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.3)
+        self.register_buffer("queue", torch.zeros(0, 8))
+        self.hidden, self.generator = torch.zeros(8), torch.Generator().manual_seed(seed)
+        if self.has["tied"]:
+            self.inner.weight = self.body.weight
+        if self.has["hook"]:
+            self.body.register_forward_hook(lambda module, given, out: out * 1.1)
+        self.double()
+
+    def forward(self, x):
+        h = torch.tanh(self.body(x))
+        h = self.norm(h) if self.has["norm"] else h
+        h = self.dropout(h) if self.has["dropout"] else h
+        if self.has["queue"]:
+            self.queue = torch.cat([self.queue, h.detach().mean(0)[None]])[-3:]
+            h = h - self.queue.mean(0)
+        if self.has["hidden"]:
+            h = h + self.hidden
+            self.hidden = 0.5 * (self.hidden + h.detach().mean(0) + 1)
+        if self.has["generator"]:
+            h = h + torch.rand(8, generator=self.generator, dtype=h.dtype)
+        return self.head(torch.tanh(self.inner(h)))
+
+
+@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("joint", ["always", "never"])
+def test_every_trial_of_a_drawn_model_is_the_loss_at_its_weights_or_a_word_is_said(seed, joint):
+    """By brute force: each evaluation against a copy of the model and of the random state from before the step."""
+    model = Drawn(seed)
+    optimizer = PLASLS(split(model, by_layer), joint=joint, first_steps=2, suffix=False)
+    right = True
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for x, y in batches(6, seed=seed):
+            x, randomness, before, seen = x.double(), torch.get_rng_state(), copy.deepcopy(model.state_dict()), []
+            hidden, drawn = model.hidden, model.generator.get_state()
+
+            def closure(x=x, y=y, seen=seen):
+                given = weights(model)
+                loss = cross_entropy(model(x), y)
+                seen.append((given, loss.item()))
+                return loss
+
+            optimizer.step(closure)
+            after, moved = torch.get_rng_state(), (copy.deepcopy(model.state_dict()), model.hidden)
+            drawn_after = model.generator.get_state()
+            for given, loss in seen:
+                torch.set_rng_state(randomness)
+                model.generator.set_state(drawn)
+                model.hidden, model.queue = hidden, before["queue"].clone()
+                model.load_state_dict(before)
+                torch.nn.utils.vector_to_parameters(given, model.parameters())
+                with torch.no_grad():
+                    right &= cross_entropy(model(x), y).item() == pytest.approx(loss, rel=1e-10)
+            torch.set_rng_state(after)
+            model.generator.set_state(drawn_after)
+            model.queue = moved[0]["queue"].clone()
+            model.load_state_dict(moved[0])
+            model.hidden = moved[1]
+    assert right or any("at the same weights" in str(each.message) for each in said)
+    if not (model.has["hidden"] or model.has["generator"]):
+        assert right
+        assert not said
