@@ -20,7 +20,7 @@ from .turns import Progress, Turn, Turns
 
 # What a param group shows as its step size before the first search where no start was given.
 UNKNOWN = 0.1
-COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched", "merges", "nonfinite")
+COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched", "merges", "nonfinite", "outside")
 
 
 class LineSearch(torch.optim.Optimizer):
@@ -87,6 +87,7 @@ class LineSearch(torch.optim.Optimizer):
 
     # -- the step (paper Sec. III) ------------------------------------------------------------------------
 
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor | None:  # type: ignore[override]
         """Search, then move.
@@ -119,6 +120,8 @@ class LineSearch(torch.optim.Optimizer):
             memory = last_gradients(parameter for group in moving for parameter in group["params"])
             self.zero_grad()
             f.evaluate_with_gradient()  # f_k and g_k
+            if self.settings.check_closure:
+                f.check(max(self.settings.rounding, 4.0) * f.rounding_error(self.settings.loss_scale))
             self._clip_gradients()
             found = self._search(turn, f, memory) if turn else self._step_untested(f)  # Eq. 1, 5 and 6
             if found is None:
@@ -163,6 +166,9 @@ class LineSearch(torch.optim.Optimizer):
                 found = search_jointly(line, turn.starts, turn.component, rule)
             else:
                 found = search(line, turn.first_trial[0], rule)
+        f.refuse_outside(found)
+        if settings.check_closure:
+            f.searched(found, line.predicted(turn.first_trial), line.tolerance)
         if found.accepted:
             criterion.end(f.base, found.value)
             for group, size in zip(self.param_groups, turn.sizes(found), strict=True):

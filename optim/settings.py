@@ -143,6 +143,12 @@ class Settings:
     max_nonfinite: int = setting(
         10, COUNT, "steps in a row without a finite loss and gradient before a step raises FloatingPointError."
     )
+    check_closure: bool = setting(
+        True,
+        SWITCH,
+        "whether the first step, and steps after several failed searches, evaluate the unmoved weights once more, as "
+        "a trial would be, and say what is wrong where the loss differs; at most one forward in a hundred evaluations.",
+    )
     clip_norm: float | None = setting(
         None,
         BOUND,
@@ -255,7 +261,10 @@ def refuse(arguments: dict[str, Any]) -> None:
         ValueError: one of the others is set.
     """
     if "lr" in arguments:
-        raise TypeError("there is no lr: the line search finds it; initial_step_size is where it starts")
+        raise TypeError(
+            "there is no lr: the line search finds it; initial_step_size is where it starts. Where a trainer passes "
+            "one (skorch, fastai): lambda params, lr, **settings: AdamSLS(params, **settings)"
+        )
     for name in ("maximize", "capturable", "differentiable"):
         if arguments.get(name):
             raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")

@@ -1,6 +1,8 @@
 """What a closure may do: whatever it is, each trial is this step's loss at the trial's weights, or a word is said."""
 
+import copy
 import functools
+import random
 import warnings
 
 import pytest
@@ -153,7 +155,12 @@ def ridge(make, decay, start):
     solution = torch.linalg.solve(rows.T @ rows / 99 + decay * torch.eye(8).double(), rows.T @ target / 99)
     least_squares = torch.linalg.lstsq(rows, target[:, None]).solution[:, 0]
     weight = torch.nn.Parameter(torch.zeros(8).double() if start == "zero" else least_squares)
-    return make([weight], weight_decay=decay), weight, solution, lambda: 0.5 * (rows @ weight - target).square().mean()
+    return (
+        make([weight], weight_decay=decay, check_closure=False),
+        weight,
+        solution,
+        lambda: 0.5 * (rows @ weight - target).square().mean(),
+    )
 
 
 @pytest.mark.parametrize("start", ["zero", "least squares"])
@@ -215,7 +222,7 @@ def test_the_value_and_slope_of_a_step_with_weight_decay_are_those_of_the_penali
 def test_each_trial_sees_its_own_weights_whatever_the_closure_assigns(joint, view):
     """Trials against the same weights in a model of their own, without an optimizer."""
     model, twin = network().double(), network().double()
-    optimizer = PLASLS(split(model, by_layer), joint=joint, first_steps=2, suffix=False)
+    optimizer = PLASLS(split(model, by_layer), joint=joint, first_steps=2, suffix=False, check_closure=False)
     views = [p.detach() for p in model.parameters()] if view else []
     identities = [id(p) for p in model.parameters()]
     seen = []
@@ -335,3 +342,312 @@ def test_a_scripted_models_statistics_are_updated_once_a_step(make):
         assert optimizer.search.trials
         (count,) = [int(buffer) for name, buffer in model.named_buffers() if "num_batches" in name]
         assert count == k + 1
+
+
+# -- the same kernels -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # of that path, which the check takes once
+@every_optimizer
+def test_an_encoder_in_eval_mode_is_the_same_function_in_trials(make):
+    """Without gradients torch takes another path, which zeroes what is padded."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = torch.nn.ModuleDict({"encoder": torch.nn.TransformerEncoder(layer, 2), "head": torch.nn.Linear(8, 3)})
+    model.eval()
+    optimizer = make(model)
+    x, y = torch.randn(24, 6, 8), torch.randint(0, 3, (24,))
+    padding = torch.arange(6)[None] >= torch.randint(1, 7, (24, 1))
+    for _ in range(12):
+        optimizer.step(
+            lambda: cross_entropy(model["head"](model["encoder"](x, src_key_padding_mask=padding).mean(1)), y)
+        )
+        assert optimizer.search.accepted
+    assert optimizer.counts["trials"] < 60
+
+
+@every_optimizer
+@pytest.mark.parametrize("check", [True, False])
+def test_a_derivative_inside_a_forward_only_closure_works(make, check):
+    model = network()
+    optimizer = make(model, check_closure=check)
+    x = torch.randn(9, 8, requires_grad=True)
+    losses = []
+    for _ in range(20):
+        losses.append(
+            float(
+                optimizer.step(
+                    lambda: (torch.autograd.grad(model(x).sum(), x, create_graph=True)[0] - 1).square().mean()
+                )
+            )
+        )
+    assert losses[-1] < 0.9 * losses[0]
+
+
+# -- the same suffix ------------------------------------------------------------------------------------------
+
+
+def test_a_term_on_an_inner_output_that_appears_later_fails_no_search():
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+    optimizer, inner = PLASLS(split(model, by_layer), joint="never", first_steps=1), {}
+    model[0].register_forward_hook(lambda module, given, out: inner.update(out=out))
+    for k, (x, y) in enumerate(batches(40)):
+        optimizer.step(
+            lambda x=x, y=y, k=k: cross_entropy(model(x), y) + (inner["out"].square().mean() if k >= 20 else 0)
+        )
+        assert optimizer.search.accepted
+    assert optimizer.counts["failures"] == 0
+
+
+# -- the model's domain ---------------------------------------------------------------------------------------
+
+
+def normal(scale, validate=True):
+    data = torch.randn(99, generator=torch.Generator().manual_seed(0)) * 0.02
+    return lambda: -torch.distributions.Normal(0.0, scale, validate_args=validate).log_prob(data).mean()
+
+
+@pytest.mark.parametrize("make", [SGDSLS, AdamSLS])
+def test_a_trial_outside_of_the_models_domain_is_a_rejected_trial_that_is_counted(make):
+    scale = torch.nn.Parameter(torch.tensor(0.05))
+    optimizer = make([scale])
+    for _ in range(30):
+        optimizer.step(normal(scale))
+    assert optimizer.counts["outside"] > 0
+    assert optimizer.counts["failures"] == 0
+    assert scale.item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_outside_of_its_domain_at_the_unmoved_point_the_models_error_is_raised():
+    scale = torch.nn.Parameter(torch.tensor(-0.05))
+    with pytest.raises(ValueError, match="parameter scale"):
+        AdamSLS([scale]).step(normal(scale))
+
+
+@pytest.mark.parametrize("fault", [ValueError, ZeroDivisionError, torch.linalg.LinAlgError, TypeError, KeyError])
+@pytest.mark.parametrize("closures", [1, 2])
+def test_the_same_error_at_every_trial_is_raised_and_so_are_faults_of_the_program(fault, closures):
+    model = network()
+    optimizer = AdamSLS(model.parameters(), check_closure=False)
+    before = weights(model)
+
+    def closure(x, y):
+        if not torch.equal(weights(model), before):
+            raise fault("at this trial")
+        return cross_entropy(model(x), y)
+
+    with pytest.raises(fault, match="at this trial"):
+        optimizer.step([lambda x=x, y=y: closure(x, y) for x, y in batches(closures)])
+    assert torch.equal(weights(model), before)
+    for x, y in batches(3):
+        optimizer.step(loss_of(model, x, y))
+
+
+# -- what is detected -----------------------------------------------------------------------------------------
+
+
+def nothing_runs(model):
+    x, y = next(batches(1))
+    logits = model(x)
+    return lambda: cross_entropy(logits, y)
+
+
+def fetches(model):
+    data = batches(1000)
+
+    def closure():
+        x, y = next(data)
+        return cross_entropy(model(x), y)
+
+    return closure
+
+
+def changes_its_batch(model):
+    x, y = next(batches(1))
+    return lambda: cross_entropy(model(x.mul_(1.1)), y)
+
+
+class Remembers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.state = network(), 0.0
+
+    def forward(self, x):
+        scores = self.body(x) + self.state
+        self.state = self.state + 0.1 * torch.arange(3)
+        return scores
+
+
+def keeps_a_state(model):
+    remembers = Remembers()
+    remembers.body = model
+    x, y = next(batches(1))
+    return lambda: cross_entropy(remembers(x), y)
+
+
+def draws(model):
+    generator = torch.Generator().manual_seed(0)
+    x, y = next(batches(1))
+    return lambda: cross_entropy(model(x) + torch.rand(3, generator=generator), y)
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    ("closure", "word"),
+    [
+        (nothing_runs, r"returned .* at all \d+ trial points"),
+        (fetches, "it was given other data: the closure fetches"),
+        (changes_its_batch, "it was given other data: the closure fetches its batch, changes it in place"),
+    ],
+)
+def test_where_nothing_can_be_right_the_first_step_is_one_error_and_changes_nothing(make, closure, word):
+    model = network()
+    optimizer = make(model)
+    before, state = weights(model), repr(optimizer.state_dict()["state"])
+    with pytest.raises(RuntimeError, match=word + ".*allowed: .*check_closure=False"):
+        optimizer.step(closure(model))
+    assert torch.equal(weights(model), before)
+    assert repr(optimizer.state_dict()["state"]) == state
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    ("closure", "word"),
+    [
+        (keeps_a_state, "a state that torch does not list, in Remembers.state;"),
+        (draws, "a random generator of its own"),
+    ],
+)
+def test_where_losses_drift_the_first_step_warns_once_of_the_likeliest_cause(make, closure, word):
+    model = network()
+    optimizer = make(model)
+    f = closure(model)
+    with pytest.warns(RuntimeWarning, match=word):
+        optimizer.step(f)
+    for _ in range(3):  # where a warning is an error
+        optimizer.step(f)
+    quiet = network()
+    optimizer = make(quiet, check_closure=False)
+    for _ in range(3):
+        optimizer.step(closure(quiet))
+
+
+def test_checks_are_at_most_one_forward_in_a_hundred_over_80_steps():
+    model, calls = network(), []
+    optimizer = AdamSLS(model.parameters())
+    for x, y in batches(80):
+        optimizer.step(lambda x=x, y=y: (calls.append(None), cross_entropy(model(x), y))[1])
+    assert optimizer.counts["forwards"] == 80 + optimizer.counts["trials"]
+    assert 0 < len(calls) - optimizer.counts["forwards"] <= optimizer.counts["forwards"] / 100
+
+
+def test_searches_that_fail_in_a_row_are_said_once():
+    model, (x, y) = network(), next(batches(1))
+    for p in model.parameters():
+        p.register_hook(lambda g: -g)  # uphill
+    optimizer = AdamSLS(model.parameters())
+    for _ in range(10):
+        optimizer.step(loss_of(model, x, y))
+    with pytest.warns(RuntimeWarning, match=r"searches in a row have failed.*gradient is not that of the loss"):
+        optimizer.step(loss_of(model, x, y))
+    for _ in range(19):  # where a warning is an error
+        optimizer.step(loss_of(model, x, y))
+    assert optimizer.counts["failures"] == 30
+
+
+# -- around the step ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_inside_of_a_compiled_function_runs_uncompiled():
+    model, twin = network(), network()
+    optimizer, plain = AdamSLS(model.parameters()), AdamSLS(twin.parameters())
+    step = torch.compile(lambda x, y: optimizer.step(loss_of(model, x, y)), backend="eager")
+    for x, y in batches(3):
+        step(x, y)
+        plain.step(loss_of(twin, x, y))
+    assert torch.equal(weights(model), weights(twin))
+
+
+def test_a_learning_rate_that_a_trainer_passes_is_refused_with_what_to_write():
+    with pytest.raises(TypeError, match=r"skorch, fastai\): lambda params, lr, \*\*settings: AdamSLS") as error:
+        AdamSLS(network().parameters(), lr=0.01)
+    assert "\n" not in str(error.value)
+
+
+# -- all of it together ---------------------------------------------------------------------------------------
+
+
+class Drawn(torch.nn.Module):
+    """Drawn by a seed: normalisation, a queue, a recurrent state, dropout, its own generator, tied weights, hooks."""
+
+    def __init__(self, seed):
+        super().__init__()
+        draw = random.Random(seed)
+        parts = ("norm", "queue", "hidden", "dropout", "tied", "hook", "generator")
+        self.has = {part: draw.random() < (0.2 if part in ("hidden", "generator") else 0.5) for part in parts}
+        torch.manual_seed(seed)
+        self.body, self.inner, self.head = (torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
+        self.norm, self.dropout = torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.3)
+        self.register_buffer("queue", torch.zeros(0, 8))
+        self.hidden, self.generator = torch.zeros(8), torch.Generator().manual_seed(seed)
+        if self.has["tied"]:
+            self.inner.weight = self.body.weight
+        if self.has["hook"]:
+            self.body.register_forward_hook(lambda module, given, out: out * 1.1)
+        self.double()
+
+    def forward(self, x):
+        h = torch.tanh(self.body(x))
+        h = self.norm(h) if self.has["norm"] else h
+        h = self.dropout(h) if self.has["dropout"] else h
+        if self.has["queue"]:
+            self.queue = torch.cat([self.queue, h.detach().mean(0)[None]])[-3:]
+            h = h - self.queue.mean(0)
+        if self.has["hidden"]:
+            h = h + self.hidden
+            self.hidden = 0.5 * (self.hidden + h.detach().mean(0) + 1)
+        if self.has["generator"]:
+            h = h + torch.rand(8, generator=self.generator, dtype=h.dtype)
+        return self.head(torch.tanh(self.inner(h)))
+
+
+@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("joint", ["always", "never"])
+def test_every_trial_of_a_drawn_model_is_the_loss_at_its_weights_or_a_word_is_said(seed, joint):
+    """By brute force: each evaluation against a copy of the model and of the random state from before the step."""
+    model = Drawn(seed)
+    optimizer = PLASLS(split(model, by_layer), joint=joint, first_steps=2, suffix=False)
+    right = True
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for x, y in batches(6, seed=seed):
+            x, randomness, before, seen = x.double(), torch.get_rng_state(), copy.deepcopy(model.state_dict()), []
+            hidden, drawn = model.hidden, model.generator.get_state()
+
+            def closure(x=x, y=y, seen=seen):
+                given = weights(model)
+                loss = cross_entropy(model(x), y)
+                seen.append((given, loss.item()))
+                return loss
+
+            optimizer.step(closure)
+            after, moved = torch.get_rng_state(), (copy.deepcopy(model.state_dict()), model.hidden)
+            drawn_after = model.generator.get_state()
+            for given, loss in seen:
+                torch.set_rng_state(randomness)
+                model.generator.set_state(drawn)
+                model.hidden, model.queue = hidden, before["queue"].clone()
+                model.load_state_dict(before)
+                torch.nn.utils.vector_to_parameters(given, model.parameters())
+                with torch.no_grad():
+                    right &= cross_entropy(model(x), y).item() == pytest.approx(loss, rel=1e-10)
+            torch.set_rng_state(after)
+            model.generator.set_state(drawn_after)
+            model.queue = moved[0]["queue"].clone()
+            model.load_state_dict(moved[0])
+            model.hidden = moved[1]
+    assert right or any("at the same weights" in str(each.message) for each in said)
+    if not (model.has["hidden"] or model.has["generator"]):
+        assert right
+        assert not said

@@ -240,7 +240,10 @@ def test_each_group_is_tested_along_the_direction_that_its_own_settings_take(cas
         )
         taken = (weights(model) - before) / optimizer.search.after
         frozen = torch.cat([torch.full_like(p, p is not model[3].bias).flatten() for p in model.parameters()]).double()
-        assert optimizer.search.slope == pytest.approx(float(gradient @ (taken * frozen)), rel=1e-6)
+        decay = 0.0 if "decoupled" in case else own["weight_decay"]  # coupled: a part of the objective
+        decays = torch.cat([torch.full_like(p, decay * (p.ndim > 1)).flatten() for p in model.parameters()])
+        slope = (gradient + decays * before) @ (taken * frozen)
+        assert optimizer.search.slope == pytest.approx(float(slope.detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize(

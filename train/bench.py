@@ -26,7 +26,7 @@ from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel
 
-from optim import PLASLS, AdamSLS, split
+from optim import PAPER_SEARCH, PLASLS, AdamSLS, split
 
 from . import peers
 from .arguments import Parser, positive
@@ -56,8 +56,22 @@ class Candidate:
     suffix: bool = False
 
 
+# A search at every step, by the paper's criterion, with momentum in the move, the first search mended and a tolerance.
+EVERY_STEP: dict[str, Any] = PAPER_SEARCH | {
+    "betas": (0.9, 0.999),
+    "first_c": 0.5,
+    "first_backtracking": 0.5,
+    "rounding": 4.0,
+    "loss_scale": 1.0,
+}
+
+
 def line_search(optimizer: type[AdamSLS], **settings: Any) -> Callable[[list[dict[str, Any]]], Step]:
-    return lambda groups: optimizer(groups, fused=True, **settings).step
+    return lambda groups: optimizer(groups, fused=True, **(EVERY_STEP | settings)).step
+
+
+def untuned(groups: list[dict[str, Any]]) -> Step:
+    return AdamSLS(groups, fused=True).step
 
 
 eq6 = partial(line_search, PLASLS, first_steps=FIRST_STEPS, joint="never")
@@ -67,7 +81,7 @@ CANDIDATES = {
     "AdamW": Candidate(1, peers.adamw),
     "AdamSLS": Candidate(1, line_search(AdamSLS)),
     "AdamSLS, not compiled": Candidate(1, line_search(AdamSLS, compiled=False)),
-    "AdamSLS, up to 16 steps apart": Candidate(1, line_search(AdamSLS, max_interval=16)),
+    "AdamSLS, untuned": Candidate(1, untuned),
     "PLASLS-10": Candidate(10, line_search(PLASLS, first_steps=FIRST_STEPS)),
     "PLASLS-10, Eq. 6": Candidate(10, eq6(), suffix=True),
     "PLASLS-qkv, Eq. 6": Candidate("qkv", eq6(), suffix=True),

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..search import Found
+from .check import OFF, Watch, likeliest_cause
 from .loss import Closure, MiniBatchLoss, closures_of
 from .ranks import Ranks
 from .replay import Modules, Randomness, Replay
@@ -37,6 +39,7 @@ class Evaluator:
         self.counts, self.grad_scaler = counts, grad_scaler
         self.ranks = Ranks()
         self.suffix_check: SuffixCheck | None = None
+        self.watch = Watch()
         self._modules: Modules | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -66,7 +69,7 @@ class Evaluator:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         devices = {parameter.device for parameter in parameters}
         suffix = self._suffix(closures, alone, devices) if alone else None
-        looks = self._modules is None
+        looks = self._modules is None or (self.watch.checks > 0 and self.watch.is_due())
         with Replay(devices, self._modules, closures, parameters, looks) as replay:
             loss = MiniBatchLoss(
                 list(suffix.closures) if suffix else closures,
@@ -84,10 +87,10 @@ class Evaluator:
 
             reevaluate = partial(suffix.evaluate, loss.reevaluate) if suffix else loss.reevaluate
             try:
-                yield Evaluation(loss, self.ranks, evaluate_with_gradient, reevaluate)
+                yield Evaluation(loss, self.ranks, self.watch, replay, evaluate_with_gradient, reevaluate)
             finally:
                 torch.clear_autocast_cache()  # of an autocast around the step: it holds the weights of a trial point
-                loss.leave_gradients()
+                loss.leave()
 
     def _suffix(self, closures: Sequence[Closure], alone: Alone, devices: set[torch.device]) -> Suffix | None:
         """Of modules that a step before has run, uncompiled."""
@@ -123,10 +126,14 @@ class Evaluation:
         self,
         loss: MiniBatchLoss,
         ranks: Ranks,
+        watch: Watch,
+        replay: Replay,
         evaluate_with_gradient: Callable[[], None],
         reevaluate: Callable[[], float],
     ) -> None:
         self._loss, self._ranks, self._reevaluate = loss, ranks, reevaluate
+        self._watch, self._replay = watch, replay
+        self._trials: list[float] = []
         self.evaluate_with_gradient = evaluate_with_gradient
 
     @property
@@ -138,9 +145,63 @@ class Evaluation:
         return self._loss.base
 
     def reevaluate(self) -> float:
-        """f at the weights as they are now, with the randomness of the first evaluation; gradients stay as they are."""
+        """f at the weights as they are now, with the randomness of the first evaluation; gradients stay as they are.
+
+        NaN outside of the model's domain (see `MiniBatchLoss.reevaluate`).
+        """
         torch.clear_autocast_cache()  # it holds the weights of the point before
-        return self._reevaluate()
+        self._trials.append(self._reevaluate())
+        return self._trials[-1]
+
+    def check(self, tolerance: float) -> None:
+        """In the first step and where searches fail: evaluate w_k once more, exactly as a trial would be.
+
+        Where only an evaluation with gradients enabled repeats f(w_k), as with nn.TransformerEncoder in eval mode,
+        trials are evaluated so from then on.
+
+        Args:
+            tolerance: how much of a difference may be rounding.
+
+        Raises:
+            RuntimeError: the two differ by more, and no search can be right; a RuntimeWarning where one may drift.
+        """
+        if not self._watch.is_due() or not math.isfinite(self.base):
+            return
+        self._watch.checked()
+        if self._repeats(tolerance):
+            return
+        again, modules = self._loss.repeat(), self._replay.modules
+        if not modules.with_gradients:
+            modules.with_gradients = True
+            if self._repeats(tolerance):
+                return
+            modules.with_gradients = False
+
+        def explain() -> None:
+            nothing_right, cause = likeliest_cause(self._loss.repeat_here, modules.known)
+            words = f"the closure returned {self.base!r}, and {again!r} at the same weights: {cause} ({OFF})"
+            if nothing_right:
+                raise RuntimeError(words)
+            self._watch.say("drift", words)
+
+        self._ranks.together(explain, 0)
+
+    def _repeats(self, tolerance: float) -> bool:
+        torch.clear_autocast_cache()
+        return abs(self._loss.repeat() - self.base) <= tolerance
+
+    def searched(self, found: Found, promised: float, tolerance: float) -> None:
+        """A search was done along the line whose first trial promised this change of f; see `Watch.searched`.
+
+        Raises:
+            RuntimeError: f does not depend on the weights.
+        """
+        self._watch.searched(self.base, self._trials, promised, tolerance, found.accepted)
+
+    def refuse_outside(self, found: Found) -> None:
+        """Raises what the closure raised at every trial of a search that failed."""
+        if not found.accepted and found.trials and not any(map(math.isfinite, self._trials)):
+            self._loss.refuse_outside()
 
     def rounding_error(self, loss_scale: float, measured: float) -> float:
         """See `MiniBatchLoss.rounding_error`."""

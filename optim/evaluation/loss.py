@@ -1,5 +1,6 @@
 """The mini-batch loss of one step: at w_k with its gradient, then again at trial points."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gradients import Accumulated, leave, set_aside
+from . import gradients
+from .gradients import Accumulated, set_aside
 from .ranks import Ranks
 from .replay import Replay
 
 Closure = Callable[[], Any]
+
+# What models raise outside of their domain: distributions, square roots, factorizations. Others are programs' faults.
+OUTSIDE = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
 
 
 def closures_of(given: Closure | Sequence[Closure]) -> list[Closure]:
@@ -58,6 +63,8 @@ class MiniBatchLoss:
         self._accumulated = Accumulated(parameters)
         self._losses: list[Tensor] = []
         self._backward_inside = False
+        self._trials = self._outside = 0
+        self._error: Exception | None = None  # of the last trial that was outside of the model's domain
         self._with_gradients: list[Tensor] = list(parameters)  # also of modules that others move, once they have run
 
     # -- f(w_k) and its gradient --------------------------------------------------------------------------
@@ -118,8 +125,24 @@ class MiniBatchLoss:
     def reevaluate(self, counted: bool = True) -> float:
         """f at the weights as they are now, with the randomness of the first one; the gradients stay as they are.
 
+        NaN outside of the model's domain: where the closure raises a ValueError, an ArithmeticError or a LinAlgError.
+
         Counted unless it is a check of an evaluation before, which a resumed run may repeat.
         """
+        if counted:
+            self._trials += 1
+        return self._again(self._at_trial, counted)
+
+    def repeat(self) -> float:
+        """f at w_k once more, as at a trial, but what it raises is an error."""
+        return self._again(self._once_more, counted=False)
+
+    def repeat_here(self) -> float:
+        """The same on this rank alone."""
+        with set_aside(self._with_gradients), torch.set_grad_enabled(self._backward_inside):
+            return self._once_more()
+
+    def _again(self, evaluate: Callable[[], float], counted: bool) -> float:
         evaluations = len(self._closures) if counted else 0
         self._counts["forwards"] += evaluations
         inside = self._backward_inside
@@ -128,17 +151,51 @@ class MiniBatchLoss:
         # ranks they may be views of the buckets that its backward fills.
         with (
             set_aside(self._with_gradients, copied=inside and self._ranks.count > 1),
-            torch.set_grad_enabled(inside),
+            torch.set_grad_enabled(inside or self._replay.modules.with_gradients),
         ):
-            return self._ranks.mean(lambda: self._replay.again(self._forward_only))
+            return self._ranks.mean(evaluate)
+
+    def _at_trial(self) -> float:
+        try:
+            return self._once_more()
+        except OUTSIDE as error:
+            self._counts["outside"] += 1
+            self._outside += 1
+            self._error = error
+            return math.nan
+
+    def _once_more(self) -> float:
+        try:
+            return self._replay.again(self._forward_only)
+        except RuntimeError as error:
+            if torch.is_grad_enabled() or "grad" not in str(error):
+                raise
+        with torch.enable_grad():  # the closure takes derivatives itself
+            value = self._replay.again(self._forward_only)
+        self._replay.modules.with_gradients = True
+        return value
+
+    def refuse_outside(self) -> None:
+        """A search has failed, without one finite loss.
+
+        Raises:
+            Exception: what the closure raised at every trial, on any rank.
+        """
+
+        def refuse() -> None:
+            if self._error is not None and self._outside >= self._trials:
+                raise self._error
+
+        self._ranks.together(refuse, 0)
 
     def _forward_only(self) -> float:
         return _mean([_losses(closure).detach() for closure in self._closures])
 
-    def leave_gradients(self) -> None:
+    def leave(self) -> None:
         """The step ends: what lies in .grad now is no news for the next one."""
+        self._error = None  # whose traceback holds the step
         if not self._accumulated.given_back:
-            leave(self._with_gradients)
+            gradients.leave(self._with_gradients)
 
     # -- how precise it is --------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Evaluate a closure again from the first module on that a trial changes; what comes before is known already."""
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .loss import Closure
 from .replay import Randomness
 
+# Evaluations of a component's suffix after which one is compared with the full one again.
+RENEWED = 255
+
 # What a module may return beside tensors and be recorded: nobody can change it.
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 
@@ -25,12 +29,13 @@ _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 class SuffixCheck:
     """What is known about one model: where the evaluation of suffixes has given the bits of the full one.
 
-    The first search of each component evaluates its first trial both ways. Where they differ, all outputs before the
+    The first search of each component evaluates its first trial both ways, and so does every 256th evaluation; one that
+    is not finite from the suffix is repeated in full. Where they differ, all outputs before the
     suffix are kept, as something besides the next module reads them (long skip connections, say); where they still
     differ, trials evaluate the whole network from then on, and a warning says so.
     """
 
-    verified: set[str] = field(default_factory=set)
+    verified: dict[str, int] = field(default_factory=dict)  # component -> its evaluations since
     keep_all: bool = False
     off: bool = False
     opaque: WeakSet[Module] = field(default_factory=WeakSet)  # modules whose output cannot be recorded
@@ -86,12 +91,19 @@ class Suffix:
         """`MiniBatchLoss.reevaluate`, from the component on."""
         if self._check.off or not any(closure.records for closure in self.closures):
             return reevaluate()
-        if self._component in self._check.verified:
+        verified = self._check.verified
+        if 0 <= verified.get(self._component, -1) < RENEWED:
+            verified[self._component] += 1
             with self._skipping():
-                return reevaluate()
-        full, suffix = reevaluate(), self._tried(reevaluate)
+                value = reevaluate()
+            if math.isfinite(value):
+                return value
+            full = reevaluate(counted=False)
+            suffix: float | Exception = value
+        else:
+            full, suffix = reevaluate(), self._tried(reevaluate)
         if suffix == full:
-            self._check.verified.add(self._component)
+            verified[self._component] = 0
         elif full == full:  # no NaN, which proves nothing
             self._check.fail(full, suffix)
             for closure in self.closures:

@@ -1,0 +1,179 @@
+"""Is what is searched one function? The unmoved point is evaluated once more, exactly as a trial would be."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._pytree import tree_flatten
+
+# A check more for so many evaluations, so that checks stay below one in a hundred.
+EVALUATIONS = 200
+# Failed searches in a row that bring a check, and a word.
+FAILURES = 10
+# Trials that must all have the very loss of the unmoved point, and how much more than rounding it should have fallen.
+TRIALS, PROMISED = 3, 100.0
+
+OFF = "check_closure=False turns this check off"
+
+
+@dataclass
+class Watch:
+    """What an optimizer knows about the repeatability of its closures.
+
+    Attributes:
+        checks: that were made.
+        evaluations: of closures.
+        failures: searches in a row that have failed.
+        varied: some trial had another loss than its unmoved point.
+        said: the words that were said already.
+    """
+
+    checks: int = 0
+    evaluations: int = 0
+    failures: int = 0
+    varied: bool = False
+    checked_failures: bool = False
+    said: frozenset[str] = frozenset()
+
+    def is_due(self) -> bool:
+        failing = self.failures >= FAILURES and not self.checked_failures
+        return self.checks == 0 or failing or (self.checks == 1 and self.evaluations >= EVALUATIONS)
+
+    def checked(self) -> None:
+        self.checks += 1
+        self.checked_failures = self.failures >= FAILURES
+
+    def say(self, key: str, words: str) -> None:
+        """As a warning, once."""
+        if key not in self.said:
+            self.said |= {key}
+            warnings.warn(words, RuntimeWarning, stacklevel=2)
+
+    def searched(self, base: float, trials: Sequence[float], promised: float, tolerance: float, accepted: bool) -> None:
+        """A search was done.
+
+        Args:
+            base: f(w).
+            trials: f at each trial point.
+            promised: the first trial's change of f, to first order.
+            tolerance: how much of a change may be rounding.
+            accepted: whether it has found a step size.
+
+        Raises:
+            RuntimeError: the loss has been the same at all weights so far.
+        """
+        self.evaluations += 1 + len(trials)
+        self.varied |= any(trial != base for trial in trials)
+        resolved = -promised > PROMISED * max(tolerance, torch.finfo(torch.float32).eps * abs(base))
+        if not self.varied and len(trials) >= TRIALS and resolved:
+            raise RuntimeError(
+                f"the closure returned {base!r} at all {len(trials)} trial points, where its gradient promised another "
+                "loss: it runs no model; allowed: a closure that computes prediction and loss anew at each call, such "
+                f"as lambda: loss(model(x), y) ({OFF})"
+            )
+        self.failures = 0 if accepted else self.failures + bool(trials)
+        if not self.failures:
+            self.checked_failures = False
+        elif self.checked_failures:
+            self.say(
+                "failures",
+                f"{self.failures} searches in a row have failed, the last one after {len(trials)} trials from f(w) = "
+                f"{base:.6g}: at none of the step sizes f was low enough, and what was searched has not moved. Either "
+                "it is a minimum within rounding, or the gradient is not that of the loss (parts that are detached, "
+                "hooks that change gradients). What helps: a larger rounding= where the loss is noisy, a more precise "
+                "loss (float64, or the losses of the examples), or to stop here",
+            )
+
+
+def likeliest_cause(evaluate: Callable[[], float], modules: Iterable[Module]) -> tuple[bool, str]:
+    """Why the same weights gave another loss: whether nothing can be right then, and words.
+
+    Args:
+        evaluate: the loss once more, as at a trial.
+        modules: whose attributes may have changed.
+    """
+    modules = list(modules)
+    first, second = _observed(evaluate, modules), _observed(evaluate, modules)
+    if first.inputs and second.inputs and first.inputs[0] != second.inputs[0]:
+        return True, (
+            "it was given other data: the closure fetches its batch, changes it in place or draws it anew; allowed: "
+            "a closure over a batch that is fetched and augmented before step"
+        )
+    if second.changed:
+        return False, (
+            f"a module keeps a state that torch does not list, in {', '.join(second.changed[:3])}; allowed: a buffer "
+            "(register_buffer), which is put back for each trial, or a change after step"
+        )
+    if not second.ran:
+        return True, (
+            "it ran no module, and its data or draws differ from call to call; allowed: a closure over a batch and "
+            "random numbers that are drawn before step"
+        )
+    if second.value != first.value or second.inputs != first.inputs:
+        return False, (
+            "it draws from a random generator of its own, seeds one anew, or keeps a state outside of modules; "
+            "allowed: torch's, Python's and NumPy's global generators, which are replayed, and states that change "
+            "after step"
+        )
+    return False, (
+        "without gradients torch computes it by other kernels, or a state outside of modules has settled; allowed: a "
+        "larger rounding=, so that the test tolerates the difference"
+    )
+
+
+@dataclass
+class _Observed:
+    value: float
+    ran: bool
+    inputs: list[Any]
+    changed: list[str]
+
+
+def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> _Observed:
+    inputs: list[Any] = []
+    before = [_attributes(module) for module in modules]
+
+    def given(module: Module, arguments: Any) -> None:
+        if not torch.compiler.is_compiling():
+            inputs.append((id(module), _print(arguments)))
+
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")
+        hook = register_module_forward_pre_hook(given)
+        try:
+            value = evaluate()
+        finally:
+            hook.remove()
+    changed = [
+        f"{type(module).__name__}.{name}"
+        for module, held in zip(modules, before, strict=True)
+        for name, content in _attributes(module).items()
+        if name not in held or held[name] != content
+    ]
+    return _Observed(value, bool(inputs), inputs, changed)
+
+
+def _attributes(module: Module) -> dict[str, Any]:
+    skipped = ("_parameters", "_buffers", "_modules", "forward")
+    return {name: _print(value) for name, value in list(vars(module).items()) if name not in skipped}
+
+
+def _print(value: Any) -> Any:
+    """Something that is equal for equal contents."""
+    leaves, _ = tree_flatten(list(value) if isinstance(value, (set, frozenset)) else value)
+    return [_print_one(leaf) for leaf in leaves[:100]] + [len(leaves)]
+
+
+def _print_one(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Generator):
+        return leaf.get_state().tolist()
+    if isinstance(leaf, Tensor) and not leaf.is_meta:
+        total = float(leaf.detach().double().sum()) if not leaf.is_complex() else repr(leaf.detach().sum().item())
+        return tuple(leaf.shape), "nan" if isinstance(total, float) and math.isnan(total) else total
+    return leaf if isinstance(leaf, (bool, int, float, str)) else type(leaf).__name__
