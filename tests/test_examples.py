@@ -1,0 +1,65 @@
+"""examples/: each trains on rows, and a run that is cut off and called again ends as one that was not."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = [
+    ["plain", "--split=4"],
+    ["plain", "--split=4", "--accumulate=2", "--checkpointing"],
+    ["with_accelerate", "--cpu", "--accumulate=2"],
+    ["with_lightning", "--accelerator=cpu"],
+    ["with_lightning", "--accelerator=cpu", "--manual"],
+    ["with_trainer", "--split=4", "--accumulate=2"],
+    ["lora", "--rank=2"],
+]
+
+
+@pytest.fixture
+def run(tiny, tmp_path, monkeypatch, capsys):
+    """Run an example in this process; its lines "epoch n: loss ..."."""
+
+    def call(name, *options, epochs, out):
+        common = [f"--model={tiny / 'model'}", f"--data={tiny / 'data'}", "--batch=8", f"--out={tmp_path / out}"]
+        monkeypatch.setattr(sys, "argv", [name, *common, f"--epochs={epochs}", *options])
+        capsys.readouterr()
+        runpy.run_module(f"examples.{name}", run_name="__main__")
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        return re.findall(r"^(epoch \d+: loss .*)$", capsys.readouterr().out, re.MULTILINE)
+
+    return call
+
+
+@pytest.mark.filterwarnings("default:::lightning", "default:::transformers")
+@pytest.mark.parametrize("example", EXAMPLES, ids=" ".join)
+def test_an_example_learns_and_goes_on_where_it_was_cut_off(run, example):
+    whole = run(*example, epochs=6, out="whole")
+    assert [line.split(":")[0] for line in whole] == [f"epoch {n}" for n in range(1, 7)]
+    first, *_, last = (float(re.search(r"loss ([\d.]+)", line).group(1)) for line in whole)
+    assert last < first
+    begun = run(*example, epochs=1, out="cut")
+    resumed = run(*example, epochs=6, out="cut")
+    assert begun == whole[:1]
+    assert resumed[-5:] == whole[1:]
+
+
+def test_the_plain_loop_runs_on_two_processes(tiny, tmp_path):
+    common = [f"--model={tiny / 'model'}", f"--data={tiny / 'data'}", "--batch=16", "--epochs=2", "--split=4"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, "-m", "examples.plain", *common, f"--out={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.findall(r"^epoch (\d+): loss", done.stdout, re.MULTILINE) == ["1", "2"]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.stem)
+def test_examples_are_short(file):
+    assert len(file.read_text().splitlines()) <= 60
