@@ -20,6 +20,8 @@ from .turns import Progress, Turn, Turns
 
 # What a param group shows as its step size before the first search where no start was given.
 UNKNOWN = 0.1
+# Rounding errors by which the loss may differ at the same weights: accelerators sum in another order each time.
+REPEATED = 25.0
 COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched", "merges", "nonfinite", "outside")
 
 
@@ -121,7 +123,9 @@ class LineSearch(torch.optim.Optimizer):
             self.zero_grad()
             f.evaluate_with_gradient()  # f_k and g_k
             if self.settings.check_closure:
-                f.check(max(self.settings.rounding, 4.0) * f.rounding_error(self.settings.loss_scale))
+                f.check(
+                    REPEATED * f.rounding_error(self.settings.loss_scale or 0.0, self.turns.progress.error_at(f.base))
+                )
             self._clip_gradients()
             found = self._search(turn, f, memory) if turn else self._step_untested(f)  # Eq. 1, 5 and 6
             if found is None:
@@ -194,7 +198,8 @@ class LineSearch(torch.optim.Optimizer):
     def _record(self, turn: Turn, line: TrialPoints, found: Found, before: Sequence[float]) -> None:
         groups, component = self.param_groups, turn.component or 0
         predicted = line.predicted(found.sizes)
-        self.turns.count(turn, found, decrease=(found.value - line.base) / predicted if predicted else math.nan)
+        resolved = -predicted > 2 * line.tolerance
+        self.turns.count(turn, found, decrease=(found.value - line.base) / predicted if resolved else math.nan)
         self.counts["searches"] += 1
         self.counts["trials"] += found.trials
         self.counts["failures"] += not found.accepted

@@ -98,7 +98,8 @@ class Settings:
         1.1,
         Allowed(lambda value: _is_number(value) and 1 <= value < math.inf, "1 or above"),
         "a search starts from the last step size times this, beside the growth of Eq. 2. Where the last accepted trial "
-        "fell by nearly all that its slope predicts, and this is above 1, it doubles.",
+        "fell by nearly all that its slope predicts, and this is above 1, it doubles; where its decrease was within "
+        "rounding, it stays.",
     )
     max_trials: int = setting(
         100,

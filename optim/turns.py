@@ -71,6 +71,7 @@ class Progress:
         steps_since_search: steps since the last search.
         steps: steps that have moved the weights.
         nearly_linear: the last accepted trial fell by nearly all that its slope predicts.
+        unresolved: the last accepted trial's decrease was within rounding.
         measured_error: of the loss by rounding, as last measured; 0: never.
         measured_at: the loss where it was measured.
     """
@@ -86,6 +87,7 @@ class Progress:
     steps_since_search: int = 0
     steps: int = 0
     nearly_linear: bool = False
+    unresolved: bool = False
     measured_error: float = 0.0
     measured_at: float = math.inf
 
@@ -143,7 +145,9 @@ class Turns:
 
     def _growth(self, steps: int) -> float:
         by_search = self.settings.search_growth
-        if by_search > 1 and self.progress.nearly_linear:
+        if self.progress.unresolved:  # nothing would stop a step size that grows where every one of them is accepted
+            by_search = 1.0
+        elif by_search > 1 and self.progress.nearly_linear:
             by_search = max(2.0, by_search)
         return growth(steps, self.settings.growth_steps) * by_search
 
@@ -167,10 +171,11 @@ class Turns:
         """A search was done: who is next, when, and whether the whole-network phase is over.
 
         Args:
-            decrease: of the loss at the last trial, as a share of the predicted one.
+            decrease: of the loss at the last trial, as a share of the predicted one; NaN where it is within rounding.
         """
         progress = self.progress
         progress.nearly_linear = found.accepted and decrease >= NEARLY_LINEAR
+        progress.unresolved = math.isnan(decrease)
         progress.interval = self._interval(turn, found)
         progress.accepted_once |= found.accepted
         progress.steps_since_search = 0
