@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
 from optim.evaluation.ranks import Ranks
+from tests.small import classic
 
 CLAIMS: list[Any] = []
 # -- what the ranks, and the single process that they are held against, train on ------------------------------
@@ -250,7 +251,7 @@ def without_closure(rank):
 def collectives(rank):
     """How many a step needs beside one a trial."""
     model = network()
-    optimizer = PLASLS(layers(model), growth_steps=1)
+    optimizer = classic(PLASLS)(layers(model), growth_steps=1)
     gather, count = dist.all_gather, [0]
 
     def counted(*arguments, **options):
@@ -307,7 +308,7 @@ def failing(rank, wrap, culprit, where):
     calls = [0]
 
     def fail(*arguments):
-        raise ValueError("made to fail")
+        raise LookupError("made to fail")
 
     def closure():
         calls[0] += 1
@@ -439,7 +440,7 @@ def waited_for_elsewhere(rank):
     """A rank fails where the other one waits for it in a collective of DistributedDataParallel's own."""
 
     def fail(*arguments):
-        raise ValueError("made to fail")
+        raise LookupError("made to fail")
 
     def step(culprit, where, timeout):
         dist.destroy_process_group()

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import PLASLS, SGDSLS, AdamSLS, split
+import optim
+from optim import split
 from optim.compiled import is_available
-from tests.small import batches, by_layer, weights
+from tests.small import batches, by_layer, classic, weights
+
+PLASLS, SGDSLS, AdamSLS = classic(optim.PLASLS), classic(optim.SGDSLS), classic(optim.AdamSLS)
 
 
 def network():
@@ -167,11 +170,13 @@ def ridge(make, decay, start):
 @pytest.mark.parametrize(
     ("make", "steps"),
     [
+        (optim.SGDSLS, 300),
         (SGDSLS, 300),
+        (functools.partial(optim.AdamSLS, compiled=False), 3000),
         (functools.partial(AdamSLS, compiled=False), 3000),
         (functools.partial(AdamSLS, compiled=None), 3000),
     ],
-    ids=["SGDSLS", "AdamSLS", "AdamSLS compiled"],
+    ids=["SGDSLS", "SGDSLS, classic", "AdamSLS", "AdamSLS, classic", "AdamSLS, classic, compiled"],
 )
 def test_ridge_regression_by_weight_decay_reaches_its_solution(make, steps, start):
     optimizer, weight, solution, closure = ridge(make, 0.5, start)

@@ -1088,7 +1088,7 @@ losses = []
 AFTERWARDS = """
     losses.append(float(loss))
 assert losses[-1] < losses[0], losses
-assert len(optimizer.param_groups) == 10
+assert optimizer.counts["searches"] > 1
 assert not any(map(OnlyTorch.find_spec, ("transformers", "optim", "train")))
 import plasls
 print(plasls.__file__)
@@ -1120,7 +1120,8 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     files = {path.relative_to(package) for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert files == {path.relative_to(HERE / "optim") for path in OURS}
     metadata = (wheel / "plasls-0.1.0.dist-info" / "METADATA").read_text("utf-8")
-    assert re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE) == ["torch>=2.6"]
+    needed = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
+    assert [each for each in needed if "extra ==" not in each] == ["torch>=2.6"]
 
 
 @pytest.mark.skipif(not is_available(), reason="no C compiler (cc) on this machine")

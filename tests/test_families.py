@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from optim import PLASLS, split
+import optim
+from optim import split
+from tests.small import classic
 
 from .families import FAMILIES, closure_of
 from .small import weights
+
+PLASLS = classic(optim.PLASLS)
 
 DOCUMENT = Path(__file__).parent.parent / "docs/families.md"
 

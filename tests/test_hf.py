@@ -9,11 +9,15 @@ import torch
 import transformers as hf
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
 
-from optim import PLASLS, SGDSLS, AdamSLS, split
+import optim
+from optim import split
 from optim.hf import LineSearchMixin, LineSearchTrainer
+from tests.small import classic
 
 from .small import weights
 from .trainers import Rows, arguments, classifier, distributed, language_model
+
+PLASLS, SGDSLS, AdamSLS = classic(optim.PLASLS), classic(optim.SGDSLS), classic(optim.AdamSLS)
 
 ROOT = Path(__file__).parent.parent
 
@@ -206,7 +210,7 @@ def test_labels_that_the_trainer_takes_out_of_the_batch_are_there_in_every_trial
 
 
 def test_a_class_and_its_settings_make_the_optimizer(tmp_path):
-    chosen = (PLASLS, {"components": 4, "joint": "never"})
+    chosen = (optim.PLASLS, {"components": 4, "joint": "never"})
     trainer = LineSearchTrainer(
         args=arguments(tmp_path), model_init=lambda: classifier(), train_dataset=Rows(), optimizer_cls_and_kwargs=chosen
     )

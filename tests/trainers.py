@@ -6,8 +6,11 @@ import torch
 import transformers as hf
 from torch.utils.data import Dataset
 
-from optim import AdamSLS
+import optim
 from optim.hf import LineSearchTrainer
+from tests.small import classic
+
+AdamSLS = classic(optim.AdamSLS)
 
 SIZES = {
     "hidden_size": 16,

@@ -70,7 +70,7 @@ def line_search(optimizer: type[AdamSLS], **settings: Any) -> Callable[[list[dic
     return lambda groups: optimizer(groups, fused=True, **(EVERY_STEP | settings)).step
 
 
-def untuned(groups: list[dict[str, Any]]) -> Step:
+def as_it_comes(groups: list[dict[str, Any]]) -> Step:
     return AdamSLS(groups, fused=True).step
 
 
@@ -81,7 +81,7 @@ CANDIDATES = {
     "AdamW": Candidate(1, peers.adamw),
     "AdamSLS": Candidate(1, line_search(AdamSLS)),
     "AdamSLS, not compiled": Candidate(1, line_search(AdamSLS, compiled=False)),
-    "AdamSLS, untuned": Candidate(1, untuned),
+    "AdamSLS, default": Candidate(1, as_it_comes),
     "PLASLS-10": Candidate(10, line_search(PLASLS, first_steps=FIRST_STEPS)),
     "PLASLS-10, Eq. 6": Candidate(10, eq6(), suffix=True),
     "PLASLS-qkv, Eq. 6": Candidate("qkv", eq6(), suffix=True),
