@@ -12,20 +12,20 @@ from torch import Tensor
 
 from .armijo import Armijo, Criterion, Smoothed
 from .evaluation import Alone, Closure, Evaluation, Evaluator, leave
-from .merging import Group, merge_smallest, regrouped
+from .groups import Components
+from .merging import Group, merge_smallest
 from .points import Direction, TrialPoints, last_gradients
 from .search import Found, Rule, Search, search, search_jointly, tangent_zero
-from .settings import ComponentSettings, Settings, refuse, require, take
-from .turns import Progress, Turn, Turns
+from .settings import Settings, refuse, require, take
+from .turns import Turn, Turns
 
 # What a param group shows as its step size before the first search where no start was given.
 UNKNOWN = 0.1
 # Rounding errors by which the loss may differ at the same weights: accelerators sum in another order each time.
 REPEATED = 25.0
-COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched", "merges", "nonfinite", "outside")
 
 
-class LineSearch(torch.optim.Optimizer):
+class LineSearch(Components):
     r"""Mix-in over a torch optimizer: `class AdamSLS(LineSearch, torch.optim.Adam)`.
 
     The mix-in chooses each param group's step size `group["lr"]`, the host moves with it. A step on the mini-batch
@@ -62,10 +62,6 @@ class LineSearch(torch.optim.Optimizer):
         ValueError: a setting is out of range; says what is allowed.
         TypeError: `lr` or an unknown argument was given.
     """
-
-    components: ComponentSettings | None = None
-    """How the param groups take turns as components; None: they share one step size."""
-    search: Search | None
 
     def __init__(
         self, params: Iterable[Any], direction: Direction, *, grad_scaler: Any = None, **settings: Any
@@ -325,89 +321,3 @@ class LineSearch(torch.optim.Optimizer):
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
-
-    # -- groups, saving and loading -----------------------------------------------------------------------
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a component, at any time; its turn comes last.
-
-        Its step size starts from the one that all groups share or, where components have their own, from their mean.
-
-        Raises:
-            ValueError: the group has no parameters, complex ones, a name that is taken, or a setting out of range.
-            TypeError: the group has an `lr`.
-        """
-        if not isinstance(param_group, dict):
-            super().add_param_group(param_group)  # which says what is wrong
-        group = dict(param_group)
-        refuse(group)
-        # A number beyond all that merges have used up.
-        name = group.setdefault("name", f"group_{len(self.sizes)}" if self.sizes else "all")
-        if not isinstance(name, str) or not name or name in self.sizes or "+" in name:
-            raise ValueError(f"component name {name!r}; allowed: a new string without '+'")
-        if self.param_groups:
-            sizes = [float(existing["lr"]) for existing in self.param_groups]
-            shared = self.components is None or self.turns.progress.whole_network_phase
-            group["lr"] = sizes[0] if shared else math.fsum(sizes) / len(sizes)
-        super().add_param_group(group)
-        added = self.param_groups[-1]["params"]
-        wrong = None
-        if not added:
-            wrong = f"component {name!r} has no parameters; allowed: at least one"
-        elif any(parameter.is_complex() for parameter in added):
-            wrong = "complex parameters are not supported; allowed: real ones"
-        elif any(hasattr(parameter, "device_mesh") for parameter in added):
-            wrong = "sharded parameters (DTensor) are not supported; allowed: the whole of each on every rank"
-        if wrong:
-            del self.param_groups[-1]
-            raise ValueError(wrong)
-        self.sizes[name] = len(added)
-        self.criteria[name] = self._criterion()
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = ("settings", "components", "direction", "criteria", "turns", "search", "counts", "evaluator", "sizes")
-        return super().__getstate__() | {name: self.__dict__[name] for name in own if name in self.__dict__}
-
-    def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        # In a group: torch.distributed.checkpoint drops what is beside groups and state, and names that are new to it.
-        state["param_groups"][0]["line_search"] = {
-            "progress": self.turns.progress.as_dict(),
-            "criteria": {name: kept for name, each in self.criteria.items() if (kept := each.state_dict())},
-            "counts": dict.fromkeys(COUNTS, 0) | self.counts,
-        }
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume bit for bit, in the middle of a cycle and after merges; merges since the state was saved are undone.
-
-        What an older version did not save starts as in a new optimizer. torch.distributed.checkpoint's state dicts are
-        loaded as well, unless they are flattened, or of components that have been merged.
-
-        Raises:
-            ValueError: the state is of other components, of an optimizer without a line search, or of a newer version.
-                Nothing has changed then.
-        """
-        holders = (*state_dict["param_groups"], state_dict)  # beside the groups in older versions
-        own = next((holder["line_search"] for holder in holders if "line_search" in holder), None)
-        if own is None:
-            raise ValueError("the state holds no line search: another optimizer has saved it, or it was flattened")
-        groups = [{k: v for k, v in group.items() if k != "line_search"} for group in state_dict["param_groups"]]
-        if unknown := sorted({*own} - {"progress", "criteria", "counts"}):
-            raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: a newer version has saved it")
-        progress = Progress.from_saved(own.get("progress", {}))
-        before = self.param_groups
-        self.param_groups = regrouped(before, self.sizes, [group.get("name", "?") for group in groups])
-        try:
-            super().load_state_dict(state_dict | {"param_groups": groups})
-        except BaseException:
-            self.param_groups = before
-            raise
-        self.turns.progress = progress
-        self.criteria = {name: self._criterion() for name in ("all", *self.sizes, *own.get("criteria", {}))}
-        for name, state in own.get("criteria", {}).items():
-            self.criteria[name].load_state_dict(state)
-        self.counts.clear()
-        self.counts.update(own.get("counts", {}))
-        self.search = None
-        self.evaluator.compare_again()

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import optim
 from optim import PAPER, split
-from optim.line_search import COUNTS
+from optim.groups import COUNTS
 from tests.reference import Reference, logistic, valley
 from tests.small import batches, by_layer, classic, weights
 
