@@ -31,8 +31,6 @@ from train.folder import RunFolder, SweepFolder
 from .space import Space
 from .storage import Storage, alone
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
 
 class Queue:
     """The cells of one sweep; any number of processes may hold one on the same folder or database.

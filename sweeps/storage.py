@@ -3,6 +3,7 @@
 import fcntl
 import itertools
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from train.errors import InputError, first_line
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+# Of a lost database it warns in many lines, before it raises what `reachable` tells in one.
+logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
 
 ALLOWED = "allowed: a file, or postgresql+psycopg://USER@HOST/DATABASE"
 GRACE = 3  # heartbeats that must be missing before another machine takes a cell over

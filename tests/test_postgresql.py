@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import psycopg
@@ -17,7 +18,8 @@ from optuna.trial import TrialState
 
 from sweeps.queue import Queue
 from sweeps.space import load
-from sweeps.storage import Storage
+from sweeps.storage import Storage, reachable
+from train.errors import InputError
 
 from .postgresql import binaries, server
 from .test_sweeps import assert_each_finished_once, start, wait_for, workers_of
@@ -165,6 +167,27 @@ def test_a_database_that_is_lost_in_the_middle_ends_the_sweep_with_one_line(tmp_
     (out / "slow").unlink()
     assert start(out).wait(timeout=60) == 0
     assert_each_finished_once(out)
+
+
+def test_a_database_that_is_lost_between_two_queries_is_one_line(
+    tmp_path: Path, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = queue(tmp_path / "a", database, seed=[8])
+    one.refill()
+    assert one.database is not None
+
+    def lose(connection: Any, cursor: psycopg.Cursor, statement: str, *more: Any) -> None:
+        if "FROM trial_params" in statement:
+            cursor.connection.close()
+
+    sqlalchemy.event.listen(one.database.engine, "before_cursor_execute", lose)
+    optuna.logging.enable_propagation()
+    try:
+        with pytest.raises(InputError, match=r"; the same command runs what is missing$"), reachable(Storage(database)):
+            one.failed()
+    finally:
+        optuna.logging.disable_propagation()
+    assert caplog.text == ""
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # threads share what is ignored
