@@ -5,4 +5,6 @@ from .line_search import LineSearch
 from .optimizers import PAPER, PAPER_SEARCH, PLASLS, SGDSLS, AdamSLS
 from .search import Search
 
-__all__ = ["PAPER", "PAPER_SEARCH", "PLASLS", "SGDSLS", "AdamSLS", "LineSearch", "Search", "split"]
+__all__ = ["PAPER", "PAPER_SEARCH", "PLASLS", "SGDSLS", "AdamSLS", "LineSearch", "Search", "__version__", "split"]
+
+__version__ = "0.2.0.dev0"

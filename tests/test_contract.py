@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import weakref
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import SWALR
 
-from optim import PLASLS, SGDSLS, AdamSLS, split
+from optim import PLASLS, SGDSLS, AdamSLS, __version__, split
 from optim.compiled import is_available
 from tests.small import CLASSIC, classic
 
@@ -1095,7 +1096,7 @@ print(plasls.__file__)
 """
 
 
-OURS = [path for path in (HERE / "optim").rglob("*.[pc]*") if path.suffix in (".py", ".c")]
+OURS = [path for path in (HERE / "optim").rglob("*.*") if path.suffix in (".py", ".c", ".typed")]
 
 
 @pytest.fixture(scope="module")
@@ -1104,7 +1105,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # setuptools writes beside what it builds
     (source / "optim/evaluation").mkdir(parents=True)
-    for file in (HERE / "pyproject.toml", *OURS):
+    for file in (*(HERE / name for name in ("pyproject.toml", "README.md", "LICENSE")), *OURS):
         (source / file.relative_to(HERE)).write_bytes(file.read_bytes())
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     common = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
@@ -1115,13 +1116,18 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_the_library_and_nothing_else(wheel):
-    assert {path.name for path in wheel.iterdir()} == {"plasls", "plasls-0.1.0.dist-info"}
+    info = wheel / f"plasls-{__version__}.dist-info"
+    assert {path.name for path in wheel.iterdir()} == {"plasls", info.name}
     package = wheel / "plasls"
     files = {path.relative_to(package) for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert files == {path.relative_to(HERE / "optim") for path in OURS}
-    metadata = (wheel / "plasls-0.1.0.dist-info" / "METADATA").read_text("utf-8")
-    needed = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
-    assert [each for each in needed if "extra ==" not in each] == ["torch>=2.6"]
+    assert Path("py.typed") in files
+    metadata = Parser().parsestr((info / "METADATA").read_text("utf-8"))
+    needed = [each for each in metadata.get_all("Requires-Dist", []) if "extra ==" not in each]
+    assert needed == ["torch>=2.6"]
+    assert (metadata["Version"], metadata["License-Expression"]) == (__version__, "MIT")
+    assert metadata.get_payload().strip() == (HERE / "README.md").read_text("utf-8").strip()
+    assert (info / "licenses/LICENSE").read_bytes() == (HERE / "LICENSE").read_bytes()
 
 
 @pytest.mark.skipif(not is_available(), reason="no C compiler (cc) on this machine")
