@@ -29,9 +29,9 @@ def settings(**more: Any) -> argparse.Namespace:
 
 
 def classifier(args: argparse.Namespace) -> torch.nn.Module:
-    """The pretrained encoder with a new head of two classes."""
+    """The pretrained encoder with a new head of two classes, in float32 whatever it was saved in."""
     source = locate(args.model, "model") or args.model
-    return AutoModelForSequenceClassification.from_pretrained(source, num_labels=2).train()
+    return AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32, num_labels=2).train()
 
 
 def reviews(args: argparse.Namespace) -> tuple[list[Any], list[Any], DataCollatorWithPadding]:

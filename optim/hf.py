@@ -69,8 +69,8 @@ class LineSearchMixin:
 
     Raises:
         TypeError: the optimizer has no line search.
-        ValueError: a schedule that sets step sizes, clipping by Trainer, fp16, DeepSpeed or FSDP are asked for; says
-            what is allowed.
+        ValueError: a schedule that sets step sizes, clipping by Trainer, fp16, DeepSpeed or FSDP are asked for, or
+            the weights are float16; says what is allowed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -103,6 +103,11 @@ class LineSearchMixin:
             )
         if args.fp16:
             raise ValueError("fp16 is not supported in Trainer; allowed: bf16=True, or neither")
+        if any(p.dtype == torch.float16 for p in self.model.parameters() if p.requires_grad):
+            raise ValueError(
+                "the trainable weights are float16, in which Adam's step and a loss's decrease are lost; allowed: "
+                "from_pretrained(..., dtype=torch.float32), and bf16=True where speed is needed"
+            )
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.is_fsdp_xla_enabled:
             raise ValueError("sharded parameters are not supported; allowed: DistributedDataParallel, by torchrun")
 

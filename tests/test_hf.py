@@ -144,6 +144,8 @@ def test_fp16_is_refused_and_bf16_learns(tmp_path):
     assert losses[-1] < 0.8 * losses[0]
     with pytest.raises(ValueError, match="fp16 is not supported"):
         trained(tmp_path, classifier(), fp16=True)
+    with pytest.raises(ValueError, match=r"weights are float16.*dtype=torch\.float32"):  # as checkpoints may be saved
+        trained(tmp_path, classifier().half())
 
 
 def test_a_run_resumed_in_the_middle_of_an_epoch_has_the_same_bits(tmp_path):
