@@ -8,13 +8,13 @@ from torch import Tensor
 
 from . import compiled
 from .merging import Group
-from .points import Point, Scratch, State
+from .points import Direction, Point, Scratch, State
 
 FUSED = (torch.float32, torch.float64)
 """Data types that `fused_direction` is used for."""
 
 
-class Gradient:
+class Gradient(Direction):
     """d = -g, of the gradient with a coupled weight decay in it (paper Eq. 1)."""
 
     def of(
@@ -27,13 +27,8 @@ class Gradient:
     ) -> Sequence[Tensor]:
         return torch._foreach_neg(with_decay(group["weight_decay"], parameters, gradients))
 
-    def place(
-        self, group: Group, points: list[Point], states: Mapping[Tensor, State], size: float
-    ) -> tuple[list[Tensor], list[Point]]:
-        return [], points
 
-
-class Adam:
+class Adam(Direction):
     """Adam's direction for gradients that its moments have not seen yet (paper Eq. 3), without touching the moments.
 
     v is updated first, in a copy; the move updates it again, for good.

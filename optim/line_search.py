@@ -15,7 +15,7 @@ from .evaluation import Alone, Closure, Evaluation, Evaluator, leave
 from .groups import Components
 from .merging import Group, merge_smallest
 from .points import Direction, TrialPoints, last_gradients
-from .search import Found, Rule, Search, search, search_jointly, tangent_zero
+from .search import Found, Rule, Search, resolves, search, search_jointly, tangent_zero
 from .settings import Settings, refuse, require, take
 from .turns import Turn, Turns
 
@@ -119,9 +119,7 @@ class LineSearch(Components):
             self.zero_grad()
             f.evaluate_with_gradient()  # f_k and g_k
             if self.settings.check_closure:
-                f.check(
-                    REPEATED * f.rounding_error(self.settings.loss_scale or 0.0, self.turns.progress.error_at(f.base))
-                )
+                f.check(lambda: REPEATED * self._rounding_error(f))
             self._clip_gradients()
             found = self._search(turn, f, memory) if turn else self._step_untested(f)  # Eq. 1, 5 and 6
             if found is None:
@@ -178,10 +176,10 @@ class LineSearch(Components):
 
     def _tolerance(self, f: Evaluation) -> float:
         """How much of a change of f may be rounding."""
-        settings = self.settings
-        if not settings.rounding:
-            return 0.0
-        return settings.rounding * f.rounding_error(settings.loss_scale or 0.0, self.turns.progress.error_at(f.base))
+        return self.settings.rounding * self._rounding_error(f) if self.settings.rounding else 0.0
+
+    def _rounding_error(self, f: Evaluation) -> float:
+        return f.rounding_error(self.settings.loss_scale or 0.0, self.turns.progress.error_at(f.base))
 
     def _measure(self, f: Evaluation, line: TrialPoints) -> float:
         """The same, after a measurement."""
@@ -194,8 +192,8 @@ class LineSearch(Components):
     def _record(self, turn: Turn, line: TrialPoints, found: Found, before: Sequence[float]) -> None:
         groups, component = self.param_groups, turn.component or 0
         predicted = line.predicted(found.sizes)
-        resolved = -predicted > 2 * line.tolerance
-        self.turns.count(turn, found, decrease=(found.value - line.base) / predicted if resolved else math.nan)
+        decrease = (found.value - line.base) / predicted if resolves(line, predicted) else math.nan
+        self.turns.count(turn, found, decrease)
         self.counts["searches"] += 1
         self.counts["trials"] += found.trials
         self.counts["failures"] += not found.accepted

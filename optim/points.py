@@ -50,7 +50,7 @@ class Direction(Protocol):
     def place(
         self, group: Group, points: list["Point"], states: Mapping[Tensor, State], size: float
     ) -> tuple[list[Tensor], list["Point"]]:
-        """Write trial points w + eta d at once, for directions that can do so faster than through `of`.
+        """Write trial points w + eta d at once, where a direction can do so faster than through `of`; none by default.
 
         Args:
             group: the param group.
@@ -62,6 +62,7 @@ class Direction(Protocol):
             <g, d>, <w, d> and |d|^2 of those that were written, in terms of shape [3], the last two wanted only for
             a coupled weight decay; and the points that were not written.
         """
+        return [], points
 
 
 class TrialPoints:

@@ -54,7 +54,6 @@ class Rule:
     criterion: Criterion
     factor: float
     max_trials: int
-
     bracketing: bool = False
     measure: Callable[[], float] | None = None
 
@@ -175,6 +174,11 @@ def search_jointly(line: Line, starts: Sequence[float], turn: int, rule: Rule) -
     return _found(replace(found, trials=tried + found.trials), all_scaled)
 
 
+def resolves(line: Line, predicted: float) -> bool:
+    """Whether a change of f that is predicted to this size shows above rounding, well enough to learn from."""
+    return -predicted > 2 * line.tolerance
+
+
 def tangent_zero(line: Line) -> float:
     """|f| / |<g, d>|, where the tangent of the loss reaches 0: of the right unit, if not of the right size."""
     size = abs(line.base) / max(abs(sum(line.slopes)), sys.float_info.min)
@@ -199,7 +203,7 @@ def bracket(line: Line, along: "Along", start: float, rule: Rule) -> Backtrackin
     while trials < rule.max_trials and -math.inf < (predicted := line.predicted(along(size))) < 0:
         value, trials = line.value(along(size)), trials + 1
         share = (line.base - value) / -predicted  # r, NaN where the loss is not finite
-        unresolved = math.isfinite(value) and -predicted <= 2 * line.tolerance
+        unresolved = math.isfinite(value) and not resolves(line, predicted)
         minimum = size / (2 * (1 - share)) if share < 1 else math.inf
         if unresolved or rule.criterion.accepts(line.base, value, predicted, line.tolerance):
             good = Backtracking(size, value, trials, accepted=True)

@@ -171,7 +171,6 @@ class AdamSettings:
         "torch's: of the mean gradient and of its square. With the first one 0 the move is the direction that is "
         "tested, so that an accepted trial point is the next iterate. Adam's own, and the paper's, are (0.9, 0.999).",
     )
-
     direction: Literal["gradient", "momentum"] = setting(
         "gradient",
         Allowed(lambda value: value in ("gradient", "momentum"), "'gradient' or 'momentum'"),

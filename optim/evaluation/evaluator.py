@@ -153,14 +153,15 @@ class Evaluation:
         self._trials.append(self._reevaluate())
         return self._trials[-1]
 
-    def check(self, tolerance: float) -> None:
+    def check(self, rounding_error: Callable[[], float]) -> None:
         """In the first step and where searches fail: evaluate w_k once more, exactly as a trial would be.
 
         Where only an evaluation with gradients enabled repeats f(w_k), as with nn.TransformerEncoder in eval mode,
         trials are evaluated so from then on.
 
         Args:
-            tolerance: how much of a difference may be rounding.
+            rounding_error: how much of a difference may be rounding; asked only where a check is due, as it may cost a
+                pass over the weights and a message between ranks.
 
         Raises:
             RuntimeError: the two differ by more, and no search can be right; a RuntimeWarning where one may drift.
@@ -168,6 +169,7 @@ class Evaluation:
         if not self._watch.is_due() or not math.isfinite(self.base):
             return
         self._watch.checked()
+        tolerance = rounding_error()
         if self._repeats(tolerance):
             return
         again, modules = self._loss.repeat(), self._replay.modules
