@@ -37,6 +37,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def _are_betas(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_number(b) and 0 <= b < 1 for b in value)
+
+
 SHARE = Allowed(lambda value: _is_number(value) and 0 < value < 1, "between 0 and 1")
 ABOVE_0 = Allowed(lambda value: _is_number(value) and 0 < value < math.inf, "above 0")
 NOT_NEGATIVE = Allowed(lambda value: _is_number(value) and 0 <= value < math.inf, "0 or above")
@@ -167,7 +171,7 @@ class AdamSettings:
 
     betas: tuple[float, float] = setting(
         (0.0, 0.999),
-        Allowed(lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value), "two numbers from 0, below 1"),
+        Allowed(_are_betas, "two numbers from 0, below 1"),
         "torch's: of the mean gradient and of its square. With the first one 0 the move is the direction that is "
         "tested, so that an accepted trial point is the next iterate. Adam's own, and the paper's, are (0.9, 0.999).",
     )

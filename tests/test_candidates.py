@@ -2,10 +2,13 @@
 
 import dataclasses
 import pkgutil
+import typing
 from typing import Any
 
 import pytest
+import torch
 
+from train.builders import LEVERS
 from train.candidates import CANDIDATES, USED_BY, Candidate, find, reads
 from train.config import Config
 from train.errors import InputError
@@ -56,3 +59,16 @@ def test_every_task_is_judged_by_a_metric_that_there_is() -> None:
     assert {task.metric for task in TASKS.values()} <= METRICS.keys()
     assert accuracy([[3, 1], [2, 4]]) == 7 / 10
     assert accuracy([[0, 0, 5], [0, 0, 0], [0, 0, 5]]) == 0.5
+
+
+@pytest.mark.parametrize("lever", typing.get_args(typing.get_type_hints(Config)["lever"]))
+def test_each_lever_of_the_default_search_sets_back_its_own_settings_and_no_others(lever: str) -> None:
+    model = torch.nn.Linear(3, 2)
+
+    def settings(**changes: Any) -> dict[str, Any]:
+        built = find("untuned").build(Config(optimizer="untuned", **changes), model, 16)
+        return dataclasses.asdict(built.settings) | {"betas": built.param_groups[0]["betas"]}
+
+    default, found = settings(), settings(lever=lever)
+    assert {key for key in found if found[key] != default[key]} == set(LEVERS[lever])
+    assert default["total_steps"] == 16 * Config.epochs

@@ -46,3 +46,9 @@ def test_a_setting_that_was_taken_out_is_named():
 def test_a_text_where_a_number_belongs_is_one_line():
     with pytest.raises(ValueError, match=r"c is '0.1'; allowed: between 0 and 1"):
         AdamSLS(weight(), c="0.1")
+
+
+@pytest.mark.parametrize("betas", [0.9, None, "0.9", (0.9,), (1.0, 0.999), (0.0, "0.999")])
+def test_betas_that_are_not_two_shares_are_one_line(betas):
+    with pytest.raises(ValueError, match=r"betas is .*; allowed: two numbers from 0, below 1"):
+        AdamSLS(weight(), betas=betas)
