@@ -118,7 +118,7 @@ class Settings:
         "host's own step. 1: a search at every step, as in the paper.",
     )
     interval_growth: int | None = setting(
-        8,
+        4,
         Allowed(lambda value: value is None or is_count(value), "a whole number of steps from 1, or None"),
         "after k steps the next search comes ceil(k / interval_growth) steps later, at most max_interval, but at once "
         "where a search has more than halved the step size, or it is about to double. None: a search that takes its "

@@ -23,6 +23,10 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads", "checkpoint_minutes")
 
 
+# Settings that came later: left as they are, a run is the run that it was before there were any.
+LATER = ("pack",)
+
+
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
 class Config:
     """Defaults are the paper's (Sec. IV), but for what mends its search (docs/deviations.md)."""
@@ -38,6 +42,8 @@ class Config:
     """a hub id, a folder with TASK/{train,validation}.jsonl, or a packaged set (film-snippets)"""
     max_length: PositiveInt = 256
     """tokens a row is cut to; batches are padded to their own longest row"""
+    pack: bool = False
+    """whether several short rows stand in one, without padding: the same loss, sooner; dropout is drawn otherwise"""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """dropout probability everywhere in the encoder; None: the model's own"""
     eval_rows: PositiveInt | None = None
@@ -123,7 +129,12 @@ class Config:
     @property
     def run_id(self) -> str:
         """Digest of all fields that can change the result, of which a candidate's own are those that it reads."""
-        identity = {k: v for k, v in self.as_dict().items() if k not in OUTSIDE_IDENTITY and reads(self.optimizer, k)}
+        identity = {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if field.name not in OUTSIDE_IDENTITY and reads(self.optimizer, field.name)
+            if (value := getattr(self, field.name)) != field.default or field.name not in LATER
+        }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

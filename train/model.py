@@ -45,9 +45,13 @@ class Classifier(torch.nn.Module):
             self.head.bias.zero_()
         self.train()  # as every new module is; from_pretrained leaves an encoder in evaluation
 
-    def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> Tensor:
-        """Logits (rows, labels) of the encoder's inputs, each (rows, tokens); labels are accepted and not used."""
-        return self.head(self.encoder(**inputs).last_hidden_state[:, 0])
+    def forward(self, labels: Tensor | None = None, first: Tensor | None = None, **inputs: Tensor) -> Tensor:
+        """Logits (rows, labels) of the encoder's inputs, each (rows, tokens); labels are accepted and not used.
+
+        `first` says where each row's [CLS] is, counted over all tokens, if not in front (`train.packing`).
+        """
+        hidden = self.encoder(**inputs).last_hidden_state
+        return self.head(hidden[:, 0] if first is None else hidden.flatten(0, 1)[first])
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy of a batch with "labels" (rows,)."""

@@ -22,6 +22,7 @@ from .candidates import find
 from .config import Config
 from .folder import RunFolder
 from .model import Classifier, check_length, load_classifier, load_tokenizer
+from .packing import check_packing, pack
 from .tasks import METRICS, TASKS
 from .tracking import Tracker, check_wandb
 
@@ -100,12 +101,15 @@ class _Training:
         if config.eval_rows is not None:
             held_out = data.small_subset(held_out, seed=0, size=config.eval_rows)
         self.tokenizer = load_tokenizer(config.model)
+        self.padding: int = self.tokenizer.pad_token_id  # type: ignore[assignment]
         self.rows = data.tokenize(rows, self.tokenizer, task, config.max_length)
         self.held_out = data.tokenize(held_out, self.tokenizer, task, config.max_length)
 
         self.model: Classifier = load_classifier(config.model, len(task.labels), config.dropout, config.seed)
         check_length(self.model.encoder, config.max_length)
         self.model.to(self.device)
+        if config.pack:
+            check_packing(self.model, self.padding)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
         self.optimizer: torch.optim.Optimizer = find(config.optimizer).build(config, self.model, self.steps_per_epoch)
         self.mean_loss = parallel.replicated(self.model, ranks)
@@ -169,6 +173,8 @@ class _Training:
         self.model.train()
         batch = {name: values.to(self.device) for name, values in batch.items()}
         share, weight = self.ranks.share(batch)
+        if self.config.pack:
+            share = pack(share, self.padding)
         # Adam's learning rate is the one of the step just done; a line search's is what the step ends with.
         before = self.step_sizes()
         loss = float(self.optimizer.step(lambda: weight * self.loss(share)))  # type: ignore[arg-type, return-value]
