@@ -169,7 +169,7 @@ class _Training:
 
     def train_step(self, batch: data.Batch, stop: threading.Event) -> tuple[dict[str, Any], bool, bool]:
         """One step; what it logs, and what all ranks do after it: stop, save a checkpoint."""
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         self.model.train()
         batch = {name: values.to(self.device) for name, values in batch.items()}
         share, weight = self.ranks.share(batch)
@@ -198,7 +198,8 @@ class _Training:
                 "search/accepted": search.accepted,
                 "search/merged": None if search.merged is None else "+".join(search.merged),
             }
-        return row | {"time/step": time.perf_counter() - started}, stops > 0, overdues > 0
+        row |= {"time/step": time.perf_counter() - started, "time/cpu": time.process_time() - computed}
+        return row, stops > 0, overdues > 0
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with self.precision():
@@ -253,7 +254,7 @@ class _Training:
             "threads": torch.get_num_threads(),
             "device": str(self.device),
             "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("torch", "transformers", "wandb")},
+            | {name: version(name).split("+")[0] for name in ("torch", "transformers", "wandb")},
         }
 
     def keep_model(self) -> Path:
