@@ -101,7 +101,7 @@ class _Training:
         if config.eval_rows is not None:
             held_out = data.small_subset(held_out, seed=0, size=config.eval_rows)
         self.tokenizer = load_tokenizer(config.model)
-        self.padding: int = self.tokenizer.pad_token_id  # type: ignore[assignment]
+        self.padding: int = self.tokenizer.pad_token_id
         self.rows = data.tokenize(rows, self.tokenizer, task, config.max_length)
         self.held_out = data.tokenize(held_out, self.tokenizer, task, config.max_length)
 
