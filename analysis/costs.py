@@ -1,4 +1,4 @@
-"""What a candidate costs until it is as good as the baseline: steps, seconds, learning rates tried. Numbers only."""
+"""What a candidate costs until it is as good as the baseline: steps, seconds, learning rates. Numbers only."""
 
 import math
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from train.candidates import CANDIDATES
+from train.candidates import CANDIDATES, reads
 from train.errors import InputError
 
 from . import stats
@@ -124,6 +124,35 @@ class Budget(NamedTuple):
 
     tuned: pd.DataFrame
     untuned: list[Untuned]
+
+
+class Rates(NamedTuple):
+    """Accuracy over the learning rates of those that have one, beside those that have none.
+
+    Args:
+        tuned: for each choice of the other settings, mean and standard_error over the rates.
+        untuned: accuracy for each choice of the other settings.
+    """
+
+    tuned: dict[Arm, pd.DataFrame]
+    untuned: dict[Arm, stats.Estimate]
+
+
+def rates(runs: Runs) -> Rates:
+    """Means over seeds, each learning rate by itself. Arms are choices of all that varies but the learning rate."""
+    by = [key for key in runs.by if key != "learning_rate"]
+    tuned: dict[Arm, pd.DataFrame] = {}
+    untuned: dict[Arm, stats.Estimate] = {}
+    for key, table in runs.table.groupby(by, sort=False, dropna=False):
+        accuracy = ACCURACY.scale * table[ACCURACY.column]
+        arm = runs.arm_of(by, key)
+        if reads(table["optimizer"].iloc[0], "learning_rate"):
+            found = {rate: stats.estimate(of_rate) for rate, of_rate in accuracy.groupby(table["learning_rate"])}
+            rows = [(each.mean, each.standard_error) for each in found.values()]
+            tuned[arm] = pd.DataFrame(rows, list(found), ["mean", "standard_error"])
+        else:
+            untuned[arm] = stats.estimate(accuracy)
+    return Rates(tuned, untuned)
 
 
 def budget(runs: Runs) -> Budget:

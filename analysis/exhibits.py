@@ -145,6 +145,16 @@ def budget(runs: Runs) -> Figure:
     return _panels(runs, costs.budget, what, lines, drawing.budget)
 
 
+def rates(runs: Runs) -> Figure:
+    """Accuracy over ADAM's learning rate, and beside it what needs none."""
+    lines = [key for key in runs.compared if key != "learning_rate"] or ["optimizer"]
+    parts = _parts(runs, [*runs.compared], costs.rates)
+    what = f"Validation accuracy over the peak learning rate of {costs.BASELINE.name}, and as levels that of the "
+    what += "optimizers that have none"
+    caption = words.caption(runs, lines, what)
+    return figures.panels(parts, _looks(runs, lines), caption, draw=drawing.rates)
+
+
 def _panels(
     runs: Runs,
     numbers: Callable[[Runs], Any],
@@ -235,6 +245,12 @@ EXHIBITS = {
     "criterion-curves": Exhibit("criteria of acceptance", ("criterion",), (), convergence),
     "joint-curves": Exhibit("tests of the joint move", ("joint",), ("joint",), convergence),
     "interval-curves": Exhibit("steps between searches", ("interval",), ("max_interval",), convergence),
+    "rates": Exhibit(
+        "accuracy over ADAM's learning rate, and what needs none",
+        ("untuned", "learning-rates"),
+        ("learning_rate",),
+        rates,
+    ),
     "budget": Exhibit(
         "ADAM's tuning budget: accuracy by learning rates tried",
         ("learning-rates",),
