@@ -66,6 +66,11 @@ def speeds(runs: Runs) -> list[Table]:
     return [tables.speeds(costs.speeds(runs), words.heading(runs))]
 
 
+def hindsight(runs: Runs) -> list[Table]:
+    """What needs no learning rate against the best of ADAM's."""
+    return [tables.hindsight(costs.hindsight(runs), words.heading(runs))]
+
+
 # -- figures
 
 
@@ -250,6 +255,12 @@ EXHIBITS = {
         ("untuned", "learning-rates"),
         ("learning_rate",),
         rates,
+    ),
+    "hindsight": Exhibit(
+        "what needs no learning rate, against the best one that hindsight finds",
+        ("untuned", "learning-rates"),
+        ("learning_rate",),
+        hindsight,
     ),
     "budget": Exhibit(
         "ADAM's tuning budget: accuracy by learning rates tried",
