@@ -137,7 +137,8 @@ class Settings:
         None,
         Allowed(lambda value: value is None or is_count(value), "a whole number of steps from 1, or None"),
         "the steps of the whole run, where they are known: moves then take the step size times a factor that falls "
-        "from 1 to 0 along half a cosine. Searches test it without the factor. None: no decay.",
+        "from 1 to 0 along half a cosine. Searches test it without the factor. Later steps move nothing, and say so. "
+        "None: no decay.",
     )
     rounding: float = setting(
         4.0,

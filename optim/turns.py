@@ -1,6 +1,7 @@
 """Whose turn it is to be searched (paper Sec. III-C), and when: numbers only."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -167,8 +168,17 @@ class Turns:
 
         .. math:: \frac{1 + \cos(\pi k / K)}{2}, \qquad k = 0, 1, \ldots
         """
-        total = self.settings.total_steps
-        return 1.0 if total is None else (1 + math.cos(math.pi * min(self.progress.steps / total, 1.0))) / 2
+        total, done = self.settings.total_steps, self.progress.steps
+        if total is None:
+            return 1.0
+        if done >= total:
+            warnings.warn(
+                f"this is a step after the last of total_steps={total}, and moves nothing; give the number of all "
+                "steps, or None for no decay",
+                stacklevel=3,
+            )
+            return 0.0
+        return (1 + math.cos(math.pi * done / total)) / 2
 
     def skip(self) -> None:
         """A step without a search was done."""
