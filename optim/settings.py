@@ -140,6 +140,13 @@ class Settings:
         "from 1 to 0 along half a cosine. Searches test it without the factor. Later steps move nothing, and say so. "
         "None: no decay.",
     )
+    averaging: float | None = setting(
+        None,
+        Allowed(lambda value: value is None or NOT_NEGATIVE.holds(value), "0 or above, or None"),
+        "a, for runs whose number of steps is not known: an average of the iterates is kept, whose mean age is about "
+        "k / (a + 2) steps after k of them; `eval()` puts it into the parameters, `train()` the iterates back. None: "
+        "no average.",
+    )
     rounding: float = setting(
         4.0,
         NOT_NEGATIVE,

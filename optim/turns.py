@@ -78,6 +78,7 @@ class Progress:
         unresolved: the last accepted trial's decrease was within rounding.
         measured_error: of the loss by rounding, as last measured; 0: never.
         measured_at: the loss where it was measured.
+        shows_average: the parameters hold the average of the iterates, which stand in its place.
         fast_average: of the step sizes found, over about 10 searches.
         slow_average: the same over about 100.
     """
@@ -96,6 +97,7 @@ class Progress:
     unresolved: bool = False
     measured_error: float = 0.0
     measured_at: float = math.inf
+    shows_average: bool = False
     fast_average: float = 1e-8
     slow_average: float = 1e-8
 

@@ -20,12 +20,13 @@ from .peers import Missing, package
 
 BETA2, EPSILON = 0.999, 1e-8
 
-# Each lever of the library's default search, set back to what the paper has.
+# Each lever of the library's default search, set back to what the paper has; "average" stands in place of a decay.
 LEVERS: dict[str, dict[str, Any]] = {
     "none": {},
     "criterion": {"criterion": "armijo", "c": 0.1},
     "momentum": {"betas": (0.9, BETA2)},
     "decay": {"total_steps": None},
+    "average": {"total_steps": None, "averaging": 5.0},
     "interval": {"max_interval": 1},
     "first_search": {"first_search": "backtrack", "initial_step_size": 0.1},
     "growth": {"search_growth": 1.0, "growth_steps": 500.0},

@@ -171,6 +171,8 @@ class _Training:
         """One step; what it logs, and what all ranks do after it: stop, save a checkpoint."""
         started, computed = time.perf_counter(), time.process_time()
         self.model.train()
+        if (for_training := getattr(self.optimizer, "train", None)) is not None:
+            for_training()
         batch = {name: values.to(self.device) for name, values in batch.items()}
         share, weight = self.ranks.share(batch)
         if self.config.pack:
@@ -208,6 +210,8 @@ class _Training:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         self.model.eval()
+        if (for_evaluation := getattr(self.optimizer, "eval", None)) is not None:  # shows an average, where it has one
+            for_evaluation()
         loss, labels_known = 0.0, len(self.task.labels)
         confusion = torch.zeros(labels_known**2, dtype=torch.long, device=self.device)
         batches = data.eval_batches(self.held_out, 64, self.tokenizer)
