@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import averaging
-from .armijo import Armijo, Criterion, Smoothed
+from .armijo import CRITERIA, Criterion
 from .evaluation import Alone, Closure, Evaluation, Evaluator, leave
 from .groups import Components
 from .merging import Group, merge_smallest
@@ -82,7 +82,7 @@ class LineSearch(Components):
 
     def _criterion(self) -> Criterion:
         settings = self.settings
-        return Smoothed(settings.c, settings.smoothing) if settings.criterion == "smoothed" else Armijo(settings.c)
+        return CRITERIA[settings.criterion](settings.c, settings.smoothing)
 
     # -- the step (paper Sec. III) ------------------------------------------------------------------------
 

@@ -54,17 +54,17 @@ SWITCH = Allowed(lambda value: isinstance(value, bool), "True or False")
 class Settings:
     """How any of the optimizers searches."""
 
-    criterion: Literal["armijo", "smoothed"] = setting(
+    criterion: Literal["armijo", "smoothed", "nonmonotone"] = setting(
         "smoothed",
-        Allowed(lambda value: value in ("armijo", "smoothed"), "'armijo' or 'smoothed'"),
-        'what accepts a trial: "armijo" judges each mini-batch by itself (Eq. 1 and 5), "smoothed" the average over '
-        "searches (`Smoothed`).",
+        Allowed(lambda value: value in ("armijo", "smoothed", "nonmonotone"), "'armijo', 'smoothed' or 'nonmonotone'"),
+        'what accepts a trial: "armijo" judges each mini-batch by itself (Eq. 1 and 5), "smoothed" the average '
+        'decrease over searches (`Smoothed`), "nonmonotone" the decrease from a mean of past losses (`NonMonotone`).',
     )
     c: float = setting(0.5, SHARE, "sufficient decrease of the criterion: the share of the predicted one.")
     smoothing: float = setting(
         0.9,
         Allowed(lambda value: _is_number(value) and 0 <= value < 1, "0 or above, below 1"),
-        "beta of the smoothed criterion, the weight of what it remembers.",
+        "beta, the weight of what the criterion remembers (Armijo's remembers nothing).",
     )
     first_search: Literal["bracket", "backtrack"] = setting(
         "bracket",

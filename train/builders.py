@@ -20,10 +20,12 @@ from .peers import Missing, package
 
 BETA2, EPSILON = 0.999, 1e-8
 
-# Each lever of the library's default search, set back to what the paper has; "average" stands in place of a decay.
+# Each lever of the library's default search, set back to what the paper has; "nonmonotone" (PoNoS's criterion) and
+# "average" (in place of a decay) are alternatives that the paper does not have.
 LEVERS: dict[str, dict[str, Any]] = {
     "none": {},
     "criterion": {"criterion": "armijo", "c": 0.1},
+    "nonmonotone": {"criterion": "nonmonotone"},
     "momentum": {"betas": (0.9, BETA2)},
     "decay": {"total_steps": None},
     "average": {"total_steps": None, "averaging": 5.0},
