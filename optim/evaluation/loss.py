@@ -142,15 +142,18 @@ class MiniBatchLoss:
         with set_aside(self._with_gradients), torch.set_grad_enabled(self._backward_inside):
             return self._once_more()
 
+    def repeats_here(self) -> bool:
+        """Whether another rank alone has given another loss at w_k, and this one the very same."""
+        return self._ranks.count > 1 and self.repeat_here() == _mean(self._losses)
+
     def _again(self, evaluate: Callable[[], float], counted: bool) -> float:
         evaluations = len(self._closures) if counted else 0
         self._counts["forwards"] += evaluations
         inside = self._backward_inside
         self._counts["backwards"] += evaluations if inside else 0
-        # A closure's zero_grad or backward would overwrite the gradients, which the move still needs; with several
-        # ranks they may be views of the buckets that its backward fills.
+        # A closure's zero_grad or backward would overwrite the gradients, which the move still needs.
         with (
-            set_aside(self._with_gradients, copied=inside and self._ranks.count > 1),
+            set_aside(self._with_gradients),
             torch.set_grad_enabled(inside or self._replay.modules.with_gradients),
         ):
             return self._ranks.mean(evaluate)
