@@ -83,6 +83,13 @@ class Evaluator:
             def evaluate_with_gradient() -> None:
                 loss.evaluate_with_gradient()
                 self._modules = replay.modules
+                if loss.without_backward:
+                    self.watch.say(
+                        "backward",
+                        "the closure has called no backward, as it did in the steps before, and its loss has no graph: "
+                        "nothing moves. So it should be where a trainer only runs the model (Lightning's "
+                        "StochasticWeightAveraging, which updates batch norm's statistics in an epoch of its own)",
+                    )
                 self._finish_gradients(optimizer, parameters)
 
             reevaluate = partial(suffix.evaluate, loss.reevaluate) if suffix else loss.reevaluate

@@ -31,6 +31,7 @@ class Modules:
     ran: WeakSet[torch.nn.Module] = field(default_factory=WeakSet)
     compiled: bool = False
     autocast: torch.dtype | None = None  # in which they ran, None: no autocast
+    backward_inside: bool = False  # whether a closure has called backward itself
     with_gradients: bool = False  # whether trials need them enabled to be the same function as the first evaluation
     # All whose buffers may change: those that ran, and those that the closures can reach; with the names of parameters
     # that others own and the closures change.
