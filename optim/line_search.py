@@ -17,7 +17,7 @@ from .groups import Components
 from .merging import Group, merge_smallest
 from .points import Direction, TrialPoints, last_gradients
 from .search import Found, Rule, Search, resolves, search, search_jointly, tangent_zero
-from .settings import Settings, refuse, require, take
+from .settings import Settings, refuse, refuse_types, require, take
 from .turns import Turn, Turns
 
 # What a param group shows as its step size before the first search where no start was given.
@@ -340,6 +340,7 @@ class LineSearch(Components):
             return self.settings, self.components, self.turns.progress, of_groups
 
         self.evaluator.ranks.start(self._parameters(), state)
+        refuse_types(self.param_groups)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]

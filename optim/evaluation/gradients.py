@@ -65,15 +65,9 @@ class Accumulated:
 
 
 @contextmanager
-def set_aside(parameters: Sequence[Tensor], copied: bool = False) -> Iterator[None]:
-    """Gradients are empty inside, and as they were afterwards, whatever is cleared or added up inside.
-
-    Args:
-        copied: whether something that is overwritten inside may hold them, as a bucket of DistributedDataParallel.
-    """
+def set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients are empty inside, and as they were afterwards, whatever is cleared or added up inside."""
     gradients = [p.grad for p in parameters]
-    if copied:
-        gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
     for parameter in parameters:
         parameter.grad = None
     try:
