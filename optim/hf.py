@@ -220,7 +220,7 @@ class _NoSchedule:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"lr_lambdas": []}  # so that a plain Trainer's LambdaLR can load it, and step says what is wrong
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing is kept."""

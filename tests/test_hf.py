@@ -226,9 +226,37 @@ def test_a_plain_trainer_stops_at_its_first_step(tmp_path):
     before = weights(model)
     optimizers = (SGDSLS(model.parameters()), None)
     trainer = hf.Trainer(model, arguments(tmp_path), train_dataset=Rows(), optimizers=optimizers)
-    with pytest.raises(RuntimeError, match="closure"):
+    with pytest.raises(RuntimeError, match=r"no closure.*LineSearchTrainer from plasls\.hf, or LineSearchMixin before"):
         trainer.train()
     assert torch.equal(weights(model), before)
+
+
+def test_a_plain_trainer_stops_at_its_first_step_of_a_resumed_run(tmp_path):
+    trained(tmp_path, classifier(), save_strategy="steps", save_steps=4)
+    saved, model = tmp_path / "checkpoint-4", classifier()
+    optimizers = (AdamSLS(model.parameters()), None)
+    trainer = hf.Trainer(model, arguments(tmp_path), train_dataset=Rows(), optimizers=optimizers)
+    with pytest.raises(RuntimeError, match=r"no closure.*LineSearchTrainer from plasls\.hf, or LineSearchMixin before"):
+        trainer.train(resume_from_checkpoint=str(saved))
+    there = hf.BertForSequenceClassification.from_pretrained(saved)
+    assert torch.equal(weights(model), weights(there))
+
+
+class Twice(hf.Trainer):
+    """As one writes it first: it searches in training_step, and Trainer steps once more."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        return self.optimizer.optimizer.step(lambda: self.compute_loss(model, self._prepare_inputs(inputs)))
+
+
+def test_a_trainer_that_moves_twice_a_batch_stops_at_its_first_one(tmp_path):
+    model = classifier()
+    optimizers = (AdamSLS(model.parameters()), None)
+    for clips in ({}, {"max_grad_norm": 0}):
+        trainer = Twice(model, arguments(tmp_path, **clips), train_dataset=Rows(), optimizers=optimizers)
+        with pytest.raises(RuntimeError, match=r"has no new gradients.*take LineSearchTrainer from plasls\.hf"):
+            trainer.train()
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):

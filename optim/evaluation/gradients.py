@@ -18,6 +18,15 @@ def leave(parameters: Iterable[Tensor]) -> None:
             _LEFT[parameter.grad] = parameter.grad._version
 
 
+def are_left(parameters: Iterable[Tensor], changes: int) -> bool:
+    """Whether all gradients that are present are those of the last step, changed in place at most so often since.
+
+    Clipping or scaling them is one change; zeroing them for a backward pass and the pass itself are two.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return bool(gradients) and all(g in _LEFT and g._version - _LEFT[g] <= changes for g in gradients)
+
+
 class Accumulated:
     """Gradients that were made or changed since the last step: a step over its closure's loss alone would drop them.
 
