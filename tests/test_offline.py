@@ -15,7 +15,7 @@ import pytest
 from analysis.sources.offline import Offline
 from train.config import Config
 from train.errors import InputError
-from train.offline import in_order, lines_kept, parse, records
+from train.offline import _log, in_order, lines_kept, main, parse, records
 
 from .kills import train
 from .test_train import config, read
@@ -168,18 +168,45 @@ def test_a_file_that_has_fewer_lines_than_its_run_wrote_is_told(resumed, tmp_pat
         load(f"offline:{tmp_path / 'out'}", "splits")
 
 
-def test_all_of_a_run_lies_in_its_folder_and_nothing_under_home(tiny: Path, tmp_path: Path) -> None:
+def test_all_of_a_run_lies_in_its_folder_and_travels_with_it(tiny: Path, tmp_path: Path, capsys) -> None:
     """The table and the model that are laid ready for an upload as well; this home can be no folder."""
     home = tmp_path / "home"
     home.touch()
     settings = config(tiny, tmp_path / "out", track=True, epochs=1, keep_model=True)
     assert train(settings, home=str(home)) == 0
     (file,) = files_of(settings)
-    named = [
+    assert len(named := laid_ready(file)) >= 5
+    assert all(path.is_relative_to(settings.folder.resolve()) and path.is_file() for path in named)
+
+    copy = tmp_path / "another machine"
+    shutil.move(settings.out, copy)
+    (file,) = copy.rglob("*.wandb")
+    before = Offline(file)
+    assert main([str(copy)]) == 0
+    assert capsys.readouterr().out == f"{copy}: 1 W&B files, {len(named)} paths written anew\n"
+    assert all(path.is_relative_to(copy) and path.is_file() for path in laid_ready(file))
+    after = Offline(file)
+    assert (after.rows, after.summary, after.ended) == (before.rows, before.summary, True)
+    assert main([str(copy)]) == 0
+    assert capsys.readouterr().out.endswith(" 0 paths written anew\n")
+    assert main([]) == 2
+
+
+def laid_ready(file: Path) -> list[Path]:
+    """What is to be uploaded beside the lines."""
+    return [
         Path(entry.local_path)
         for record in records(file)
         if (message := parse(record.data)).WhichOneof("record_type") == "artifact"
         for entry in message.artifact.manifest.contents
     ]
-    assert len(named) >= 5
-    assert all(path.is_relative_to(settings.folder.resolve()) and path.is_file() for path in named)
+
+
+def test_records_of_any_length_are_written_as_they_are_read(tmp_path: Path) -> None:
+    """Around the end of a block, where a fragment's header no longer fits, and longer than a block."""
+    lengths = [0, 1, 32768 - 7 - 3 * 7 - 1 - 6, 32768 - 7, 100_000, 5]
+    written = [bytes([number]) * length for number, length in enumerate(lengths)]
+    file = tmp_path / "run.wandb"
+    file.write_bytes(b":W&B\0\0\0" + _log(written))
+    assert [record.data for record in records(file)] == written
+    assert [record.end for record in records(file)][-1] == file.stat().st_size

@@ -1,23 +1,29 @@
 """The .wandb files that W&B writes offline, of which a resumed run has one for each start.
 
-Nothing here imports torch.
+python -m train.offline FOLDER ...     after run folders were copied elsewhere, and before `wandb sync`
+
+W&B writes absolute paths of what it is to upload beside the lines (tables, models). The command above writes those
+anew that were copied along, for all runs below each FOLDER. Nothing here imports torch.
 """
 
 import json
 import math
 import struct
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import InputError
+from .errors import InputError, one_line, writing
 from .folder import replacing
 
 HEADER, BLOCK = 7, 32768
 """bytes of a .wandb file's header (also of a record's) and of a block"""
-FIRST, LAST, WHOLE = 2, 4, 1
-"""kinds of fragment of a record; 3 is one in the middle"""
+WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+"""kinds of fragment of a record"""
+LAID_READY = "data"
+"""the folder beside a run's W&B folders where W&B copies what it is to upload"""
 
 
 class Record(NamedTuple):
@@ -116,6 +122,54 @@ def in_order(files: Iterable[Path]) -> list[Path]:
     return sorted(files, key=lambda file: (_first_step(file), file.parent.name, str(file)))
 
 
+def moved(file: Path) -> int:
+    """Name what a run has laid ready for upload where it lies now, if the run's folder was copied or moved.
+
+    Returns:
+        How many paths were changed.
+
+    Raises:
+        InputError: the file is damaged, or cannot be written.
+    """
+    here, found = (file.parent.parent / LAID_READY).resolve(), 0
+    if not here.is_dir():
+        return 0
+    written: list[bytes] = []
+    for record in records(file):
+        message = parse(record.data)
+        changed = 0
+        if message.WhichOneof("record_type") == "artifact":
+            for entry in message.artifact.manifest.contents:
+                _, below, rest = entry.local_path.rpartition(f"/wandb/{LAID_READY}/")
+                if below and (here / rest).is_file() and entry.local_path != str(here / rest):
+                    entry.local_path = str(here / rest)
+                    changed += 1
+        written.append(message.SerializeToString() if changed else record.data)
+        found += changed
+    if found:
+        with writing(file), replacing(file) as partial:
+            partial.write_bytes(file.read_bytes()[:HEADER] + _log(written))
+    return found
+
+
+def _log(written: Iterable[bytes]) -> bytes:
+    """The records as `records` reads them."""
+    log = bytearray()
+    for data in written:
+        start, begun, at_end = 0, False, False
+        while not at_end:
+            left = BLOCK - (HEADER + len(log)) % BLOCK
+            if left < HEADER:
+                log += bytes(left)
+                left = BLOCK
+            fragment = data[start : start + left - HEADER]
+            at_end = start + len(fragment) == len(data)
+            kind = (LAST if at_end else MIDDLE) if begun else WHOLE if at_end else FIRST
+            log += struct.pack("<IHB", zlib.crc32(fragment, zlib.crc32(bytes([kind]))), len(fragment), kind) + fragment
+            start, begun = start + len(fragment), True
+    return bytes(log)
+
+
 def _first_step(file: Path) -> float:
     try:
         for record in records(file):
@@ -142,3 +196,21 @@ def _same(row: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
         for key, value in line.items()
     }
     return logged == wanted
+
+
+def main(folders: Sequence[str]) -> int:
+    """Exit status: 0, or 2 with one line where a file cannot be used."""
+    try:
+        if not folders:
+            raise InputError("no folder; allowed: python -m train.offline FOLDER ..., with runs below each of them")
+        for folder in folders:
+            files = sorted(Path(folder).rglob("*.wandb"))
+            print(f"{folder}: {len(files)} W&B files, {sum(map(moved, files))} paths written anew")
+    except InputError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

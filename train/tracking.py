@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from .config import Config
 from .errors import InputError, one_line, writing
 from .folder import RunFolder
-from .offline import is_ended, lines_kept
+from .offline import LAID_READY, is_ended, lines_kept
 
 Row = Mapping[str, Any]
 
@@ -93,7 +93,8 @@ class Tracker:
                 self._wandb.mark_preempting()
             run, self._wandb = self._wandb, None
             run.finish(exit_code=exit_code)
-            _wait_for_the_end(self.folder.path, run.id)
+            if run.offline:
+                _wait_for_the_end(self.folder.path, run.id)
 
 
 def wandb_run(folder: Path, **settings: Any) -> Any:
@@ -190,7 +191,7 @@ def _keep_beside(folder: Path) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    for name, place in {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}.items():
+    for name, place in {"WANDB_DATA_DIR": LAID_READY, "WANDB_CACHE_DIR": "cache"}.items():
         if os.environ.get(name) == _SET.get(name):
             path = folder.resolve() / "wandb" / place
             with writing(f"the run folder {folder}"):
