@@ -26,7 +26,7 @@ STUDIES := $(patsubst sweeps/studies/%.yaml,study-%,$(wildcard sweeps/studies/*.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sweeps figures notebook report bench install test lint $(SWEEPS) $(STUDIES)
+.PHONY: help sweeps figures notebook report bench docs install test lint $(SWEEPS) $(STUDIES)
 
 help:  ## list the targets
 	@for sweep in $(SWEEPS); do \
@@ -63,6 +63,10 @@ lint: $(INSTALLED)  ## ruff and mypy
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+docs: $(INSTALLED)  ## the site in build/site, with the API from docstrings; a warning is an error
+	@$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
+	@echo "build/site/index.html"
 
 bench: $(INSTALLED)  ## what a step costs beside Adam's; sizes by ARGS, as in ARGS="--layers=12 --width=384 --batch=32"
 	@$(VENV)/bin/python -m train.bench $(ARGS)
