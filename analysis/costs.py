@@ -1,4 +1,4 @@
-"""What a candidate costs until it is as good as the baseline: steps, seconds, learning rates tried. Numbers only."""
+"""What a candidate costs until it is as good as the baseline: steps, seconds, learning rates. Numbers only."""
 
 import math
 from typing import Any, NamedTuple
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from train.candidates import CANDIDATES
+from train.candidates import CANDIDATES, reads
 from train.errors import InputError
 
 from . import stats
-from .compare import ACCURACY
+from .compare import ACCURACY, ALL
 from .curves import half_an_epoch
 from .runs import Arm, Runs
 
@@ -124,6 +124,116 @@ class Budget(NamedTuple):
 
     tuned: pd.DataFrame
     untuned: list[Untuned]
+
+
+class Rates(NamedTuple):
+    """Accuracy over the learning rates of those that have one, beside those that have none.
+
+    Args:
+        tuned: for each choice of the other settings, mean and standard_error over the rates.
+        untuned: accuracy for each choice of the other settings.
+    """
+
+    tuned: dict[Arm, pd.DataFrame]
+    untuned: dict[Arm, stats.Estimate]
+
+
+def rates(runs: Runs) -> Rates:
+    """Means over seeds, each learning rate by itself. Arms are choices of all that varies but the learning rate."""
+    by = [key for key in runs.by if key != "learning_rate"]
+    tuned: dict[Arm, pd.DataFrame] = {}
+    untuned: dict[Arm, stats.Estimate] = {}
+    for key, table in runs.table.groupby(by, sort=False, dropna=False):
+        accuracy = ACCURACY.scale * table[ACCURACY.column]
+        arm = runs.arm_of(by, key)
+        if reads(table["optimizer"].iloc[0], "learning_rate"):
+            found = {rate: stats.estimate(of_rate) for rate, of_rate in accuracy.groupby(table["learning_rate"])}
+            rows = [(each.mean, each.standard_error) for each in found.values()]
+            tuned[arm] = pd.DataFrame(rows, list(found), ["mean", "standard_error"])
+        else:
+            untuned[arm] = stats.estimate(accuracy)
+    return Rates(tuned, untuned)
+
+
+class Hindsight(NamedTuple):
+    """What needs no learning rate against one that has the best of its rates, chosen on the rows that are shown.
+
+    Args:
+        conditions: of the row, in the order of `Hindsights.by`; all of them ALL: the mean over the conditions.
+        untuned, tuned: the arms, without the learning rate.
+        rate: the best one of this condition; None in the mean.
+        difference: of accuracy, untuned minus tuned, in points: paired over seeds; in the mean, over the means of each
+            seed.
+        cost: CPU seconds (seconds, in runs of older versions) of a run of the untuned arm's training over one of the
+            tuned arm's: the geometric mean over pairs.
+    """
+
+    conditions: Arm
+    untuned: Arm
+    tuned: Arm
+    rate: float | None
+    accuracy: stats.Estimate
+    at_best: stats.Estimate
+    difference: stats.Estimate
+    cost: stats.Estimate
+
+
+class Hindsights(NamedTuple):
+    by: list[str]
+    rows: list[Hindsight]
+
+
+def hindsight(runs: Runs) -> Hindsights:
+    """Each arm without a learning rate against each arm with one, at its best rate in each condition."""
+    by = [key for key in runs.compared if key != "learning_rate"]
+    conditions = runs.conditions or ["task"]
+    table = runs.table.assign(
+        accuracy=ACCURACY.scale * runs.table[ACCURACY.column], cost=runs.table["run_id"].map(_cost(runs))
+    )
+    columns = [*conditions, "seed"]
+    of_arm: dict[Arm, pd.DataFrame] = {}
+    for key, part in table.groupby(by, sort=False, dropna=False):
+        if reads(part["optimizer"].iloc[0], "learning_rate"):
+            mean = part.groupby([*conditions, "learning_rate"], sort=False)["accuracy"].mean()
+            best = mean.groupby(level=list(range(len(conditions))), sort=False).idxmax()
+            part = part[[(*row[:-1], row[-1]) in set(best) for row in _rows(part, [*conditions, "learning_rate"])]]
+        of_arm[runs.arm_of(by, key)] = part.set_index(columns)
+    tuned = {arm: part for arm, part in of_arm.items() if part["learning_rate"].notna().all()}
+    rows = []
+    for arm, part in of_arm.items():
+        for other, best in tuned.items() if arm not in tuned else ():
+            pairs = part.join(best.add_suffix("_tuned"), how="inner")
+            groups: list[tuple[Arm, pd.DataFrame]] = list(pairs.groupby(level=conditions, sort=False))
+            if len(groups) > 1:
+                groups.append((tuple(ALL for _ in conditions), pairs))
+            rows += [_hindsight(condition, arm, other, each) for condition, each in groups]
+    return Hindsights(conditions, rows)
+
+
+def _hindsight(condition: Arm, arm: Arm, other: Arm, pairs: pd.DataFrame) -> Hindsight:
+    seeds = pairs.groupby(level="seed")  # of one condition: a row each
+    rates = pairs["learning_rate_tuned"].unique()
+    return Hindsight(
+        condition,
+        arm,
+        other,
+        float(rates[0]) if condition[0] != ALL else None,
+        stats.estimate(seeds["accuracy"].mean()),
+        stats.estimate(seeds["accuracy_tuned"].mean()),
+        stats.estimate(seeds["accuracy"].mean() - seeds["accuracy_tuned"].mean()),
+        stats.geometric(np.log(pairs["cost"] / pairs["cost_tuned"])),
+    )
+
+
+def _cost(runs: Runs) -> pd.Series:
+    """CPU seconds of all steps of a run, by run id."""
+    steps = runs.steps
+    seconds = steps["time/cpu"].fillna(steps["time/step"]) if "time/cpu" in steps else steps["time/step"]
+    return seconds.groupby(steps["run_id"], observed=True).sum().astype(float)
+
+
+def _rows(table: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
+    return list(table[columns].itertuples(index=False, name=None))
 
 
 def budget(runs: Runs) -> Budget:

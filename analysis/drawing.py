@@ -1,6 +1,7 @@
 """One panel: numbers on axes."""
 
 import itertools
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from . import words
 from .compare import ACCURACY, Measure
-from .costs import BASELINE, Budget
+from .costs import BASELINE, Budget, Rates
 from .curves import Curves
 from .looks import Look, Looks, of_candidate
 
@@ -93,6 +94,24 @@ def budget(axes: Axes, found: Budget, looks: Looks) -> None:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=f"training time, in runs of {BASELINE.name}", ylabel=ACCURACY.name)
+
+
+def rates(axes: Axes, found: Rates, looks: Looks) -> None:
+    """A line over the learning rates for each that has one, a level for each that has none; bands of one error."""
+    for arm, curve in found.tuned.items():
+        _curve(axes, curve, looks.of_arm[arm])
+    for arm, accuracy in found.untuned.items():
+        look = looks.of_arm[arm]
+        style = {key: look.style[key] for key in ("color", "linestyle") if key in look.style}
+        axes.axhline(accuracy.mean, label=look.label, linewidth=1.3, **style)
+        low, high = accuracy.mean - accuracy.standard_error, accuracy.mean + accuracy.standard_error
+        if math.isfinite(low):
+            axes.axhspan(low, high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    values = sorted({rate for curve in found.tuned.values() for rate in curve.index})
+    axes.set_xticks(values, [_power(rate, 0) for rate in values])
+    axes.minorticks_off()
+    axes.set(xlabel="peak learning rate", ylabel=ACCURACY.name)
 
 
 def log_scale(axes: Axes) -> None:

@@ -66,6 +66,11 @@ def speeds(runs: Runs) -> list[Table]:
     return [tables.speeds(costs.speeds(runs), words.heading(runs))]
 
 
+def hindsight(runs: Runs) -> list[Table]:
+    """What needs no learning rate against the best of ADAM's."""
+    return [tables.hindsight(costs.hindsight(runs), words.heading(runs))]
+
+
 # -- figures
 
 
@@ -143,6 +148,16 @@ def budget(runs: Runs) -> Figure:
     what += "beside one run of a line search"
     lines = [key for key in runs.varied if key in ("optimizer", "learning_rate")]
     return _panels(runs, costs.budget, what, lines, drawing.budget)
+
+
+def rates(runs: Runs) -> Figure:
+    """Accuracy over ADAM's learning rate, and beside it what needs none."""
+    lines = [key for key in runs.compared if key != "learning_rate"] or ["optimizer"]
+    parts = _parts(runs, [*runs.compared], costs.rates)
+    what = f"Validation accuracy over the peak learning rate of {costs.BASELINE.name}, and as levels that of the "
+    what += "optimizers that have none"
+    caption = words.caption(runs, lines, what)
+    return figures.panels(parts, _looks(runs, lines), caption, draw=drawing.rates)
 
 
 def _panels(
@@ -235,6 +250,18 @@ EXHIBITS = {
     "criterion-curves": Exhibit("criteria of acceptance", ("criterion",), (), convergence),
     "joint-curves": Exhibit("tests of the joint move", ("joint",), ("joint",), convergence),
     "interval-curves": Exhibit("steps between searches", ("interval",), ("max_interval",), convergence),
+    "rates": Exhibit(
+        "accuracy over ADAM's learning rate, and what needs none",
+        ("untuned", "learning-rates"),
+        ("learning_rate",),
+        rates,
+    ),
+    "hindsight": Exhibit(
+        "what needs no learning rate, against the best one that hindsight finds",
+        ("untuned", "learning-rates"),
+        ("learning_rate",),
+        hindsight,
+    ),
     "budget": Exhibit(
         "ADAM's tuning budget: accuracy by learning rates tried",
         ("learning-rates",),

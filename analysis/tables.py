@@ -7,7 +7,7 @@ import pandas as pd
 
 from . import words
 from .compare import ALL, Differences, Grid, Measure, Ranking
-from .costs import BASELINE, Speeds
+from .costs import BASELINE, Hindsights, Speeds
 from .formats import Table
 from .stats import ENUMERATED_AT_MOST, Estimate
 
@@ -62,8 +62,7 @@ def differences(tested: Differences) -> Table:
         "pairs": ["Welch" if row.welch else str(row.pairs) for row in tested.rows.itertuples()],
         "difference": [words.number(difference, digits, signed=True) for difference in tested.rows["difference"]],
         "95 % interval": [
-            words.NONE if low != low else f"{words.number(low, digits)} to {words.number(high, digits)}"
-            for low, high in zip(tested.rows["low"], tested.rows["high"], strict=True)
+            words.between(low, high, digits) for low, high in zip(tested.rows["low"], tested.rows["high"], strict=True)
         ],
         "d_z": [words.number(size, 1) for size in tested.rows["effect_size"]],
         "80 % power": [words.number(least, digits) for least in tested.rows["detectable"]],
@@ -134,6 +133,30 @@ def speeds(found: Speeds, about: str) -> Table:
         f"Components merged, and steps and seconds of training until {BASELINE.name}'s final training loss (same seed) "
         f"is reached, both a moving average over half an epoch. {about} Speed-ups against the whole {BASELINE.name} "
         "run: geometric mean and 95 % t interval over the runs that reached it."
+    )
+    return Table(text, pd.DataFrame(rows))
+
+
+def hindsight(found: Hindsights, about: str) -> Table:
+    """Accuracy and cost of what needs no learning rate, beside the best rate of what has one."""
+    rows: list[dict[str, Any]] = [
+        {name: words.level(value) for name, value in zip(found.by, row.conditions, strict=True)}
+        | {
+            "without a rate": words.arm(row.untuned),
+            "with the best rate": words.arm(row.tuned),
+            "rate": words.NONE if row.rate is None else words.level(row.rate),
+            "accuracy": words.mean_error(row.accuracy, 1),
+            "accuracy at the best rate": words.mean_error(row.at_best, 1),
+            "difference": words.number(row.difference.mean, 1, signed=True),
+            "95 % interval": words.between(row.difference.low, row.difference.high, 1),
+            "cost": words.factor(row.cost),
+        }
+        for row in found.rows
+    ]
+    text = (
+        "Validation accuracy (%) without a learning rate, and with the best one of the sweep, which is chosen in each "
+        f"row with hindsight. {about} Difference: paired over seeds, t interval; cost: CPU time of a run's training "
+        "steps over that of the other's, geometric mean and 95 % t interval."
     )
     return Table(text, pd.DataFrame(rows))
 

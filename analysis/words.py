@@ -79,6 +79,11 @@ def mean_error(each: Estimate, digits: int) -> str:
     return number(each.mean, digits) + error
 
 
+def between(low: float, high: float, digits: int) -> str:
+    """An interval; none of one run."""
+    return NONE if low != low else f"{number(low, digits)} to {number(high, digits)}"
+
+
 def factor(each: Estimate) -> str:
     """A geometric mean and its interval."""
     if each.n == 0:

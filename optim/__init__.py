@@ -2,9 +2,20 @@
 
 from .components import split
 from .line_search import LineSearch
-from .optimizers import PAPER, PAPER_SEARCH, PLASLS, SGDSLS, AdamSLS
+from .optimizers import PAPER, PAPER_SEARCH, PLASLS, SGDSLS, AdamSLS, SaLSA
 from .search import Search
 
-__all__ = ["PAPER", "PAPER_SEARCH", "PLASLS", "SGDSLS", "AdamSLS", "LineSearch", "Search", "__version__", "split"]
+__all__ = [
+    "PAPER",
+    "PAPER_SEARCH",
+    "PLASLS",
+    "SGDSLS",
+    "AdamSLS",
+    "LineSearch",
+    "SaLSA",
+    "Search",
+    "__version__",
+    "split",
+]
 
 __version__ = "0.2.0.dev0"

@@ -109,6 +109,53 @@ class Smoothed:
         self.decrease, self.slope = state.get("decrease", 0.0), state.get("slope", 0.0)
 
 
+class NonMonotone:
+    r"""Sufficient decrease from a mean of past losses, as in PoNoS (Galli, Rauhut and Schmidt 2023, Eq. 4 and 5).
+
+    .. math:: f(w + \eta d) \le \max(C, f(w)) + c\,\eta\,\langle g, d\rangle + \tau, \qquad
+        C = \frac{\beta q C' + f(w)}{\beta q + 1}, \qquad q = \beta q' + 1
+
+    where C' and q are those of the last accepted search, both from 0 (Zhang and Hager 2004). A mini-batch whose loss is
+    below the mean may rise up to it, so step sizes are larger. With beta = 0 this is Armijo's condition.
+
+    Args:
+        c: as of `Armijo`.
+        smoothing: beta, 0 <= beta <= 1.
+    """
+
+    def __init__(self, c: float, smoothing: float) -> None:
+        self.c, self.smoothing = c, smoothing
+        self.mean = self.weight = 0.0
+
+    def begin(self, slope: float) -> None:
+        """The reference needs the loss, which comes with the trial."""
+
+    def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
+        reference = max(self._mean(base), base)
+        return math.isfinite(trial) and trial <= reference + self.c * predicted + tolerance
+
+    def end(self, base: float, trial: float) -> None:
+        self.mean, self.weight = self._mean(base), self.smoothing * self.weight + 1
+
+    def _mean(self, base: float) -> float:
+        kept = self.smoothing * self.weight
+        return (kept * self.mean + base) / (kept + 1)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"mean": self.mean, "weight": self.weight}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.mean, self.weight = state.get("mean", 0.0), state.get("weight", 0.0)
+
+
+CRITERIA: dict[str, Callable[[float, float], Criterion]] = {
+    "armijo": lambda c, smoothing: Armijo(c),
+    "smoothed": Smoothed,
+    "nonmonotone": NonMonotone,
+}
+"""name -> criterion of (c, smoothing)"""
+
+
 # Rejected trials of a search before the precision of the loss is measured: a search that needs fewer has other reasons.
 MEASURED_AFTER = 3
 

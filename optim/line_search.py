@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .armijo import Armijo, Criterion, Smoothed
+from . import averaging
+from .armijo import CRITERIA, Criterion
 from .evaluation import Alone, Closure, Evaluation, Evaluator, leave
 from .groups import Components
 from .merging import Group, merge_smallest
@@ -81,7 +82,7 @@ class LineSearch(Components):
 
     def _criterion(self) -> Criterion:
         settings = self.settings
-        return Smoothed(settings.c, settings.smoothing) if settings.criterion == "smoothed" else Armijo(settings.c)
+        return CRITERIA[settings.criterion](settings.c, settings.smoothing)
 
     # -- the step (paper Sec. III) ------------------------------------------------------------------------
 
@@ -107,6 +108,8 @@ class LineSearch(Components):
             RuntimeError: the loss is none, or has no graph; no closure was given before the first search; or another
                 rank has raised an exception, or differs from this one (see `Ranks`).
         """
+        if self.turns.progress.shows_average:
+            raise RuntimeError("the parameters hold the average of the iterates; call optimizer.train() before step()")
         sizes = self._step_sizes()
         if closure is None:
             self._step_without_closure(sizes)
@@ -243,6 +246,27 @@ class LineSearch(Components):
         for parameter, origin in kept:
             parameter.copy_(origin)
         self.turns.progress.steps += 1
+        if self.settings.averaging is not None:
+            part = averaging.share(self.turns.progress.steps, self.settings.averaging)
+            averaging.update(self._parameters(), self.state, part)
+
+    def eval(self) -> None:
+        """Put the average of the iterates into the parameters, where one is kept (`averaging`), until `train`.
+
+        Buffers stay as the iterates have left them: statistics of BatchNorm are made anew by
+        torch.optim.swa_utils.update_bn.
+        """
+        self._show(average=True)
+
+    def train(self) -> None:
+        """Put the iterates back into the parameters; a new optimizer is here."""
+        self._show(average=False)
+
+    @torch.no_grad()
+    def _show(self, average: bool) -> None:
+        if self.settings.averaging is not None and self.turns.progress.shows_average != average:
+            averaging.swap(self._parameters(), self.state)
+            self.turns.progress.shows_average = average
 
     def _merge(self) -> None:
         if self.components is None or self.turns.progress.whole_network_phase or self.search is None:

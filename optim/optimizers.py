@@ -35,6 +35,24 @@ PAPER: dict[str, Any] = PAPER_SEARCH | {
 """The paper's text for PLASLS. It has the settings that differ from our defaults."""
 
 
+SALSA: dict[str, Any] = {
+    "criterion": "smoothed",
+    "c": 0.5,
+    "smoothing": 0.9,
+    "first_c": 0.5,
+    "first_search": "backtrack",
+    "initial_step_size": 1.0,
+    "backtracking": 0.8,
+    "first_backtracking": 0.8,
+    "search_growth": 1.1,
+    "linear_growth": 1.0,
+    "interval_growth": "drift",
+    "max_interval": 10,
+    "betas": (0.0, 0.999),
+}
+"""SaLSA's search as AdamSLS's settings."""
+
+
 @documented(Settings)
 class SGDSLS(LineSearch, torch.optim.SGD):
     r"""SGD with one step size for the whole network, searched at every step (paper Sec. III-A, Eq. 1).
@@ -103,3 +121,23 @@ class PLASLS(AdamSLS):
     def __init__(self, params: Iterable[Any], **settings: Any) -> None:
         self.components = take(ComponentSettings, settings)
         super().__init__(params, **settings)
+
+
+@documented(AdamSettings, Settings, **SALSA)
+class SaLSA(AdamSLS):
+    r"""AdamSLS with the search of "No learning rates needed: Introducing SaLSA" (Kenneweg et al., arXiv 2407.20650).
+
+    .. math:: h_k \ge c\,\eta_k\,s_k, \qquad
+        h_k = \beta h_{k-1} + (1 - \beta) (f_k(w_k) - f_k(w_k + \eta_k d_k)), \qquad
+        s_k = \beta s_{k-1} + (1 - \beta) |\langle g_k, d_k \rangle|
+
+    with d as of `AdamSLS`, beta = 0.9 and c = 0.5 (its code; 0.3 in its paper). A rejected step size shrinks by 0.8,
+    the next search starts from 1.1 times the accepted one, and searches come up to 10 steps apart (`Turns.drift`).
+
+    The published package differs in these points: between searches it moves with momentum 0.9 and 1.1 times the
+    step size, where this class moves as it does after a search; its bias correction is one step ahead; it draws
+    dropout from the clock; it accepts a trial of exactly the same loss, where here rounding has a measured tolerance.
+    """
+
+    def __init__(self, params: Iterable[Any], **settings: Any) -> None:
+        super().__init__(params, **(SALSA | settings))

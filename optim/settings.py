@@ -1,5 +1,6 @@
 """The settings, each written once: its name, its default, what is allowed, what it means."""
 
+import functools
 import inspect
 import math
 import numbers
@@ -53,17 +54,17 @@ SWITCH = Allowed(lambda value: isinstance(value, bool), "True or False")
 class Settings:
     """How any of the optimizers searches."""
 
-    criterion: Literal["armijo", "smoothed"] = setting(
+    criterion: Literal["armijo", "smoothed", "nonmonotone"] = setting(
         "smoothed",
-        Allowed(lambda value: value in ("armijo", "smoothed"), "'armijo' or 'smoothed'"),
-        'what accepts a trial: "armijo" judges each mini-batch by itself (Eq. 1 and 5), "smoothed" the average over '
-        "searches (`Smoothed`).",
+        Allowed(lambda value: value in ("armijo", "smoothed", "nonmonotone"), "'armijo', 'smoothed' or 'nonmonotone'"),
+        'what accepts a trial: "armijo" judges each mini-batch by itself (Eq. 1 and 5), "smoothed" the average '
+        'decrease over searches (`Smoothed`), "nonmonotone" the decrease from a mean of past losses (`NonMonotone`).',
     )
     c: float = setting(0.5, SHARE, "sufficient decrease of the criterion: the share of the predicted one.")
     smoothing: float = setting(
         0.9,
         Allowed(lambda value: _is_number(value) and 0 <= value < 1, "0 or above, below 1"),
-        "beta of the smoothed criterion, the weight of what it remembers.",
+        "beta, the weight of what the criterion remembers (Armijo's remembers nothing).",
     )
     first_search: Literal["bracket", "backtrack"] = setting(
         "bracket",
@@ -101,9 +102,14 @@ class Settings:
     search_growth: float = setting(
         1.1,
         Allowed(lambda value: _is_number(value) and 1 <= value < math.inf, "1 or above"),
-        "a search starts from the last step size times this, beside the growth of Eq. 2. Where the last accepted trial "
-        "fell by nearly all that its slope predicts, and this is above 1, it doubles; where its decrease was within "
-        "rounding, it stays.",
+        "a search starts from the last step size times this, beside the growth of Eq. 2; where the decrease of the "
+        "last accepted trial was within rounding, from the last step size.",
+    )
+    linear_growth: float = setting(
+        2.0,
+        Allowed(lambda value: _is_number(value) and 1 <= value < math.inf, "1 or above"),
+        "the same, if it is larger, where the last accepted trial fell by nearly all that its slope predicts and "
+        "search_growth is above 1.",
     )
     max_trials: int = setting(
         100,
@@ -117,18 +123,29 @@ class Settings:
         "steps from one search to the next at most; steps in between take the step size untested, at the cost of the "
         "host's own step. 1: a search at every step, as in the paper.",
     )
-    interval_growth: int | None = setting(
+    interval_growth: int | Literal["drift"] | None = setting(
         4,
-        Allowed(lambda value: value is None or is_count(value), "a whole number of steps from 1, or None"),
+        Allowed(
+            lambda value: value in (None, "drift") or is_count(value), "a whole number of steps from 1, 'drift' or None"
+        ),
         "after k steps the next search comes ceil(k / interval_growth) steps later, at most max_interval, but at once "
-        "where a search has more than halved the step size, or it is about to double. None: a search that takes its "
-        "first trial doubles the steps to the next one, any other sets them to 1.",
+        "where a search has more than halved the step size, or it grows by linear_growth. None: a search that takes "
+        'its first trial doubles the steps to the next one, any other sets them to 1. "drift": SaLSA\'s rule, see '
+        "`Turns.drift`.",
     )
     total_steps: int | None = setting(
         None,
         Allowed(lambda value: value is None or is_count(value), "a whole number of steps from 1, or None"),
         "the steps of the whole run, where they are known: moves then take the step size times a factor that falls "
-        "from 1 to 0 along half a cosine. Searches test it without the factor. None: no decay.",
+        "from 1 to 0 along half a cosine. Searches test it without the factor. Later steps move nothing, and say so. "
+        "None: no decay.",
+    )
+    averaging: float | None = setting(
+        None,
+        Allowed(lambda value: value is None or NOT_NEGATIVE.holds(value), "0 or above, or None"),
+        "a, for runs whose number of steps is not known: an average of the iterates is kept, whose mean age is about "
+        "k / (a + 2) steps after k of them; `eval()` puts it into the parameters, `train()` the iterates back. None: "
+        "no average.",
     )
     rounding: float = setting(
         4.0,
@@ -274,23 +291,27 @@ def refuse(arguments: dict[str, Any]) -> None:
             raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
 
 
-def documented(*kinds: type) -> Callable[[type[T]], type[T]]:
-    """Class decorator: an optimizer's docstring and signature show its settings of these kinds."""
-    known = [each for kind in kinds for each in fields(kind)]
+def documented(*kinds: type, **defaults: Any) -> Callable[[type[T]], type[T]]:
+    """Class decorator: an optimizer's docstring and signature show its settings of these kinds.
+
+    Args:
+        defaults: those that differ from the settings' own.
+    """
+    known = [(each, defaults.get(each.name, each.default)) for kind in kinds for each in fields(kind)]
+    as_keyword = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
 
     def document(cls: type[T]) -> type[T]:
         whole: Any = {"break_on_hyphens": False, "break_long_words": False}
-        lines = [f"{each.name} ({each.default!r}): {each.metadata['meaning']}" for each in known]
+        lines = [f"{each.name} ({default!r}): {each.metadata['meaning']}" for each, default in known]
         wrapped = [
             textwrap.fill(line, 112, initial_indent=" " * 8, subsequent_indent=" " * 12, **whole) for line in lines
         ]
         cls.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", "    Settings (defaults):", *wrapped, "    "])
-        keyword = inspect.Parameter.KEYWORD_ONLY
         cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
                 inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-                *(inspect.Parameter(each.name, keyword, default=each.default, annotation=each.type) for each in known),
-                inspect.Parameter("grad_scaler", keyword, default=None),
+                *(as_keyword(each.name, default=default, annotation=each.type) for each, default in known),
+                as_keyword("grad_scaler", default=None),
                 inspect.Parameter("host", inspect.Parameter.VAR_KEYWORD),
             ]
         )

@@ -1,6 +1,7 @@
 """Whose turn it is to be searched (paper Sec. III-C), and when: numbers only."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -16,6 +17,9 @@ SETTLED_AFTER = 3
 # A trial that falls by such a share of the predicted decrease is far on this side of the minimum: on a parabola it has
 # gone less than a fifth of the way.
 NEARLY_LINEAR = 0.9
+
+# Steps that are all searched before SaLSA's rule spreads the searches.
+DRIFTS_AFTER = 9
 
 RENAMED = {"whole": "whole_network_phase", "since": "steps_since_search", "position": "next_component"}
 """names in the checkpoints of older versions -> names now"""
@@ -74,6 +78,9 @@ class Progress:
         unresolved: the last accepted trial's decrease was within rounding.
         measured_error: of the loss by rounding, as last measured; 0: never.
         measured_at: the loss where it was measured.
+        shows_average: the parameters hold the average of the iterates, which stand in its place.
+        fast_average: of the step sizes found, over about 10 searches.
+        slow_average: the same over about 100.
     """
 
     whole_network_phase: bool = True
@@ -90,6 +97,9 @@ class Progress:
     unresolved: bool = False
     measured_error: float = 0.0
     measured_at: float = math.inf
+    shows_average: bool = False
+    fast_average: float = 1e-8
+    slow_average: float = 1e-8
 
     def error_at(self, loss: float) -> float:
         """Of a loss by rounding, from the last measurement: in proportion where the loss has fallen since."""
@@ -148,7 +158,7 @@ class Turns:
         if self.progress.unresolved:  # nothing would stop a step size that grows where every one of them is accepted
             by_search = 1.0
         elif by_search > 1 and self.progress.nearly_linear:
-            by_search = max(2.0, by_search)
+            by_search = max(self.settings.linear_growth, by_search)
         return growth(steps, self.settings.growth_steps) * by_search
 
     def _tests_jointly(self) -> bool:
@@ -160,8 +170,17 @@ class Turns:
 
         .. math:: \frac{1 + \cos(\pi k / K)}{2}, \qquad k = 0, 1, \ldots
         """
-        total = self.settings.total_steps
-        return 1.0 if total is None else (1 + math.cos(math.pi * min(self.progress.steps / total, 1.0))) / 2
+        total, done = self.settings.total_steps, self.progress.steps
+        if total is None:
+            return 1.0
+        if done >= total:
+            warnings.warn(
+                f"this is a step after the last of total_steps={total}, and moves nothing; give the number of all "
+                "steps, or None for no decay",
+                stacklevel=3,
+            )
+            return 0.0
+        return (1 + math.cos(math.pi * done / total)) / 2
 
     def skip(self) -> None:
         """A step without a search was done."""
@@ -195,16 +214,36 @@ class Turns:
     def _interval(self, turn: Turn, found: Found) -> int:
         """Steps to the next search."""
         settings, progress = self.settings, self.progress
+        if settings.interval_growth == "drift":
+            return self.drift(max(found.sizes))
         if settings.interval_growth is not None:
             halved = max(found.sizes) < max(turn.first_trial) / 2
-            # What is about to double must not stay untested for many steps.
-            doubles = progress.nearly_linear and settings.search_growth > 1
-            unsettled = progress.accepted_once and (halved or doubles or not found.accepted)
+            # What is about to grow that much must not stay untested for many steps.
+            jumps = progress.nearly_linear and 1 < settings.search_growth < settings.linear_growth
+            unsettled = progress.accepted_once and (halved or jumps or not found.accepted)
             due = math.ceil((progress.steps + 1) / settings.interval_growth)
             return 1 if unsettled else min(due, settings.max_interval)
         at_once = found.accepted and found.trials <= 1
         first_steps = turn.component is None and self.components is not None and len(turn.starts) > 1
         return min(2 * progress.interval, settings.max_interval) if at_once and not first_steps else 1
+
+    def drift(self, size: float) -> int:
+        r"""Steps to the next search by how far step sizes drift, as in SaLSA.
+
+        .. math:: \min\!\left(n, \frac{1}{r - 1}\right), \qquad r = \max(a / b, b / a), \qquad
+            a = 0.9 a' + 0.1 \eta, \quad b = 0.99 b' + 0.01 \eta
+
+        where a' and b' are a and b at the last search, both from a small number, eta is the step size found, and n is
+        `max_interval`. The first nine steps are all searched.
+        """
+        progress = self.progress
+        progress.fast_average = 0.9 * progress.fast_average + 0.1 * size
+        progress.slow_average = 0.99 * progress.slow_average + 0.01 * size
+        if progress.steps + 1 < DRIFTS_AFTER:
+            return 1
+        ratio = progress.fast_average / progress.slow_average
+        drift = max(ratio, 1 / ratio) - 1
+        return min(self.settings.max_interval, math.ceil(1 / (drift + 1e-8)))
 
     def merge(self, absorbed: int, count: int) -> None:
         """The component at position `absorbed` is gone; so many are left."""

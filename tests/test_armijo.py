@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from optim.armijo import MEASURED_AFTER, Armijo, Smoothed, backtrack, growth
+from optim.armijo import MEASURED_AFTER, Armijo, NonMonotone, Smoothed, backtrack, growth
 
 STRICT = Armijo(c=0.1)
 
@@ -119,6 +119,29 @@ def test_a_smoothed_criterion_goes_on_from_its_state():
         criterion.begin(-2.0)
     sizes = [0.01 * 1.3**n for n in range(30)]
     assert [one.accepts(1.0, 0.8, -2 * t, 0.0) for t in sizes] == [other.accepts(1.0, 0.8, -2 * t, 0.0) for t in sizes]
+
+
+def test_the_nonmonotone_criterion_without_memory_is_armijos():
+    armijo, nonmonotone = Armijo(0.3), NonMonotone(0.3, smoothing=0.0)
+    for base, trial, size in ((1.0, 0.5, 1.0), (1.0, 0.75, 1.0), (0.2, 0.2, 0.1), (2.0, math.nan, 1.0)):
+        assert nonmonotone.accepts(base, trial, -size, 0.0) == armijo.accepts(base, trial, -size, 0.0)
+        nonmonotone.end(base, trial)
+
+
+def test_the_nonmonotone_criterion_compares_with_the_weighted_mean_of_past_losses_or_this_one_if_higher():
+    losses, b = [1.0, 0.4, 0.9, 0.2, 2.0], 0.8
+    criterion = NonMonotone(0.5, smoothing=b)
+    for k, base in enumerate(losses):
+        weights = [b ** (k - i) for i in range(k + 1)]
+        mean = sum(w * f for w, f in zip(weights, losses, strict=False)) / sum(weights)
+        bound = max(mean, base) - 0.5 * 0.1
+        assert criterion.accepts(base, bound - 1e-9, -0.1, 0.0)
+        assert not criterion.accepts(base, bound + 1e-9, -0.1, 0.0)
+        resumed = NonMonotone(0.5, smoothing=b)
+        resumed.load_state_dict(criterion.state_dict())
+        assert resumed.accepts(base, bound - 1e-9, -0.1, 0.0)
+        assert not resumed.accepts(base, bound + 1e-9, -0.1, 0.0)
+        criterion.end(base, 0.0)
 
 
 def noisy(size):

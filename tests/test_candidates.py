@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from train.builders import LEVERS
+from train.builders import LEVERS, PublishedSaLSA
 from train.candidates import CANDIDATES, USED_BY, Candidate, find, reads
 from train.config import Config
 from train.errors import InputError
@@ -72,3 +72,30 @@ def test_each_lever_of_the_default_search_sets_back_its_own_settings_and_no_othe
     default, found = settings(), settings(lever=lever)
     assert {key for key in found if found[key] != default[key]} == set(LEVERS[lever])
     assert default["total_steps"] == 16 * Config.epochs
+
+
+def test_the_published_salsa_repeats_a_run_and_goes_on_from_its_state() -> None:
+    pytest.importorskip("salsa")
+
+    def network() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 3))
+
+    def train(model: torch.nn.Module, optimizer: Any, steps: range) -> list[tuple[float, int]]:
+        found = []
+        for k in steps:
+            torch.manual_seed(k)
+            x = torch.randn(16, 4)
+            loss = optimizer.step(lambda x=x: torch.nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)))
+            found.append((float(loss), optimizer.search.trials))
+        return found
+
+    first, second, third = network(), network(), network()
+    whole = train(first, PublishedSaLSA(list(first.parameters())), range(30))
+    optimizer = PublishedSaLSA(list(second.parameters()))
+    begun = train(second, optimizer, range(14))
+    resumed = PublishedSaLSA(list(third.parameters()))
+    third.load_state_dict(second.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    assert begun + train(third, resumed, range(14, 30)) == whole
+    assert sum(trials for _, trials in whole) > 30

@@ -265,6 +265,21 @@ def test_adams_budget_is_the_expected_best_of_so_many_learning_rates(tmp_path):
     assert {line.get_color() for line in level} == {CANDIDATES["plasls"].colour}
 
 
+def test_accuracy_over_learning_rates_is_a_line_and_what_has_none_a_level(tmp_path):
+    varied = {"optimizer": ["untuned", "adam"], "learning_rate": [1e-5, 2e-5, 5e-5], "beta1": [0.9, 0.0]}
+    folders = write_sweep(tmp_path, "untuned", varied, seeds=2, epochs=1)
+    of_folder = (0.8, 0.9, 0.5, 0.7, 0.6, 0.6, 0.7, 0.9, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1)
+    for folder, accuracy in zip(folders, of_folder, strict=True):
+        edit(folder / "summary.json", eval__accuracy=accuracy)
+    (axes,) = exhibits.rates(load(tmp_path, "untuned")).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines) == ["ADAM, 0", "ADAM, 0.9", "UNTUNED"]
+    assert set(lines["UNTUNED"].get_ydata()) == {85}
+    assert lines["ADAM, 0.9"].get_xdata().tolist() == [1e-5, 2e-5, 5e-5]
+    assert lines["ADAM, 0.9"].get_ydata() == pytest.approx([60, 80, 20])
+    assert axes.get_xscale() == "log"
+
+
 @pytest.mark.parametrize("make", [exhibits.smallest_step_sizes, exhibits.cost, exhibits.losses])
 def test_long_names_of_arms_are_not_cut_off(tmp_path, make):
     write_sweep(tmp_path, "criterion", {"joint": ["always", "never"], "growth_steps": ["epoch", 500]}, 1, 1)

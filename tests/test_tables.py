@@ -374,3 +374,22 @@ def test_speeds_without_adam_are_an_error(tmp_path):
     write_sweep(tmp_path, "small", {"optimizer": ["sgdsls", "plasls"]}, seeds=1, epochs=1)
     with pytest.raises(InputError, match="'small' does not compare ADAM"):
         exhibits.speeds(load(tmp_path, "small"))
+
+
+def test_hindsight_takes_each_tasks_best_rate_and_pairs_seeds(tmp_path):
+    varied = {"task": ["sst2", "mrpc"], "optimizer": ["untuned", "adam"], "learning_rate": [1e-5, 2e-5]}
+    folders = write_sweep(tmp_path, "untuned", varied, seeds=2, epochs=1)
+    # untuned; ADAM 1e-5; ADAM 2e-5: two seeds each, then the same of mrpc
+    of_folder = (0.80, 0.90, 0.70, 0.80, 0.60, 0.80, 0.70, 0.70, 0.50, 0.60, 0.71, 0.73)
+    for folder, accuracy in zip(folders, of_folder, strict=True):
+        edit(folder / "summary.json", eval__accuracy=accuracy)
+        adam = json.loads((folder / "config.json").read_text())["optimizer"] == "adam"
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        lines = [line | {"time/cpu": 2.0 if adam else 3.0} if "time/step" in line else line for line in lines]
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cells = exhibits.hindsight(load(tmp_path, "untuned"))[0].cells.set_index("task")
+    assert cells["rate"].tolist() == ["1e-05", "2e-05", "–"]
+    assert cells["difference"].tolist() == ["+10.0", "−2.0", "+4.0"]
+    assert cells["accuracy at the best rate"].tolist() == ["75.0 ± 5.0", "72.0 ± 1.0", "73.5 ± 3.0"]
+    assert cells.loc["all", "95 % interval"] == "−2.4 to 10.4"  # of the seeds' differences 4.5 and 3.5
+    assert cells["cost"].tolist() == ["1.50 (1.50 to 1.50)"] * 3

@@ -143,10 +143,12 @@ def test_a_step_size_that_is_about_to_double_is_tested_at_the_next_step():
 def test_moves_fall_along_half_a_cosine_where_the_number_of_steps_is_known():
     turns = Turns(Settings(total_steps=4), None)
     factors = []
-    for _ in range(6):
+    for _ in range(4):
         factors.append(turns.move_factor())
         turns.progress.steps += 1
-    assert factors == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0, 0], abs=1e-15)
+    assert factors == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2], abs=1e-15)
+    with pytest.warns(UserWarning, match="after the last of total_steps=4, and moves nothing; give the number of all"):
+        assert turns.move_factor() == 0
     assert Turns(Settings(), None).move_factor() == 1.0
 
 

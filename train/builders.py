@@ -5,25 +5,30 @@ loss at the weights before it moves, names its param groups (step sizes are logg
 its state_dict to the identical result; a line search has the record of its last step as `search`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from optim import PLASLS, SGDSLS, AdamSLS, split
+from optim import PLASLS, SGDSLS, AdamSLS, SaLSA, Search, split
 
 from .config import Config
 from .errors import InputError
+from .peers import Missing, package
 
 BETA2, EPSILON = 0.999, 1e-8
 
-# Each lever of the library's default search, set back to what the paper has.
+# Each lever of the library's default search, set back to what the paper has; "nonmonotone" (PoNoS's criterion) and
+# "average" (in place of a decay) are alternatives that the paper does not have.
 LEVERS: dict[str, dict[str, Any]] = {
     "none": {},
     "criterion": {"criterion": "armijo", "c": 0.1},
+    "nonmonotone": {"criterion": "nonmonotone"},
     "momentum": {"betas": (0.9, BETA2)},
     "decay": {"total_steps": None},
+    "average": {"total_steps": None, "averaging": 5.0},
     "interval": {"max_interval": 1},
     "first_search": {"first_search": "backtrack", "initial_step_size": 0.1},
     "growth": {"search_growth": 1.0, "growth_steps": 500.0},
@@ -80,6 +85,58 @@ def untuned(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Ada
     """The library's default, told the number of steps; with one lever of it set back where `lever` says so."""
     settings: dict[str, Any] = {"total_steps": steps_per_epoch * config.epochs, "eps": EPSILON, "fused": True}
     return AdamSLS(split(model, 1), **(settings | LEVERS[config.lever]))
+
+
+def salsa(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> SaLSA:
+    return SaLSA(split(model, 1), eps=EPSILON, fused=True)
+
+
+class PublishedSaLSA:
+    """The package of SaLSA's authors, with dropout from the run's own random state: it draws it from the clock."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.inner = package("salsa-optimizer", "salsa.SaLSA").SaLSA(parameters)
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": parameters, "name": "all", "lr": float(self.inner.step_size)}
+        ]
+
+    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:
+        inner, group = self.inner, self.param_groups[0]
+        draws = int(torch.randint(2**62, ()))
+        evaluated, before = inner.state["n_forwards"], group["lr"]
+
+        def evaluate(backwards: bool = False) -> torch.Tensor:
+            torch.manual_seed(draws)
+            loss = closure()
+            if backwards:
+                loss.backward()
+            return loss
+
+        inner.zero_grad()
+        loss = inner.step(evaluate).detach()
+        group["lr"] = float(inner.step_size)
+        trials, unknown = inner.state["n_forwards"] - evaluated - 1, math.nan
+        searched = "all" if trials else "none"
+        self.search = Search(
+            searched, before, group["lr"], trials, float(loss), unknown, unknown, unknown, accepted=True
+        )
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        numbers = {k: v for k, v in vars(self.inner).items() if isinstance(v, (int, float, torch.Tensor))}
+        return {"numbers": numbers, "state": dict(self.inner.state)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self.inner).update(state_dict["numbers"])
+        self.inner.state.update(state_dict["state"])
+        self.param_groups[0]["lr"] = float(self.inner.step_size)
+
+
+def published_salsa(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PublishedSaLSA:
+    try:
+        return PublishedSaLSA(list(model.parameters()))
+    except Missing as error:
+        raise InputError(f"--optimizer={config.optimizer}: {error}") from None
 
 
 def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLASLS:

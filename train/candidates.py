@@ -76,6 +76,8 @@ _ROWS = (
     Candidate("adamsls", "ADAMSLS", "#4B3FBF", "train.builders:adamsls", (*SEARCH, *ADAM), trials=1.9),
     Candidate("plasls", "PLASLS", "#D55E00", "train.builders:plasls", (*SEARCH, *ADAM, *COMPONENTS), trials=2.5),
     Candidate("untuned", "UNTUNED", "#009E73", "train.builders:untuned", ("lever",), trials=0.5),
+    Candidate("salsa", "SALSA", "#CC79A7", "train.builders:salsa", (), trials=1.5),
+    Candidate("salsa-package", "SALSA 0.1.0", "#8C6D31", "train.builders:published_salsa", (), trials=1.7),
 )
 CANDIDATES = {row.key: row for row in _ROWS}
 """in the paper's order"""

@@ -68,8 +68,10 @@ class Config:
     """share of adam's steps in linear warm-up, before the cosine decay"""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """momentum of adam, adamsls and plasls: beta of the mean gradient; 0: none"""
-    lever: Literal["none", "criterion", "momentum", "decay", "interval", "first_search", "growth"] = "none"
-    """of untuned, the library's default search: what of it is set back to the paper's"""
+    lever: Literal[
+        "none", "criterion", "nonmonotone", "momentum", "decay", "average", "interval", "first_search", "growth"
+    ] = "none"
+    """of untuned, the library's default search: what is changed, a key of train.builders.LEVERS"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward passes under autocast"""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, first_line
+from .model import Classifier
 
 FIRST = "first"
 """the key of a packed batch that says where each row's first token is, counted over all tokens"""
@@ -19,7 +20,7 @@ def pack(batch: dict[str, Tensor], padding: int = 0) -> dict[str, Tensor]:
     """The batch in fewer rows of the same width.
 
     Args:
-        batch: the model's inputs, each (rows, tokens), padded on the right, with "attention_mask"; and "labels" (rows,).
+        batch: the model's inputs, each (rows, tokens), padded on the right, "attention_mask" too, and "labels" (rows,).
         padding: the token that fills what is left.
 
     Returns:
@@ -67,12 +68,12 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
     return bins
 
 
-def check_packing(model: torch.nn.Module, padding: int) -> None:
+def check_packing(model: Classifier, padding: int) -> None:
     """Raise InputError unless the model gives the same logits for packed rows as for padded ones.
 
     Encoders whose positions are relative to the row's start only by counting (MPNet, DeBERTa) do not.
     """
-    size = model.encoder.config.vocab_size  # type: ignore[union-attr]
+    size: int = model.encoder.config.vocab_size
     device = next(model.parameters()).device
     tokens = torch.arange(1, 25, device=device).remainder(size).view(3, 8)
     seen = torch.arange(8, device=device) < torch.tensor([[8], [3], [4]], device=device)

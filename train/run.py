@@ -101,7 +101,7 @@ class _Training:
         if config.eval_rows is not None:
             held_out = data.small_subset(held_out, seed=0, size=config.eval_rows)
         self.tokenizer = load_tokenizer(config.model)
-        self.padding: int = self.tokenizer.pad_token_id  # type: ignore[assignment]
+        self.padding: int = self.tokenizer.pad_token_id
         self.rows = data.tokenize(rows, self.tokenizer, task, config.max_length)
         self.held_out = data.tokenize(held_out, self.tokenizer, task, config.max_length)
 
@@ -169,8 +169,10 @@ class _Training:
 
     def train_step(self, batch: data.Batch, stop: threading.Event) -> tuple[dict[str, Any], bool, bool]:
         """One step; what it logs, and what all ranks do after it: stop, save a checkpoint."""
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         self.model.train()
+        if (for_training := getattr(self.optimizer, "train", None)) is not None:
+            for_training()
         batch = {name: values.to(self.device) for name, values in batch.items()}
         share, weight = self.ranks.share(batch)
         if self.config.pack:
@@ -198,7 +200,8 @@ class _Training:
                 "search/accepted": search.accepted,
                 "search/merged": None if search.merged is None else "+".join(search.merged),
             }
-        return row | {"time/step": time.perf_counter() - started}, stops > 0, overdues > 0
+        row |= {"time/step": time.perf_counter() - started, "time/cpu": time.process_time() - computed}
+        return row, stops > 0, overdues > 0
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with self.precision():
@@ -207,6 +210,8 @@ class _Training:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         self.model.eval()
+        if (for_evaluation := getattr(self.optimizer, "eval", None)) is not None:  # shows an average, where it has one
+            for_evaluation()
         loss, labels_known = 0.0, len(self.task.labels)
         confusion = torch.zeros(labels_known**2, dtype=torch.long, device=self.device)
         batches = data.eval_batches(self.held_out, 64, self.tokenizer)
@@ -253,7 +258,7 @@ class _Training:
             "threads": torch.get_num_threads(),
             "device": str(self.device),
             "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("torch", "transformers", "wandb")},
+            | {name: version(name).split("+")[0] for name in ("torch", "transformers", "wandb")},
         }
 
     def keep_model(self) -> Path:

@@ -1,0 +1,45 @@
+"""The average of the iterates: for a run whose number of steps nobody knows."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KEY = "average"
+"""of a parameter's state"""
+
+State = Mapping[Tensor, dict[str, Any]]
+
+
+def share(step: int, power: float) -> float:
+    r"""How far the average moves towards the weights after a step (Shamir and Zhang 2013, arXiv 1212.1824, Sec. 4).
+
+    .. math:: \bar w_k = \bar w_{k-1} + \frac{a + 1}{k + a} (w_k - \bar w_{k-1}), \qquad k = 1, 2, \ldots
+
+    a = 0 is the mean of all iterates; with a larger one early ones count less: the mean age is about k / (a + 2) steps.
+
+    Args:
+        step: k.
+        power: a, 0 or above.
+    """
+    return (power + 1) / (step + power)
+
+
+def update(parameters: Iterable[Tensor], state: State, part: float) -> None:
+    """Move the average of each parameter that has ever had a gradient by that part of the way to its weights."""
+    followed = [p for p in parameters if KEY in state.get(p, ()) or p.grad is not None]
+    for parameter in followed:
+        if KEY not in state[parameter]:
+            state[parameter][KEY] = parameter.detach().clone()
+    if followed:
+        torch._foreach_lerp_([state[p][KEY] for p in followed], followed, part)
+
+
+def swap(parameters: Iterable[Tensor], state: State) -> None:
+    """The average into the parameters, and their weights into its place."""
+    for parameter in parameters:
+        if KEY in state.get(parameter, ()):
+            weights = parameter.detach().clone()
+            parameter.copy_(state[parameter][KEY])
+            state[parameter][KEY].copy_(weights)
