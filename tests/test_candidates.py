@@ -75,7 +75,7 @@ def test_each_lever_of_the_default_search_sets_back_its_own_settings_and_no_othe
 
 
 def test_the_published_salsa_repeats_a_run_and_goes_on_from_its_state() -> None:
-    pytest.importorskip("salsa")
+    published = pytest.importorskip("salsa.SaLSA")
 
     def network() -> torch.nn.Module:
         torch.manual_seed(0)
@@ -91,11 +91,41 @@ def test_the_published_salsa_repeats_a_run_and_goes_on_from_its_state() -> None:
         return found
 
     first, second, third = network(), network(), network()
-    whole = train(first, PublishedSaLSA(list(first.parameters())), range(30))
-    optimizer = PublishedSaLSA(list(second.parameters()))
+    whole = train(first, PublishedSaLSA(published, list(first.parameters())), range(30))
+    optimizer = PublishedSaLSA(published, list(second.parameters()))
     begun = train(second, optimizer, range(14))
-    resumed = PublishedSaLSA(list(third.parameters()))
+    resumed = PublishedSaLSA(published, list(third.parameters()))
     third.load_state_dict(second.state_dict())
     resumed.load_state_dict(optimizer.state_dict())
     assert begun + train(third, resumed, range(14, 30)) == whole
     assert sum(trials for _, trials in whole) > 30
+
+
+@pytest.mark.parametrize("key", ["adam", "adamw", "prodigy", "schedule-free", "salsa", "untuned"])
+def test_a_candidate_learns_and_its_state_goes_on_as_if_it_had_not_stopped(key: str) -> None:
+    config = Config(optimizer=key, learning_rate=0.05, epochs=2)
+
+    def learner() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+        return model, CANDIDATES[key].build(config, model, steps_per_epoch=20)
+
+    def train(model: Any, optimizer: Any, steps: range) -> list[float]:
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        found = []
+        for k in steps:
+            x = torch.randn(32, 4, generator=torch.Generator().manual_seed(k))
+            step = optimizer.step(lambda x=x: torch.nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)))
+            found.append(float(step))
+        return found
+
+    model, optimizer = learner()
+    losses = train(model, optimizer, range(40))
+    assert losses[-1] < losses[0] or key == "prodigy"  # whose step size grows from 1e-6, over more steps than these
+    first, begun = learner()
+    train(first, begun, range(15))
+    second, resumed = learner()
+    second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(begun.state_dict())
+    assert train(second, resumed, range(15, 40)) == losses[15:]

@@ -272,7 +272,7 @@ def test_bf16_trains(tiny, tmp_path):
 def test_adam_follows_transformers_cosine_schedule_with_warm_up():
     one, other = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
     other.load_state_dict(one.state_dict())
-    ours = ScheduledAdam(one.parameters(), peak=1e-2, beta1=0.9, warmup=0.1, total_steps=40)
+    ours = ScheduledAdam(one.parameters(), lr=1e-2, fused=True, warmup=0.1, total_steps=40)
     adam = torch.optim.Adam(other.parameters(), lr=1e-2, betas=(0.9, 0.999), eps=1e-8, fused=True)
     schedule = get_cosine_schedule_with_warmup(adam, 4, 40)
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))

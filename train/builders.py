@@ -35,14 +35,14 @@ LEVERS: dict[str, dict[str, Any]] = {
 }
 
 
-class ScheduledAdam(torch.optim.Adam):
-    """torch's Adam under the cosine schedule with linear warm-up, the paper's baseline (Sec. IV).
+class Scheduled(torch.optim.Optimizer):
+    """Mix-in over an optimizer: the cosine schedule with linear warm-up, of the paper's baseline (Sec. IV).
 
     The schedule is a part of the optimizer, so that one object is stepped and one state is saved.
     """
 
-    def __init__(self, params, *, peak: float, beta1: float, warmup: float, total_steps: int) -> None:
-        super().__init__(params, lr=peak, betas=(beta1, BETA2), eps=EPSILON, fused=True)
+    def __init__(self, params, *, warmup: float, total_steps: int, **settings: Any) -> None:
+        super().__init__(params, **settings)
         self.schedule = get_cosine_schedule_with_warmup(self, round(warmup * total_steps), total_steps)
 
     def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
@@ -63,14 +63,74 @@ class ScheduledAdam(torch.optim.Adam):
         super().load_state_dict(state_dict)
 
 
+class ScheduledAdam(Scheduled, torch.optim.Adam):  # type: ignore[misc]
+    """The paper's baseline."""
+
+
+class ScheduledAdamW(Scheduled, torch.optim.AdamW):  # type: ignore[misc]
+    """Adam with decoupled weight decay."""
+
+
 def adam(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> ScheduledAdam:
     return ScheduledAdam(
-        [{"params": list(model.parameters()), "name": "all"}],
-        peak=config.learning_rate,
-        beta1=config.beta1,
-        warmup=config.warmup,
-        total_steps=steps_per_epoch * config.epochs,
+        _named(model),
+        lr=config.learning_rate,
+        betas=(config.beta1, BETA2),
+        eps=EPSILON,
+        fused=True,
+        **_schedule(config, steps_per_epoch),
     )
+
+
+def adamw(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> ScheduledAdamW:
+    """torch's weight decay, 0.01."""
+    return ScheduledAdamW(
+        _named(model),
+        lr=config.learning_rate,
+        betas=(config.beta1, BETA2),
+        eps=EPSILON,
+        fused=True,
+        **_schedule(config, steps_per_epoch),
+    )
+
+
+def prodigy(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
+    """As its authors recommend: learning rate 1, safeguarded warm-up, bias correction, a cosine schedule."""
+    published = _published("prodigyopt", "prodigyopt", config).Prodigy
+    kind = type("ScheduledProdigy", (Scheduled, published), {})
+    settings = {"lr": 1.0, "safeguard_warmup": True, "use_bias_correction": True}
+    return kind(_named(model), **settings, **_schedule(config, steps_per_epoch))
+
+
+def schedule_free(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
+    """Schedule-Free AdamW, warmed up as ADAM is; it needs no schedule, and averages its iterates."""
+    published = _published("schedulefree", "schedulefree", config).AdamWScheduleFree
+
+    class ScheduleFree(published):  # type: ignore[misc, valid-type]
+        def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:
+            self.zero_grad()
+            loss = closure()
+            loss.backward()
+            super().step()
+            return loss.detach()
+
+    steps = round(config.warmup * steps_per_epoch * config.epochs)
+    return ScheduleFree(_named(model), lr=config.learning_rate, betas=(config.beta1, BETA2), warmup_steps=steps)
+
+
+def _named(model: torch.nn.Module) -> list[dict[str, Any]]:
+    return [{"params": list(model.parameters()), "name": "all"}]
+
+
+def _schedule(config: Config, steps_per_epoch: int) -> dict[str, Any]:
+    return {"warmup": config.warmup, "total_steps": steps_per_epoch * config.epochs}
+
+
+def _published(name: str, module: str, config: Config) -> Any:
+    try:
+        return package(name, module)
+    except Missing as error:
+        raise InputError(f"--optimizer={config.optimizer}: {error}") from None
 
 
 def sgdsls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> SGDSLS:
@@ -94,8 +154,8 @@ def salsa(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> SaLSA
 class PublishedSaLSA:
     """The package of SaLSA's authors, with dropout from the run's own random state: it draws it from the clock."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
-        self.inner = package("salsa-optimizer", "salsa.SaLSA").SaLSA(parameters)
+    def __init__(self, published: Any, parameters: list[torch.nn.Parameter]) -> None:
+        self.inner = published.SaLSA(parameters)
         self.param_groups: list[dict[str, Any]] = [
             {"params": parameters, "name": "all", "lr": float(self.inner.step_size)}
         ]
@@ -133,10 +193,7 @@ class PublishedSaLSA:
 
 
 def published_salsa(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PublishedSaLSA:
-    try:
-        return PublishedSaLSA(list(model.parameters()))
-    except Missing as error:
-        raise InputError(f"--optimizer={config.optimizer}: {error}") from None
+    return PublishedSaLSA(_published("salsa-optimizer", "salsa.SaLSA", config), list(model.parameters()))
 
 
 def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLASLS:

@@ -58,6 +58,7 @@ SEARCH = (
     "rounding",
 )
 ADAM = ("direction", "beta1")
+SCHEDULED = ("learning_rate", "warmup", "beta1")
 COMPONENTS = ("split", "growth", "first_steps", "joint", "merge_threshold")
 
 # Colours after Okabe and Ito: apart for the common kinds of colour blindness too. Trials of ADAMSLS and PLASLS are
@@ -68,7 +69,7 @@ _ROWS = (
         "ADAM",
         "#222222",
         "train.builders:adam",
-        ("learning_rate", "warmup", "beta1"),
+        SCHEDULED,
         searches=False,
         held_against="adamsls",
     ),
@@ -78,6 +79,9 @@ _ROWS = (
     Candidate("untuned", "UNTUNED", "#009E73", "train.builders:untuned", ("lever",), trials=0.5),
     Candidate("salsa", "SALSA", "#CC79A7", "train.builders:salsa", (), trials=1.5),
     Candidate("salsa-package", "SALSA 0.1.0", "#8C6D31", "train.builders:published_salsa", (), trials=1.7),
+    Candidate("adamw", "ADAMW", "#888888", "train.builders:adamw", SCHEDULED, searches=False),
+    Candidate("prodigy", "PRODIGY", "#E69F00", "train.builders:prodigy", ("warmup",), searches=False),
+    Candidate("schedule-free", "SCHEDULE-FREE", "#7A4D9E", "train.builders:schedule_free", SCHEDULED, searches=False),
 )
 CANDIDATES = {row.key: row for row in _ROWS}
 """in the paper's order"""
