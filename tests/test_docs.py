@@ -1,6 +1,7 @@
 """What README and the pages of docs/ show holds: links, Python blocks, command lines, and what the example prints."""
 
 import importlib.util
+import inspect
 import re
 import shlex
 import subprocess
@@ -16,10 +17,10 @@ import transformers as hf
 import optim
 import optim.hf
 from sweeps.__main__ import arguments
-from sweeps.space import load
+from sweeps.space import load, studies, sweeps
 from tests.trainers import SIZES, WORDS, Rows
 from tests.trainers import arguments as trainer_arguments
-from train.config import Config
+from train.config import GROUPS, Config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -115,6 +116,7 @@ def test_make_has_the_targets_that_the_pages_name() -> None:
     called = [words[1:] for words in commands() if words[0] == "make"]
     targets = {word for words in called for word in words if re.fullmatch(r"[a-z-]+", word)}
     assert {"sweep-splits", "study-adam", "bench", "docs", "test"} <= targets
+    assert targets >= {f"sweep-{name}" for name in sweeps()} | {f"study-{name}" for name in studies()}
     subprocess.run(["make", "--dry-run", *sorted(targets)], cwd=ROOT, capture_output=True, check=True)
 
 
@@ -136,3 +138,12 @@ def test_the_settings_that_the_pages_give_to_make_are_taken() -> None:
         for target in (word for word in words[1:] if re.fullmatch("sweep-[a-z-]+", word)):
             call, changes = arguments([target.removeprefix("sweep-"), *shlex.split(given.get("ARGS", ""))])
             assert load(call.name, given.get("PROFILE", call.profile), changes).cells()
+
+
+def test_the_help_of_a_run_is_grouped_as_its_settings_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        Config.from_args(["--help"])
+    shown = capsys.readouterr().out
+    assert re.findall(r"^(\w[^:]*):\n  --(\w+)", shown, re.MULTILINE) == [(title, key) for key, title in GROUPS.items()]
+    written = re.findall(r"^    # (.*)\n    (\w+):", Path(inspect.getfile(Config)).read_text("utf-8"), re.MULTILINE)
+    assert written == [(title, key) for key, title in GROUPS.items()]
