@@ -26,15 +26,16 @@ STUDIES := $(patsubst sweeps/studies/%.yaml,study-%,$(wildcard sweeps/studies/*.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sweeps figures notebook report bench install test lint $(SWEEPS) $(STUDIES)
+.PHONY: help sweeps figures notebook report bench docs install test lint $(SWEEPS) $(STUDIES)
 
-help:  ## list the targets
-	@for sweep in $(SWEEPS); do \
-		printf '  %-22s%s\n' $$sweep "run what is missing of sweeps/$${sweep#sweep-}.yaml, print its table, draw its figures"; done
+help:
+	@echo 'Sweeps: run what is missing, print the table, draw the figures'
+	@for sweep in $(SWEEPS); do printf '  %-20s %s\n' $$sweep "$$(sed -n '1s/^# //p' "sweeps/$${sweep#sweep-}.yaml")"; done
+	@printf '\nStudies: choose settings run by run\n'
 	@for study in $(STUDIES); do \
-		printf '  %-22s%s\n' $$study "run what is missing of sweeps/studies/$${study#study-}.yaml, print what it has found"; done
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | while read -r target text; do \
-		printf '  %-22s%s\n' "$$target" "$$text"; done
+		printf '  %-20s %s\n' $$study "$$(sed -n '1s/^# //p' "sweeps/studies/$${study#study-}.yaml")"; done
+	@awk -F ':.*## ' '/^##@ /{print "\n" substr($$0, 5)} /^[a-z]+:.*## /{printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nExamples\n'
 	@sed -n 's/^# *\(make .*\)/  \1/p' $(MAKEFILE_LIST)
 
 $(SWEEPS): sweep-%: $(INSTALLED)
@@ -43,6 +44,8 @@ $(SWEEPS): sweep-%: $(INSTALLED)
 
 $(STUDIES): study-%: $(INSTALLED)
 	@$(VENV)/bin/python -m sweeps $(call quoted,$@) $(SETTINGS)
+
+##@ What there is, and what the finished runs show
 
 sweeps: $(INSTALLED)  ## list the sweeps: cells, what is missing, estimated time
 	@$(VENV)/bin/python -m sweeps $(SETTINGS)
@@ -56,6 +59,8 @@ notebook: $(INSTALLED)  ## the notebook of the ablations, executed on the sweeps
 report: $(INSTALLED)  ## one HTML page with all figures, tables and tests: OUT/report.html
 	@$(VENV)/bin/python -m analysis report $(call option,out,$(OUT)) $(ARGS)
 
+##@ The code
+
 test: $(INSTALLED)  ## run the tests
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
@@ -63,6 +68,10 @@ lint: $(INSTALLED)  ## ruff and mypy
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+docs: $(INSTALLED)  ## the site in build/site, with the API from docstrings; a warning is an error
+	@$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
+	@echo "build/site/index.html"
 
 bench: $(INSTALLED)  ## what a step costs beside Adam's; sizes by ARGS, as in ARGS="--layers=12 --width=384 --batch=32"
 	@$(VENV)/bin/python -m train.bench $(ARGS)

@@ -65,7 +65,8 @@ class LineSearchMixin:
     Args:
         optimizers: (one of this library's optimizers, None or a scheduler).
         optimizer_cls_and_kwargs: instead of it (its class, its settings and `components`, as `split` takes them).
-        *args, **kwargs: Trainer's own.
+        *args: Trainer's own.
+        **kwargs: Trainer's own.
 
     Raises:
         TypeError: the optimizer has no line search.

@@ -24,7 +24,7 @@ PAPER_SEARCH: dict[str, Any] = {
     "rounding": 0.0,
     "max_trials": 10_000,
 }
-"""The search of the paper's text as settings of any of the optimizers, where it differs from our defaults."""
+"""The search of the paper's text for any of the optimizers. It has the settings that differ from our defaults."""
 
 PAPER: dict[str, Any] = PAPER_SEARCH | {
     "betas": (0.9, 0.999),
@@ -32,7 +32,7 @@ PAPER: dict[str, Any] = PAPER_SEARCH | {
     "joint": "never",
     "merge_threshold": 1e-12,
 }
-"""The paper's text as PLASLS's settings, where it differs from our defaults."""
+"""The paper's text for PLASLS. It has the settings that differ from our defaults."""
 
 
 SALSA: dict[str, Any] = {
@@ -59,8 +59,8 @@ class SGDSLS(LineSearch, torch.optim.SGD):
 
     .. math:: w_{k+1} = w_k - \eta_k g_k, \qquad f_k(w_k - \eta_k g_k) \le f_k(w_k) - c\,\eta_k \|g_k\|^2
 
-    where g_k is the gradient of the mini-batch loss f_k at w_k and eta_k the accepted step size. With momentum the
-    tested direction is still -g; the move is torch.optim.SGD's.
+    where g_k is the gradient of the mini-batch loss f_k at w_k and eta_k is the accepted step size. With momentum the
+    search still tests -g; the move is torch.optim.SGD's.
 
     The other arguments are torch.optim.SGD's own, without lr; `LineSearch` says what holds for all optimizers here.
     """
@@ -75,15 +75,16 @@ class AdamSLS(LineSearch, torch.optim.Adam):
 
     .. math::
         d_k = -g_k / (\sqrt{\hat v_k} + \epsilon), \qquad
-        f_k(w_k + \eta_k d_k) \le f_k(w_k) + c\,\eta_k \langle g_k, d_k\rangle, \qquad
+        f_k(w_k + \eta_k d_k) \le f_k(w_k) + c\,\eta_k \langle g_k, d_k\rangle
+
         w_{k+1} = w_k - \eta_k \hat m_k / (\sqrt{\hat v_k} + \epsilon)
 
-    where m and v are Adam's moments, with this step's gradient in them, and the hats their bias corrections. The search
-    tests d, Adam's direction without momentum; the move takes the direction with momentum.
+    where m and v are Adam's moments, with this step's gradient in them, and the hats are their bias corrections. The
+    search tests d, Adam's direction without momentum. The move has the momentum that betas asks for; by default none.
 
-    With weight_decay lambda the objective is f + lambda/2 |w|^2, in d, value and slope alike. A decoupled one is no
-    gradient of any function that could be tested instead: then d - lambda w is tested on f itself, so that a step is
-    accepted only where f falls although the weights are drawn to 0.
+    With a weight_decay of lambda the search tests :math:`f + \lambda/2\,\|w\|^2`. A decoupled weight decay is not the
+    gradient of any function. Then f itself is tested, along d - lambda w: a step is accepted only if f falls although
+    the decay draws the weights to 0.
 
     The other arguments are torch.optim.Adam's own (betas, eps, fused, ...), without lr; `LineSearch` says what holds
     for all optimizers here.
@@ -107,11 +108,12 @@ class PLASLS(AdamSLS):
     .. math:: w^{(j)}_{k+1} = w^{(j)}_k - \eta^{(j)} \hat m^{(j)}_k / (\sqrt{\hat v^{(j)}_k} + \epsilon)
         \quad\text{for all components } j
 
-    where at step k only eta^(l) of component l = k mod L is searched, the others keep theirs. The first searches are
-    over the whole network; every component starts from what they found. With one component this is AdamSLS.
+    At step k only the step size of component l = k mod L is searched. The other components keep theirs. The first
+    searches are over the whole network, and every component starts from the step size that they found. With one
+    component this is AdamSLS.
 
     Args:
-        params: param groups, a component each (see `split`).
+        params: param groups, each one a component (see `split`).
 
     The other arguments are torch.optim.Adam's own.
     """

@@ -102,17 +102,17 @@ class Search:
     """The record of one step's search.
 
     Attributes:
-        component: the component searched, "all" for the whole network, "none" in a step without a search.
+        component: the component that was searched; "all" is the whole network, "none" a step without a search.
         before: its step size before the step.
-        after: its step size after the step; equal to `before` where the search failed.
-        trials: evaluations of the loss beside the one at w_k.
-        base: loss at w_k.
-        trial: loss at the last trial point, NaN where there was none; with a coupled weight decay lambda, and the
-            change of lambda/2 |w|^2 from w_k.
+        after: its step size after the step; equal to `before` if the search failed.
+        trials: evaluations of the loss, without the one at w_k.
+        base: the loss at w_k.
+        trial: the loss at the last trial point; NaN if there was none. With a coupled weight decay the change of its
+            term is added.
         slope: <g, d> per unit of step size, summed over what was searched.
-        tolerance: how much of a change of the loss was taken for rounding.
-        accepted: whether a step size was accepted; if not, what was searched did not move.
-        merged: the two components merged after the step, or None.
+        tolerance: the largest change of the loss that may be rounding.
+        accepted: whether a step size was accepted. If not, what was searched did not move.
+        merged: the two components that were merged after the step, or None.
     """
 
     component: str

@@ -1077,39 +1077,9 @@ class OnlyTorch(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = OnlyTorch
 
-import torch
-
-torch.manual_seed(0)
-model = torch.nn.Module()
-model.encoder = torch.nn.Module()
-model.encoder.embeddings = torch.nn.Embedding(9, 8)
-model.encoder.layers = torch.nn.ModuleList(
-    torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(8)
-)
-model.head = torch.nn.Linear(8, 2)
-
-
-class Output:
-    pass
-
-
-def forward(tokens, labels):
-    x = model.encoder.embeddings(tokens)
-    for layer in model.encoder.layers:
-        x = layer(x)
-    output = Output()
-    output.loss = torch.nn.functional.cross_entropy(model.head(x[:, 0]), labels)
-    return output
-
-
-model.forward = forward
-tokens = torch.randint(9, (8, 4))
-loader = [{{"tokens": tokens, "labels": tokens[:, 0] % 2}}] * 20
-losses = []
 """
 AFTERWARDS = """
-    losses.append(float(loss))
-assert losses[-1] < losses[0], losses
+assert loss < 0.5, loss
 assert optimizer.counts["searches"] > 1
 assert not any(map(OnlyTorch.find_spec, ("transformers", "optim", "train")))
 import plasls
@@ -1167,4 +1137,4 @@ def test_the_readmes_example_runs_from_the_wheel_with_torch_alone(wheel, tmp_pat
         [sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    assert Path(ran.stdout.strip()).is_relative_to(wheel)
+    assert Path(ran.stdout.splitlines()[-1]).is_relative_to(wheel)

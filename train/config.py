@@ -23,6 +23,14 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads", "checkpoint_minutes")
 
 
+# The groups of --help: their first field -> their title.
+GROUPS = {
+    "task": "what is learned",
+    "optimizer": "how it is learned",
+    "c": "the line search",
+    "out": "where it is kept, how it is watched",
+}
+
 # Settings that came later: left as they are, a run is the run that it was before there were any.
 LATER = ("pack",)
 
@@ -179,10 +187,13 @@ class Config:
         Raises:
             InputError: as `from_dict`.
         """
-        parser = Parser(prog="python -m train", description="Train one run.", allow_abbrev=False)
+        parser = Parser(prog="python -m train", usage="%(prog)s --key=value ...", allow_abbrev=False)
+        group: argparse.ArgumentParser | argparse._ArgumentGroup = parser
         for field in dataclasses.fields(cls):
+            if field.name in GROUPS:
+                group = parser.add_argument_group(GROUPS[field.name])
             described = cls.__pydantic_fields__[field.name].description  # type: ignore[attr-defined]
-            parser.add_argument(
+            group.add_argument(
                 f"--{field.name}",
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
