@@ -275,6 +275,16 @@ class LineSearch(Components):
             part = averaging.share(self.turns.progress.steps, self.settings.averaging)
             averaging.update(self._parameters(), self.state, part)
 
+    def decay_over(self, total_steps: int) -> None:
+        """Let the moves fall to 0 over so many steps, counted from the start, as the setting `total_steps` does.
+
+        For trainers that know the number of steps only after the optimizer is made.
+
+        Raises:
+            ValueError: it is no whole number from 1.
+        """
+        self.settings = self.turns.settings = take(Settings, vars(self.settings) | {"total_steps": total_steps})
+
     def eval(self) -> None:
         """Put the average of the iterates into the parameters, where one is kept (`averaging`), until `train`.
 
