@@ -12,7 +12,8 @@ Descendants of Trainer take the mix-in: `class Mine(LineSearchMixin, Seq2SeqTrai
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ _ALLOWED_SCHEDULES = (
     "allowed: none (lr_scheduler_type 'linear' without a warm-up, which is the default, or 'constant'), "
     "'reduce_lr_on_plateau', or optimizers=(optimizer, scheduler) with one that multiplies, as ExponentialLR"
 )
+
+# Where descendants of Trainer add up what they log, in compute_loss: TRL's, sentence-transformers'.
+_COUNTED = ("_metrics", "_total_train_tokens", "accum_loss_components")
 
 
 class LineSearchMixin:
@@ -169,9 +173,26 @@ class LineSearchMixin:
                 num_items_in_batch = None
 
         def closure_of(batch: Any) -> Callable[[], Tensor]:
-            return lambda: self._loss(model, batch, num_items_in_batch) * scale
+            seen = False
+
+            def closure() -> Tensor:
+                nonlocal seen
+                with nullcontext() if not seen else self._uncounted():
+                    seen = True
+                    return self._loss(model, batch, num_items_in_batch) * scale
+
+            return closure
 
         return self._search().step([closure_of(batch) for batch in held]).to(self.args.device)
+
+    @contextmanager
+    def _uncounted(self: Any) -> Iterator[None]:
+        """A batch's loss once more: what its trainer has counted in compute_loss stays."""
+        before = {name: copy.deepcopy(vars(self)[name]) for name in _COUNTED if name in vars(self)}
+        try:
+            yield
+        finally:
+            vars(self).update(before)
 
     def _loss(self: Any, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
         with self.compute_loss_context_manager():
@@ -183,7 +204,7 @@ class LineSearchMixin:
         """Whether the loss is divided by the number of items: half as large for twice as many?"""
         if self._divides_by_items is None:
             devices = [self.args.device] if self.args.device.type == "cuda" else []
-            with torch.no_grad(), torch.random.fork_rng(devices):
+            with torch.no_grad(), torch.random.fork_rng(devices), self._uncounted():
                 model.eval()  # no dropout, no statistics
                 once, twice = (float(self._loss(model, inputs, times * num_items_in_batch)) for times in (1, 2))
                 model.train()

@@ -205,6 +205,29 @@ def test_the_mix_in_searches_for_other_trainers(tmp_path):
     assert trainer.evaluate(max_length=4)["eval_loss"] > 0
 
 
+class Counting(LineSearchMixin, hf.Trainer):
+    """Counts in compute_loss, as TRL's trainers do."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._total_train_tokens, self._metrics = 0, {"train": []}
+
+    def compute_loss(self, model, inputs, **kwargs):
+        self._total_train_tokens += inputs["input_ids"].numel()
+        self._metrics["train"].append(self._total_train_tokens)
+        return super().compute_loss(model, inputs, **kwargs)
+
+
+def test_what_a_descendant_counts_in_compute_loss_is_counted_once_a_row(tmp_path):
+    model = classifier()
+    args = arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    trainer = Counting(model, args, train_dataset=Rows(), optimizers=(AdamSLS(model.parameters()), None))
+    trainer.train()
+    assert trainer.optimizer.optimizer.counts["trials"] > 12
+    assert trainer._total_train_tokens == 2 * 48 * 8
+    assert trainer._metrics["train"] == [32 * k for k in range(1, 25)]
+
+
 def test_labels_that_the_trainer_takes_out_of_the_batch_are_there_in_every_trial(tmp_path):
     trainer = trained(tmp_path, classifier(), label_smoothing_factor=0.1, num_train_epochs=1)
     assert trainer.optimizer.optimizer.counts["trials"] >= 6

@@ -59,8 +59,9 @@ class Accumulated:
             if marked.grad is mark and bool(mark.isnan().all()):
                 raise RuntimeError(
                     "step(closure) would drop the gradients that were made or changed since the last step; allowed: a "
-                    "list of closures, step([first, second, ...]), which is one step over the mean of their losses; or "
-                    "zero_grad() before, where those gradients are not meant"
+                    "list of closures, step([first, second, ...]), which is one step over the mean of their losses (in "
+                    "Lightning by manual optimization, without accumulate_grad_batches); or zero_grad() before, where "
+                    "those gradients are not meant"
                 )
         except BaseException:
             for parameter, gradient in self._held:
