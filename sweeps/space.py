@@ -183,7 +183,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
         command=tuple(map(str, sweep["command"])),
         parameters=parameters,
         ranges={key: found for key, found in ranges.items() if key not in changed},
-        run_cap=int(sweep.get("run_cap", 0)),
+        run_cap=int(sweep.get("run_cap") or 0),
     )
 
 

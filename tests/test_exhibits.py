@@ -172,6 +172,14 @@ def test_the_report_has_the_users_own_sweeps_and_names_what_it_cannot_show(tmp_p
     assert "cpu, 2 threads (1 resumed on other ones, or by other code)" in text
 
 
+def test_a_report_of_an_unfinished_sweep_says_that_it_has_not_finished(tmp_path, capsys):
+    (write_sweep(tmp_path, "mine", {"c": [0.1, 0.3]}, seeds=1)[0] / "summary.json").unlink()
+    assert main(["report", f"--out={tmp_path}"]) == 2
+    assert "1 of 2 cells of the sweep 'mine' have not finished" in capsys.readouterr().err
+    assert main(["report", "--out="]) == 2
+    assert capsys.readouterr().err.startswith("error: --out=: must be a folder")
+
+
 def test_the_report_says_what_was_run_with_what_and_where_it_differs_from_the_paper(study, report):
     text = re.sub(r"data:image[^\"]*", "", report)
     summary = json.loads(next((study / "splits").glob("*/summary.json")).read_text())
