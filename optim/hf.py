@@ -33,9 +33,11 @@ _SETTING = (
     lr_scheduler.CosineAnnealingWarmRestarts,
     lr_scheduler.SequentialLR,
 )
+_TAKEN = ("linear", "constant", "cosine", "reduce_lr_on_plateau")
 _ALLOWED_SCHEDULES = (
-    "allowed: none (lr_scheduler_type 'linear' without a warm-up, which is the default, or 'constant'), "
-    "'reduce_lr_on_plateau', or optimizers=(optimizer, scheduler) with one that multiplies, as ExponentialLR"
+    "allowed: none (lr_scheduler_type 'linear' without a warm-up, which is the default, or 'constant'), 'cosine' "
+    "without a warm-up, 'reduce_lr_on_plateau', or optimizers=(optimizer, scheduler) with one that multiplies, as "
+    "ExponentialLR"
 )
 
 # Where descendants of Trainer add up what they log, in compute_loss: TRL's, sentence-transformers'.
@@ -58,6 +60,7 @@ class LineSearchMixin:
     - `learning_rate` in the logs is the step size, the mean where components have their own, which are logged beside
       it as `step_size/<component>`; `search/trials` and so on are the last step's. The argument is not used.
     - There is no schedule unless one is asked for; see "Raises". Trainer's default, a linear one, is not one.
+      `lr_scheduler_type="cosine"` is the optimizer's `total_steps`: moves fall to 0, searches are as without it.
     - Nothing is clipped by Trainer, whose default of max_grad_norm=1.0 is not used: the optimizer's clip_norm clips
       before the search. `grad_norm` is logged as the gradient was searched, so clipped where it is.
     - The move is made when the last micro-batch has come, so the callbacks on_pre_optimizer_step and on_optimizer_step
@@ -97,7 +100,7 @@ class LineSearchMixin:
             if isinstance(self.lr_scheduler, _SETTING):
                 kind = type(self.lr_scheduler).__name__
                 raise ValueError(f"a {kind} sets step sizes, which the line search finds; {_ALLOWED_SCHEDULES}")
-        elif args.lr_scheduler_type not in ("linear", "constant", "reduce_lr_on_plateau") or args.warmup_steps:
+        elif args.lr_scheduler_type not in _TAKEN or args.warmup_steps:
             asked = f"lr_scheduler_type={str(getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type))!r}"
             asked += f" with warmup_steps={args.warmup_steps}" if args.warmup_steps else ""
             raise ValueError(f"{asked} sets step sizes, which the line search finds; {_ALLOWED_SCHEDULES}")
@@ -133,6 +136,8 @@ class LineSearchMixin:
         if self.optimizer is not self._search():
             self.optimizer.step = _moved_already
         if self.lr_scheduler is None:
+            if self.args.lr_scheduler_type == "cosine":
+                self._search().decay_over(num_training_steps)
             if self.args.lr_scheduler_type == "reduce_lr_on_plateau":
                 return super().create_scheduler(num_training_steps, self._search())  # type: ignore[misc]
             self.lr_scheduler, self._created_lr_scheduler = _NoSchedule(self._search()), True
@@ -161,6 +166,7 @@ class LineSearchMixin:
             The loss of the whole batch, detached; 0 for a micro-batch that is held, as Trainer adds them up.
         """
         model.train()
+        self._search().train()
         self._held.append(self._prepare_inputs(inputs))
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)

@@ -185,6 +185,8 @@ class LineSearch(Components):
             criterion.end(f.base, found.value)
             for group, size in zip(self.param_groups, turn.sizes(found), strict=True):
                 group["lr"] = size
+        else:  # what it remembers may be why: a decrease that a move with momentum has undone, say
+            criterion.load_state_dict({})
         self._record(turn, line, found, before)
         return found
 

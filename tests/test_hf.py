@@ -31,9 +31,9 @@ def trained(folder, model, optimizer=None, rows=None, resume=None, **changes):
     return trainer
 
 
-def in_a_plain_loop(model, rows, epochs=2):
+def in_a_plain_loop(model, rows, optimizer=None, epochs=2):
     """Batches of eight in order; returns the losses."""
-    optimizer, losses = AdamSLS(model.parameters()), []
+    optimizer, losses = optimizer or AdamSLS(model.parameters()), []
     for _ in range(epochs):
         for start in range(0, len(rows), 8):
             some = [rows[i] for i in range(start, start + 8)]
@@ -101,7 +101,30 @@ def test_no_schedule_moves_the_step_size(tmp_path, schedule):
     assert torch.equal(weights(model), weights(by_hand))
 
 
-@pytest.mark.parametrize("changes", [{"lr_scheduler_type": "cosine"}, {"warmup_steps": 3}, {"warmup_steps": 0.1}])
+def test_a_cosine_schedule_is_the_decay_of_moves_over_the_steps_that_trainer_knows(tmp_path):
+    by_hand, model = classifier(), classifier()
+    in_a_plain_loop(by_hand, Rows(), AdamSLS(by_hand.parameters(), total_steps=12))
+    trainer = trained(tmp_path, model, AdamSLS(model.parameters()), lr_scheduler_type="cosine")
+    assert trainer.state.global_step == 12
+    assert torch.equal(weights(model), weights(by_hand))
+
+
+def test_trainer_evaluates_the_average_of_the_iterates_and_trains_on_them(tmp_path):
+    model = classifier()
+    optimizer = AdamSLS(model.parameters(), averaging=2.0)
+    trainer = trained(tmp_path, model, optimizer)
+    iterates = weights(model)
+    trainer.train_dataset = trainer.eval_dataset = Rows()
+    trainer.evaluate()
+    assert not torch.equal(weights(model), iterates)
+    optimizer.train()
+    assert torch.equal(weights(model), iterates)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lr_scheduler_type": "polynomial"}, {"warmup_steps": 3}, {"lr_scheduler_type": "cosine", "warmup_steps": 0.1}],
+)
 def test_a_schedule_that_sets_step_sizes_is_refused(tmp_path, changes):
     with pytest.raises(ValueError, match=r"sets step sizes.*allowed: none.*or optimizers="):
         trained(tmp_path, classifier(), **changes)
