@@ -15,7 +15,13 @@ FUSED = (torch.float32, torch.float64)
 
 
 class Gradient(Direction):
-    """d = -g, of the gradient with a coupled weight decay in it (paper Eq. 1)."""
+    r"""The move of torch.optim.SGD per unit of step size: without momentum d = -g (paper Eq. 1), with it d = -b for
+
+    .. math:: b = \mu b_{k-1} + (1 - \tau) g, \qquad b_1 = g
+
+    or with Nesterov's d = -(g + mu b), where mu is the momentum, tau the dampening, and g has a coupled weight decay in
+    it. Where <g, d> is not below 0 nothing moves, but b does.
+    """
 
     def of(
         self,
@@ -25,7 +31,16 @@ class Gradient(Direction):
         states: list[State],
         scratch: Scratch,
     ) -> Sequence[Tensor]:
-        return torch._foreach_neg(with_decay(group["weight_decay"], parameters, gradients))
+        gradients = with_decay(group["weight_decay"], parameters, gradients)
+        momentum = group["momentum"]
+        if not momentum:
+            return torch._foreach_neg(gradients)
+        moved = []
+        for g, state in zip(gradients, states, strict=True):
+            before = state.get("momentum_buffer")
+            b = g if before is None else momentum * before + (1 - group["dampening"]) * g
+            moved.append(g + momentum * b if group["nesterov"] else b)
+        return torch._foreach_neg(moved)
 
 
 class Adam(Direction):

@@ -60,7 +60,8 @@ class SGDSLS(LineSearch, torch.optim.SGD):
     .. math:: w_{k+1} = w_k - \eta_k g_k, \qquad f_k(w_k - \eta_k g_k) \le f_k(w_k) - c\,\eta_k \|g_k\|^2
 
     where g_k is the gradient of the mini-batch loss f_k at w_k and eta_k is the accepted step size. With momentum the
-    search still tests -g; the move is torch.optim.SGD's.
+    direction that torch.optim.SGD moves along takes the place of -g, in the test and in the move. Where it does not
+    descend, nothing moves in that step.
 
     The other arguments are torch.optim.SGD's own, without lr; `LineSearch` says what holds for all optimizers here.
     """

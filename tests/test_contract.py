@@ -426,6 +426,36 @@ def test_components_merge_under_no_scheduler_that_counts_them_and_again_without(
     assert resumed.search.merged == ("0", "3")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "dampening": 0.3, "weight_decay": 0.1}],
+    ids=["plain", "Nesterov", "dampened"],
+)
+def test_sgds_momentum_is_in_what_is_tested(settings):
+    """The accepted trial point is where the step goes."""
+    model = network().double()
+    optimizer = classic(SGDSLS)(model.parameters(), growth_steps=2, **settings)
+    for x, y in batches(40, dtype=torch.float64):
+        seen = []
+        optimizer.step(lambda x=x, y=y, seen=seen: (seen.append(weights(model)), cross_entropy(model(x), y))[1])
+        moved = seen[-1] if optimizer.search.accepted else seen[0]
+        assert torch.allclose(weights(model), moved, rtol=1e-10, atol=1e-12)
+    assert optimizer.counts["trials"] > 45
+    assert optimizer.counts["failures"] < 20
+
+
+def test_sgd_with_momentum_is_stable_on_noisy_least_squares():
+    torch.manual_seed(0)
+    rows = torch.randn(512, 10)
+    target = rows @ torch.randn(10) + 0.5 * torch.randn(512)
+    weight = torch.nn.Parameter(torch.zeros(10))
+    optimizer, losses = SGDSLS([weight], momentum=0.9), []
+    for _ in range(600):
+        batch = torch.randint(0, 512, (32,))
+        losses.append(float(optimizer.step(lambda batch=batch: (rows[batch] @ weight - target[batch]).square().mean())))
+    assert max(losses[100:]) < 0.5 * losses[0]
+
+
 # -- dtypes, shapes, layouts ------------------------------------------------------------------------------------
 
 

@@ -404,6 +404,44 @@ def test_outputs_that_are_written_to_are_as_they_were(before):
     assert sum(trials for trials, *_ in part) > 35
 
 
+class WritingInside(torch.nn.Module):
+    """A module without weights writes into what another one has returned, and both are read."""
+
+    class Halves(torch.nn.Module):
+        def forward(self, x):
+            return x.mul_(0.5).tanh()
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.halves = torch.nn.Embedding(50, 8), self.Halves()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, tokens):
+        x = self.blocks[0](self.words(tokens).mean(1))
+        return self.blocks[1](self.halves(x) + x)[:, :3]
+
+
+@pytest.mark.parametrize("make", [lambda: Writing(before=True), WritingInside], ids=["outside", "inside"])
+def test_a_module_whose_output_is_written_to_is_left_out_from_the_second_step_on_unless_modules_write(make):
+    def ran(suffix):
+        torch.manual_seed(0)
+        model, calls, steps = make(), [], []
+        forward = model.blocks[0].forward
+        model.blocks[0].forward = lambda x: (calls.append(None), forward(x))[1]
+        optimizer = PLASLS(split(model, blocks), first_steps=1, joint="never", suffix=suffix, growth_steps=1)
+        for k in range(30):
+            calls.clear()
+            optimizer.step(closure_of(model, "Writing", k, autocast=False))
+            steps.append((optimizer.search.component, optimizer.search.trials, optimizer.search.trial, len(calls)))
+        return steps
+
+    part, whole = ran(True), ran(False)
+    assert [step[:3] for step in part] == [step[:3] for step in whole]
+    last = [step for step in part if step[0] == "blocks 1 1"][2:]
+    assert last
+    assert all(calls == (1 if make is not WritingInside else 1 + trials) for _, trials, _, calls in last)
+
+
 @pytest.mark.parametrize("step", [3, 7], ids=["evaluated both ways", "from the component on"])
 def test_an_error_in_a_trial_leaves_the_weights_and_the_models_methods(step):
     seen = []

@@ -40,6 +40,7 @@ class SuffixCheck:
     keep_all: bool = False
     off: bool = False
     opaque: WeakSet[Module] = field(default_factory=WeakSet)  # modules whose output cannot be recorded
+    overwritten: WeakSet[Module] = field(default_factory=WeakSet)  # modules whose output was written to later
 
     def fail(self, full: float, suffix: float | Exception) -> None:
         self.verified.clear()
@@ -170,11 +171,20 @@ class _Call:
 
 @dataclass
 class _Leaf:
-    """A tensor in a recorded output, how often it had been written to by then, and the calls that took it since."""
+    """A tensor in a recorded output.
+
+    Attributes:
+        version: how often it had been written to by then.
+        takers: calls that took it since.
+        kept: a copy, where it is written to before it is copied anyway.
+        written_inside: a call that may be skipped has written to it, so that a trial would not.
+    """
 
     tensor: Tensor
     version: int
     takers: list[_Call] = field(default_factory=list)
+    kept: Tensor | None = None
+    written_inside: bool = False
 
 
 @dataclass
@@ -229,10 +239,18 @@ class _Recorded:
         call = _Call(len(self.records), caller, whole=not changes and module not in self._check.opaque)
         self._take(call, (args, kwargs))
         self._calls.append(call)
+        kept = [
+            (leaf, leaf.tensor._version)
+            for record in self.records
+            for leaf in record.tensors()
+            if leaf.kept is not None
+        ]
         try:
             if self._changes.in_itself(module):
                 self._reach()
             output = forward(*args, **kwargs)
+            for leaf, version in kept if call.whole else ():
+                leaf.written_inside |= leaf.tensor._version != version
             if not self._reached and changes:
                 # It has used the parameters itself, without a call of the part that holds them: at any time.
                 del self.records[call.start :]
@@ -257,26 +275,35 @@ class _Recorded:
             self._check.opaque.add(module)  # such as a cache; the modules inside are recorded one by one from now on
             return
         held = [_Leaf(leaf, leaf._version) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        if module in self._check.overwritten:
+            for leaf in (leaf for leaf in held if isinstance(leaf, _Leaf)):
+                leaf.kept = leaf.tensor.detach().clone()
         self.records[call.start :] = [_Record(module, call, held, structure, self._randomness.get())]
 
     def _reach(self) -> None:
         """The first use of a parameter that changes: keep what is needed from here on."""
         self._reached = True
         while (overwritten := next(filter(self._is_overwritten, self.records), None)) is not None:
+            self._check.overwritten.add(overwritten.module)  # from the next step on a copy is kept
             caller = overwritten.call.caller  # which starts anew
             del self.records[caller.start if caller else 0 :]
         skipped = {record.call for record in self.records}
         for record in self.records:
             for leaf in record.tensors():
                 if self._is_needed(leaf, skipped):
-                    leaf.tensor = leaf.tensor.detach().clone()
+                    leaf.tensor = leaf.tensor.detach().clone() if leaf.kept is None else leaf.kept
                 else:
                     leaf.tensor = leaf.tensor.new_full((), torch.nan).detach().expand(leaf.tensor.shape)
-                leaf.takers = []
+                leaf.takers, leaf.kept = [], None
 
     def _is_overwritten(self, record: _Record) -> bool:
         skipped = {record.call for record in self.records}
-        return any(leaf.tensor._version != leaf.version and self._is_needed(leaf, skipped) for leaf in record.tensors())
+        return any(
+            leaf.tensor._version != leaf.version
+            and (leaf.kept is None or leaf.written_inside)
+            and self._is_needed(leaf, skipped)
+            for leaf in record.tensors()
+        )
 
     def _is_needed(self, leaf: _Leaf, skipped: set[_Call]) -> bool:
         """Whether anything but recorded calls takes it."""
