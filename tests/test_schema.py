@@ -99,7 +99,7 @@ def test_a_value_of_another_kind_is_told_with_its_line(files: Path, name: str, o
             "  seed: {values: [0, 1",
             "seed: {values: [0, 1",
             22,
-            "unknown key seed (a parameter that lost its indentation?); allowed: nameden",
+            "unknown key seed (a parameter that lost its indentation?); allowed: name",
         ),
         ("name: eval/accuracy", "name: eval/acuracy", 6, "metric.name: input should be 'eval/accuracy', 'eval/loss'"),
         ("goal: maximize", "goal: maximise", 7, "metric.goal: input should be 'maximize' or 'minimize'"),

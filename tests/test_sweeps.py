@@ -521,6 +521,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
     from sweeps.__main__ import _sweep, arguments
 
     def call(out: Path, *args: str) -> tuple[int, str, str]:
+        capsys.readouterr()  # what stand_in has printed
         call = arguments(["splits", f"--out={out}", "--split=1,4,qkv", "--seed=0,1", *args])
         status = _sweep(*call, "test_sweeps:stand_in")
         return status, *capsys.readouterr()
