@@ -98,6 +98,8 @@ def main(args: list[str]) -> int:
 
 
 def _main(args: list[str]) -> None:
+    if "--out=" in args:
+        raise InputError("--out=: must be a folder; allowed: a path, such as . for the current folder")
     if args[:1] == ["dashboard"]:
         from . import dashboard
 

@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Callable
 
+from train.arguments import any_terminal
 from train.errors import InputError, one_line
 
 
 def status(command: Callable[[], object]) -> int:
     """0; or 2, with one line on the standard error, where what was asked for cannot be done."""
+    any_terminal()
     try:
         command()
     except InputError as error:

@@ -5,7 +5,6 @@ import io
 import os
 import platform
 import re
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from train.code import commit
 from train.config import OUTSIDE_IDENTITY
 from train.errors import InputError, one_line
 
@@ -49,8 +49,16 @@ def page(out: str, allow_missing: bool = False, profile: str | None = None) -> s
         sections.append(_section(name, exhibit.title, elsewhere, shown))
         if name in exhibits.RESULTS:
             tested.add(sweep)
-    if not sections:
-        raise InputError(f"no figure or table can be made from {out}: {not_made[0][1]}")
+    for sweep in sources.names(out):  # those that no exhibit is made from: the user's own
+        if sweep not in loaded and sweep not in dict(not_made):
+            try:
+                loaded[sweep] = sources.load(out, sweep, allow_missing, profile)
+            except InputError as error:
+                not_made.append((sweep, one_line(error)))
+    not_made += [(study, f"a study: python -m sweeps {study}{elsewhere}") for study in sources.studies(out)]
+    if not loaded:
+        started = [why for name, why in not_made if name in sources.names(out)]  # rather than what is not there at all
+        raise InputError(f"no figure or table can be made from {out}: {[*started, not_made[0][1]][0]}")
     for sweep in (sweep for sweep in loaded if sweep not in tested):
         shown = exhibits.of_sweep(loaded[sweep])
         sections.append(_section(sweep, f"means and tests of the sweep {sweep}", elsewhere, shown))
@@ -119,9 +127,13 @@ def _deviations() -> tuple[str, str]:
 
 
 def _made(loaded: dict[str, Runs]) -> dict[str, str]:
-    machines, trained = set(), set()
+    machines, trained, commits, changed = set(), set(), set(), 0
     for each in loaded.values():
         machines |= set(each.table[["device", "threads"]].itertuples(index=False, name=None))
+        if "commit" in each.table:  # which runs of earlier versions have not
+            commits |= set(each.table["commit"].dropna())
+        if "changes" in each.table:
+            changed += int(each.table["changes"].notna().sum())
         names = [column for column in each.table if column.startswith("versions/")]
         for values in each.table[names].drop_duplicates().itertuples(index=False):
             trained.add(
@@ -130,22 +142,14 @@ def _made(loaded: dict[str, Runs]) -> dict[str, str]:
     where = [f"{device}, {threads} threads" if device == "cpu" else device for device, threads in sorted(machines)]
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "commit of the analysis": _commit(),
-        "runs trained on": "; ".join(where),
+        "commit of the analysis": commit(),
+        "commit of the runs": "; ".join(sorted(commits)) or "not kept",
+        "runs trained on": "; ".join(where)
+        + (f" ({changed} resumed on other ones, or by other code)" if changed else ""),
         "runs trained with": "; ".join(sorted(trained)),
         "page made on": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_processor()}",
         "page made with": ", ".join([f"python {platform.python_version()}", *(f"{n} {version(n)}" for n in LIBRARIES)]),
     }
-
-
-def _commit() -> str:
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + (", with changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown (no git repository)"
 
 
 def _processor() -> str:

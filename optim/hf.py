@@ -12,7 +12,8 @@ Descendants of Trainer take the mix-in: `class Mine(LineSearchMixin, Seq2SeqTrai
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,10 +33,15 @@ _SETTING = (
     lr_scheduler.CosineAnnealingWarmRestarts,
     lr_scheduler.SequentialLR,
 )
+_TAKEN = ("linear", "constant", "cosine", "reduce_lr_on_plateau")
 _ALLOWED_SCHEDULES = (
-    "allowed: none (lr_scheduler_type 'linear' without a warm-up, which is the default, or 'constant'), "
-    "'reduce_lr_on_plateau', or optimizers=(optimizer, scheduler) with one that multiplies, as ExponentialLR"
+    "allowed: none (lr_scheduler_type 'linear' without a warm-up, which is the default, or 'constant'), 'cosine' "
+    "without a warm-up, 'reduce_lr_on_plateau', or optimizers=(optimizer, scheduler) with one that multiplies, as "
+    "ExponentialLR"
 )
+
+# Where descendants of Trainer add up what they log, in compute_loss: TRL's, sentence-transformers'.
+_COUNTED = ("_metrics", "_total_train_tokens", "accum_loss_components")
 
 
 class LineSearchMixin:
@@ -54,6 +60,7 @@ class LineSearchMixin:
     - `learning_rate` in the logs is the step size, the mean where components have their own, which are logged beside
       it as `step_size/<component>`; `search/trials` and so on are the last step's. The argument is not used.
     - There is no schedule unless one is asked for; see "Raises". Trainer's default, a linear one, is not one.
+      `lr_scheduler_type="cosine"` is the optimizer's `total_steps`: moves fall to 0, searches are as without it.
     - Nothing is clipped by Trainer, whose default of max_grad_norm=1.0 is not used: the optimizer's clip_norm clips
       before the search. `grad_norm` is logged as the gradient was searched, so clipped where it is.
     - The move is made when the last micro-batch has come, so the callbacks on_pre_optimizer_step and on_optimizer_step
@@ -93,7 +100,7 @@ class LineSearchMixin:
             if isinstance(self.lr_scheduler, _SETTING):
                 kind = type(self.lr_scheduler).__name__
                 raise ValueError(f"a {kind} sets step sizes, which the line search finds; {_ALLOWED_SCHEDULES}")
-        elif args.lr_scheduler_type not in ("linear", "constant", "reduce_lr_on_plateau") or args.warmup_steps:
+        elif args.lr_scheduler_type not in _TAKEN or args.warmup_steps:
             asked = f"lr_scheduler_type={str(getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type))!r}"
             asked += f" with warmup_steps={args.warmup_steps}" if args.warmup_steps else ""
             raise ValueError(f"{asked} sets step sizes, which the line search finds; {_ALLOWED_SCHEDULES}")
@@ -129,6 +136,8 @@ class LineSearchMixin:
         if self.optimizer is not self._search():
             self.optimizer.step = _moved_already
         if self.lr_scheduler is None:
+            if self.args.lr_scheduler_type == "cosine":
+                self._search().decay_over(num_training_steps)
             if self.args.lr_scheduler_type == "reduce_lr_on_plateau":
                 return super().create_scheduler(num_training_steps, self._search())  # type: ignore[misc]
             self.lr_scheduler, self._created_lr_scheduler = _NoSchedule(self._search()), True
@@ -157,6 +166,7 @@ class LineSearchMixin:
             The loss of the whole batch, detached; 0 for a micro-batch that is held, as Trainer adds them up.
         """
         model.train()
+        self._search().train()
         self._held.append(self._prepare_inputs(inputs))
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
@@ -169,9 +179,26 @@ class LineSearchMixin:
                 num_items_in_batch = None
 
         def closure_of(batch: Any) -> Callable[[], Tensor]:
-            return lambda: self._loss(model, batch, num_items_in_batch) * scale
+            seen = False
+
+            def closure() -> Tensor:
+                nonlocal seen
+                with nullcontext() if not seen else self._uncounted():
+                    seen = True
+                    return self._loss(model, batch, num_items_in_batch) * scale
+
+            return closure
 
         return self._search().step([closure_of(batch) for batch in held]).to(self.args.device)
+
+    @contextmanager
+    def _uncounted(self: Any) -> Iterator[None]:
+        """A batch's loss once more: what its trainer has counted in compute_loss stays."""
+        before = {name: copy.deepcopy(vars(self)[name]) for name in _COUNTED if name in vars(self)}
+        try:
+            yield
+        finally:
+            vars(self).update(before)
 
     def _loss(self: Any, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
         with self.compute_loss_context_manager():
@@ -183,7 +210,7 @@ class LineSearchMixin:
         """Whether the loss is divided by the number of items: half as large for twice as many?"""
         if self._divides_by_items is None:
             devices = [self.args.device] if self.args.device.type == "cuda" else []
-            with torch.no_grad(), torch.random.fork_rng(devices):
+            with torch.no_grad(), torch.random.fork_rng(devices), self._uncounted():
                 model.eval()  # no dropout, no statistics
                 once, twice = (float(self._loss(model, inputs, times * num_items_in_batch)) for times in (1, 2))
                 model.train()
@@ -221,7 +248,7 @@ class _NoSchedule:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"lr_lambdas": []}  # so that a plain Trainer's LambdaLR can load it, and step says what is wrong
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing is kept."""

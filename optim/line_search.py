@@ -5,25 +5,29 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from . import averaging
 from .armijo import CRITERIA, Criterion
-from .evaluation import Alone, Closure, Evaluation, Evaluator, leave
+from .evaluation import Alone, Closure, Evaluation, Evaluator, are_left, leave
 from .groups import Components
 from .merging import Group, merge_smallest
 from .points import Direction, TrialPoints, last_gradients
 from .search import Found, Rule, Search, resolves, search, search_jointly, tangent_zero
-from .settings import Settings, refuse, require, take
+from .settings import Settings, refuse, refuse_types, require, take
 from .turns import Turn, Turns
 
 # What a param group shows as its step size before the first search where no start was given.
 UNKNOWN = 0.1
 # Rounding errors by which the loss may differ at the same weights: accelerators sum in another order each time.
 REPEATED = 25.0
+_CLOSURE = (
+    "call step(closure); in Hugging Face's Trainer take LineSearchTrainer from plasls.hf, or LineSearchMixin before "
+    "your Trainer's class"
+)
 
 
 class LineSearch(Components):
@@ -86,9 +90,15 @@ class LineSearch(Components):
 
     # -- the step (paper Sec. III) ------------------------------------------------------------------------
 
+    @overload  # type: ignore[override]
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Closure | Sequence[Closure]) -> Tensor: ...
+
     @torch._disable_dynamo
     @torch.no_grad()
-    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor | None:  # type: ignore[override]
+    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor | None:
         """Search, then move.
 
         Args:
@@ -105,7 +115,8 @@ class LineSearch(Components):
             FloatingPointError: too many steps in a row without a finite loss and gradient. Weights, moments and step
                 sizes are as they were.
             TypeError: what was given is no closure and no list of them.
-            RuntimeError: the loss is none, or has no graph; no closure was given before the first search; or another
+            RuntimeError: the loss is none, or has no graph; no closure was given before the first search, or the first
+                one of a resumed run in which no step was without; or no closure and no new gradients; or another
                 rank has raised an exception, or differs from this one (see `Ranks`).
         """
         if self.turns.progress.shows_average:
@@ -174,6 +185,8 @@ class LineSearch(Components):
             criterion.end(f.base, found.value)
             for group, size in zip(self.param_groups, turn.sizes(found), strict=True):
                 group["lr"] = size
+        else:  # what it remembers may be why: a decrease that a move with momentum has undone, say
+            criterion.load_state_dict({})
         self._record(turn, line, found, before)
         return found
 
@@ -223,10 +236,24 @@ class LineSearch(Components):
         return Found(tuple(sizes), math.nan, 0, accepted=True)
 
     def _step_without_closure(self, sizes: Sequence[float]) -> None:
-        if not self.turns.progress.accepted_once and any(sizes):
-            raise RuntimeError("step() without a closure needs step sizes: call step(closure) first")
+        progress, ranks = self.turns.progress, self.evaluator.ranks
+
+        def check() -> None:
+            # A trainer that has no closures must not go on with a checkpoint's step sizes either.
+            searched = progress.accepted_once and (self.search is not None or progress.moved_unasked)
+            if not searched and any(sizes):
+                raise RuntimeError(f"step() was given no closure, so there is no loss to search on: {_CLOSURE}")
+            # DistributedDataParallel writes new gradients over the old ones: a change as well.
+            if are_left(self._parameters(), changes=1 if ranks.count == 1 else 0):
+                raise RuntimeError(
+                    "step() was given no closure and has no new gradients: the last step has moved with these; where "
+                    f"others are meant, zero_grad() before their backward, else {_CLOSURE}"
+                )
+
+        ranks.together(check, 0)
+        progress.moved_unasked = True
         self._start_together()
-        self.evaluator.ranks.average_gradients(self._parameters())
+        ranks.average_gradients(self._parameters())
         self._move(frozen=[])
         leave(self._parameters())
 
@@ -249,6 +276,16 @@ class LineSearch(Components):
         if self.settings.averaging is not None:
             part = averaging.share(self.turns.progress.steps, self.settings.averaging)
             averaging.update(self._parameters(), self.state, part)
+
+    def decay_over(self, total_steps: int) -> None:
+        """Let the moves fall to 0 over so many steps, counted from the start, as the setting `total_steps` does.
+
+        For trainers that know the number of steps only after the optimizer is made.
+
+        Raises:
+            ValueError: it is no whole number from 1.
+        """
+        self.settings = self.turns.settings = take(Settings, vars(self.settings) | {"total_steps": total_steps})
 
     def eval(self) -> None:
         """Put the average of the iterates into the parameters, where one is kept (`averaging`), until `train`.
@@ -340,6 +377,7 @@ class LineSearch(Components):
             return self.settings, self.components, self.turns.progress, of_groups
 
         self.evaluator.ranks.start(self._parameters(), state)
+        refuse_types(self.param_groups)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]

@@ -6,9 +6,11 @@ import math
 import numbers
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
 
 T = TypeVar("T")
 
@@ -289,6 +291,25 @@ def refuse(arguments: dict[str, Any]) -> None:
     for name in ("maximize", "capturable", "differentiable"):
         if arguments.get(name):
             raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
+
+
+def refuse_types(groups: Iterable[dict[str, Any]]) -> None:
+    """Of param groups, those whose weights are of a type in which Adam's eps is 0: g / (sqrt(v) + eps) would be 0 / 0.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for group in groups:
+        for kind in {parameter.dtype for parameter in group["params"] if parameter.requires_grad}:
+            smallest = torch.finfo(kind).tiny * torch.finfo(kind).eps
+            if 0 < group.get("eps", 0) <= smallest / 2:  # rounds to 0
+                raise ValueError(
+                    f"the weights of {group['name']!r} are {str(kind).removeprefix('torch.')}, in which "
+                    f"eps={group['eps']} is 0 and small gradients' squares are, too: Adam's step would be 0 / 0; "
+                    "allowed: float32 weights (model.float()), and where speed is needed the closure under "
+                    "torch.autocast(device, torch.float16) with the optimizer's grad_scaler=torch.amp.GradScaler(); "
+                    "or bfloat16 weights"
+                )
 
 
 def documented(*kinds: type, **defaults: Any) -> Callable[[type[T]], type[T]]:

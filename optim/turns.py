@@ -70,6 +70,7 @@ class Progress:
         searches: component searches, for the joint test every few steps.
         next_component: the position of the component whose turn comes next.
         accepted_once: a step size has been accepted.
+        moved_unasked: a step without a closure was taken, so that a resumed run may begin with one.
         nonfinite: steps in a row with a loss or gradient that is not finite.
         interval: steps from one search to the next.
         steps_since_search: steps since the last search.
@@ -89,6 +90,7 @@ class Progress:
     searches: int = 0
     next_component: int = 0
     accepted_once: bool = False
+    moved_unasked: bool = False
     nonfinite: int = 0
     interval: int = 1
     steps_since_search: int = 0

@@ -13,11 +13,11 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterable
-from types import FrameType
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from train.arguments import Parser, positive
+from train import stopping
+from train.arguments import Parser, any_terminal, positive
 from train.config import Config
 from train.errors import InputError
 from train.folder import RunFolder, SweepFolder
@@ -57,18 +57,14 @@ def arguments(args: list[str]) -> tuple[argparse.Namespace, dict[str, list[str]]
 
 
 def main(args: list[str], run: str = "train.run:run") -> int:
-    """Exit status: 0 every cell is finished, 1 a cell failed, 2 bad input.
+    """Exit status: 0 every cell is finished, 1 a cell failed or is damaged, 2 bad input.
 
     Args:
         args: the command line.
         run: the importable name of the function that runs a cell.
     """
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    any_terminal()
+    stopping.listen(signal.SIGTERM, signal.SIGINT)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A W&B service of the caller's would keep the run of a killed worker, and refuse it to the next one.
     os.environ.pop("WANDB_SERVICE", None)
@@ -108,8 +104,8 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
             print(f"{config.folder}  {state:8}  {shlex.join(space.command_line(config))}")
         print(f"{space.name}: {len(cells)} cells: {len(cells) - len(missing)} finished, {len(missing)} missing")
         return 0
-    SweepFolder(next(iter(cells.values())).folder.parent).write_manifest(space.manifest())
-    with reachable(storage):
+    folder = SweepFolder(next(iter(cells.values())).folder.parent)
+    with folder.called(space.manifest()), reachable(storage):
         return run_grid(space, storage, workers, call.retry_failed, run)
 
 
@@ -135,23 +131,34 @@ def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
         sources.update([found and found.from_runs_here] if missing else [])
         print(f"{space.name:<14} {runs:>5} {len(missing):>8} {time:>10}  {space.about}")
 
-    for name in sweeps():
+    def of_sweep(name: str) -> None:
         space = load(name, profile, changes)
         cells = list(space.cells().values())
         line(space, len(cells), _unfinished(cells))
-    for name in studies():
+
+    def of_study(name: str) -> None:
         space = load(name, profile, changes)
         plan = Plan(space)
         untuned = plan.reference()
         missing = plan.one_trial * plan.missing() + _unfinished(untuned)
         line(space, plan.trials * len(plan.seeds) + len(untuned), missing)
+
+    wrong: dict[str, None] = {}  # one file with a mistake does not hide the others
+    for name, show in [*((name, of_sweep) for name in sweeps()), *((name, of_study) for name in studies())]:
+        try:
+            show(name)
+        except InputError as error:
+            print(f"{name:<14} cannot be read")
+            wrong |= dict.fromkeys(str(error).splitlines())
     print(f"Profile {profile}; time of what is missing, {workers} runs at a time; of a study at most.")
     if False in sources:
         print("Times are from sweeps/estimate.py: measured on one core of a server's Xeon, without a GPU;")
         print("once runs of the same kind have finished here, from those.")
     if None in sources:
         print("Unknown: nothing like it has been measured, and no run of the kind has finished here.")
-    return 0
+    for told in wrong:  # such as one on a profile, which all have read
+        print(f"error: {told}", file=sys.stderr)
+    return 2 if wrong else 0
 
 
 def _unfinished(cells: Iterable[Config]) -> list[Config]:

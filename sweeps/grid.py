@@ -7,16 +7,18 @@ import sys
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 from tqdm import tqdm
 
-from train.errors import InputError, one_line
+from train import stopping
+from train.errors import DamagedRun, InputError, one_line
 
 from .queue import Queue
 from .space import Space
 from .storage import Storage
-from .team import TRIES, Team, Tell, Worker, send_output_to
+from .team import TRIES, Team, Tell, Worker, ended_by, send_output_to
 
 
 def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
@@ -34,6 +36,7 @@ def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
     queue = Queue(space, storage)
     run_cell = pkgutil.resolve_name(run)
     while (cell := queue.take()) is not None:
+        stopping.check()
         run_id = cell.config.run_id
         with cell:
             try:
@@ -42,6 +45,9 @@ def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
                 run_cell(cell.config, functools.partial(tell, "step", run_id))
                 cell.finish()
                 tell("finished", run_id)
+            except DamagedRun as error:
+                cell.fail(one_line(error))
+                tell("failed", run_id)
             except (InputError, OSError):  # nothing that another cell would do better
                 traceback.print_exc()
                 raise
@@ -52,7 +58,7 @@ def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
 
 
 def run_grid(space: Space, storage: Storage, workers: int, retry_failed: bool, run: str) -> int:
-    """Run what is missing of a sweep; return the exit status: 0 all finished, 1 a cell failed.
+    """Run what is missing of a sweep; return the exit status: 0 all finished, 1 a cell failed or is damaged.
 
     Args:
         space: the sweep.
@@ -66,6 +72,8 @@ def run_grid(space: Space, storage: Storage, workers: int, retry_failed: bool, r
     """
     queue = Queue(space, storage)
     before = queue.finished()
+    folders = {run_id: queue.folders[run_id] for run_id in before}
+    damaged = [damage for folder in folders.values() if folder.is_finished() and (damage := folder.damage())]
     queue.refill(retry_failed)
     with Team(work, space, storage, run) as team, Progress(space.name, queue, before) as progress:
         owner = _Owner(queue, team, progress)
@@ -81,21 +89,26 @@ def run_grid(space: Space, storage: Storage, workers: int, retry_failed: bool, r
     for run_id, error in failed.items():
         where = queue.folders[run_id].log_file
         print(f"failed: {space.describe(queue.cells[run_id])}: {error} (see {where})", file=sys.stderr)
+    for run_id in sorted(owner.finished):
+        if changes := queue.folders[run_id].changes():
+            print(f"resumed otherwise: {queue.describe(run_id)}: {changes}", file=sys.stderr)
     if failed:
         print("the same command with --retry-failed runs failed cells again", file=sys.stderr)
+    for damage in damaged:
+        print(f"damaged: {damage}", file=sys.stderr)
     now, elsewhere = owner.finished, queue.finished() - before - owner.finished
     others = f"{len(elsewhere)} by another process meanwhile, " if elsewhere else ""
-    nothing = "nothing was missing; " if len(before) == len(queue.cells) else ""
+    nothing = "nothing was missing; " if len(before) == len(queue.cells) and not damaged else ""
     print(
         f"{space.name}: {nothing}{len(queue.cells)} cells: {len(now)} run now, {others}{len(before)} finished before, "
-        f"{len(failed)} failed"
+        f"{len(failed)} failed{f', {len(damaged)} of the finished ones damaged' if damaged else ''}"
     )
     if away := sum(not queue.folders[run_id].is_finished() for run_id in queue.finished()):
         print(
             f"{away} of them in run folders of other machines; copy those to {queue.folder} before the analysis",
             file=sys.stderr,
         )
-    return 1 if failed else 0
+    return 1 if failed or damaged else 0
 
 
 class _Owner:
@@ -108,6 +121,7 @@ class _Owner:
         """Until every cell is finished or failed, here or in another process."""
         team = self.team.workers
         while True:
+            stopping.check()
             if len(team) < workers:
                 idle = sum(worker.task is None for worker in team)  # each of them will take one that waits
                 self.team.start(min(workers - len(team), self.queue.waiting() - idle))
@@ -137,11 +151,17 @@ class _Owner:
     def gone(self, worker: Worker) -> None:
         if worker.process.exitcode:
             self.deaths[worker.task] += 1
-            if self.deaths[None] >= TRIES:
-                raise InputError(
-                    f"{TRIES} workers ended before their first cell (exit status {worker.process.exitcode}); "
-                    "the lines above say why"
+            how = ended_by(worker.process.exitcode)
+            if worker.task is None:
+                self.progress.say(f"a worker {how} before it had a cell, for the {self.deaths[None]}. time")
+            else:
+                last = self.deaths[worker.task] >= TRIES
+                self.progress.say(
+                    f"{self.queue.describe(worker.task)}: its worker {how}; "
+                    + (f"given up after {TRIES} of them" if last else "another one resumes it from its checkpoint")
                 )
+            if self.deaths[None] >= TRIES:
+                raise InputError(f"{TRIES} workers in a row ended before their first cell; the last one {how}")
         self.queue.refill(given_up=self.given_up())
 
     def given_up(self) -> dict[str, str]:
@@ -175,6 +195,8 @@ class Progress:
             bar_format="{desc}, " + bar + "{n_fmt}/{total_fmt} steps, {elapsed} so far, about {remaining} left",
             delay=0.001,  # nothing before there is something to show
         )
+        self.bar._time = time.monotonic  # tqdm's own clock may be set, and then knows no time left
+        self.bar.start_t = self.bar.last_print_t = time.monotonic()
         for run_id in before:
             self._seen_finished(run_id)
         self._update()
@@ -188,13 +210,17 @@ class Progress:
             self.bar.initial += done - self.done.get(run_id, 0)
         if not self.stepping:  # downloads and imports come once, and say nothing about the steps to come
             self.stepping = True
-            self.bar.start_t = time.time()
+            self.bar.start_t = time.monotonic()
         self.done[run_id], self.total[run_id] = done, total
 
     def show(self) -> None:
         for run_id in self.queue.finished() - self.done.keys():  # by another process
             self._seen_finished(run_id)
         self._update()
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        self.bar.write(line, file=sys.stderr)
 
     def __enter__(self) -> "Progress":
         return self
@@ -206,7 +232,10 @@ class Progress:
         folder = self.queue.folders[run_id]
         # On a machine whose folders are not seen here a cell has had about as many steps as those here.
         known = round(sum(self.total.values()) / len(self.total)) if self.total else 0
-        steps = int(folder.summary()["steps"]) if folder.is_finished() else known
+        steps = known
+        if folder.is_finished():
+            with suppress(InputError, KeyError):  # of a damaged file, which is told at the end
+                steps = int(folder.summary()["steps"])
         self.done[run_id] = self.total[run_id] = steps
         self.bar.initial += steps
 

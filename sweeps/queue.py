@@ -26,6 +26,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from train.config import Config
+from train.errors import DamagedRun, InputError
 from train.folder import RunFolder, SweepFolder
 
 from .space import Space
@@ -45,7 +46,7 @@ class Queue:
 
     def __init__(self, space: Space, storage: Storage = Storage()) -> None:  # noqa: B008
         self.cells = space.cells()
-        self.metric = space.metric
+        self.metric, self.describe_cell = space.metric, space.describe
         self.folder = SweepFolder(next(iter(self.cells.values())).folder.parent)
         self.folders = {run_id: RunFolder(config.folder) for run_id, config in self.cells.items()}
         self.distributions = {
@@ -103,7 +104,8 @@ class Queue:
                     states.append(TrialState.FAIL if died else trial.state)
                 if self.folders[run_id].is_finished():
                     if TrialState.COMPLETE not in states and TrialState.WAITING not in states:
-                        self._add(config, TrialState.COMPLETE, value=self.value(config))
+                        with suppress(InputError):  # of a damaged summary, which run_grid tells
+                            self._add(config, TrialState.COMPLETE, value=self.value(config))
                 elif TrialState.RUNNING in states or self._is_finished_elsewhere(trials[run_id]):
                     continue
                 elif run_id in (given_up or {}):
@@ -183,8 +185,20 @@ class Queue:
         finished = self.finished()
         return {run_id: error for run_id, error in errors.items() if error and run_id not in finished}
 
+    def describe(self, run_id: str) -> str:
+        return self.describe_cell(self.cells[run_id])
+
     def value(self, config: Config) -> float:
-        return float(self.folders[config.run_id].summary()[self.metric])
+        """What a finished run has come to.
+
+        Raises:
+            InputError: its summary is damaged, or has no such number.
+        """
+        folder = self.folders[config.run_id]
+        found = folder.summary().get(self.metric)
+        if not isinstance(found, int | float):
+            raise DamagedRun(f"{folder.summary_file} has no number {self.metric}, which the sweep is about")
+        return float(found)
 
     def _params(self, config: Config) -> dict[str, Any]:
         return {key: getattr(config, key) for key in self.distributions}

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from train.candidates import reads
 from train.config import OUTSIDE_IDENTITY, Config, unknown_settings
 from train.errors import InputError
+
+from .schema import read_profile, read_sweep
 
 HERE = Path(__file__).parent
 STUDY = "study-"
@@ -138,12 +139,11 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     """
     study = name.startswith(STUDY)
     folder, file = (HERE / "studies", name.removeprefix(STUDY)) if study else (HERE, name)
-    sweep, about = _read(folder, "study" if study else "sweep", file)
+    path = _path(folder, "study" if study else "sweep", file)
+    sweep, about = read_sweep(path), path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
     method = "bayes" if study else "grid"
     if sweep.get("method") != method:
         raise InputError(f"{file}.yaml: method {sweep.get('method')} is not run here; allowed: {method}")
-    if lacking := [key for key in ("name", "metric", "program", "command", "parameters") if key not in sweep]:
-        raise InputError(f"{file}.yaml: no {', '.join(lacking)}, which W&B or the queue needs")
     specs = sweep["parameters"]
     # A copy that keeps the name of another sweep would put its manifest over that of the other one.
     for key, found in {"name": sweep["name"], "parameter sweep": specs.get("sweep", {}).get("value")}.items():
@@ -153,7 +153,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     compared = {key for key, spec in specs.items() if len(spec.get("values", ())) > 1 and key not in CUT_DOWN}
     changes = {
         key: value if isinstance(value, list) else [value]
-        for key, value in _profile(profile).items()
+        for key, value in read_profile(_path(HERE / "profiles", "profile", profile)).items()
         if key not in ranges and key not in compared  # what a sweep is about is not settled by where it runs
     }
     parameters = {key: _values(name, key, spec) for key, spec in specs.items() if key not in ranges}
@@ -166,6 +166,9 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     parameters |= changed
     if unknown := [key for key in parameters if key not in FIELDS]:
         raise unknown_settings(unknown, f" in {name} or {profile}")
+    if list(map(str, parameters["sweep"])) != [name]:  # runs that are another sweep's would be taken for its own
+        given = ",".join(map(str, parameters["sweep"]))
+        raise InputError(f"--sweep={given}: allowed: {name}, the sweep's own name; --out=FOLDER keeps runs apart")
     for key in OUTSIDE_IDENTITY:
         if len(parameters.get(key, [None])) != 1:
             raise InputError(f"--{key}={','.join(map(str, parameters[key]))}: takes one value in a sweep")
@@ -180,7 +183,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
         command=tuple(map(str, sweep["command"])),
         parameters=parameters,
         ranges={key: found for key, found in ranges.items() if key not in changed},
-        run_cap=int(sweep.get("run_cap", 0)),
+        run_cap=int(sweep.get("run_cap") or 0),
     )
 
 
@@ -216,16 +219,10 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def _read(folder: Path, kind: str, name: str) -> tuple[dict[str, Any], str]:
-    """A file's content, and its first line without the comment sign."""
+def _path(folder: Path, kind: str, name: str) -> Path:
     if name not in _names(folder):
         raise InputError(f"unknown {kind} {name}; allowed: {', '.join(_names(folder))}")
-    text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text) or {}, text.partition("\n")[0].removeprefix("# ")
-
-
-def _profile(name: str) -> dict[str, Any]:
-    return _read(HERE / "profiles", "profile", name)[0]
+    return folder / f"{name}.yaml"
 
 
 def _values(sweep: str, key: str, spec: dict[str, Any]) -> list[Any]:

@@ -16,7 +16,7 @@ import sqlalchemy
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from train.errors import InputError, first_line
+from train.errors import InputError, first_line, writing
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Of a lost database it warns in many lines, before it raises what `reachable` tells in one.
@@ -129,12 +129,24 @@ class _JournalLock(JournalFileOpenLock):
         self.file.close()
 
 
+class _Journal(JournalFileBackend):
+    """Optuna's journal file, of which a full disk is one line that names it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(str(path), lock_obj=_JournalLock(path))
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with writing(f"the queue's file {self.path}"):
+            super().append_logs(logs)
+
+
 def open_journal(path: Path) -> JournalStorage:
     """Optuna's journal file, cut at its first damaged line: the run folders tell again what came after it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _JournalLock(path)
-        backend = JournalFileBackend(str(path), lock_obj=lock)
+        backend = _Journal(path)
         lock.acquire()
         try:
             lines = path.read_bytes().splitlines(keepends=True)

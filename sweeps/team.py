@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -16,6 +15,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from train import stopping
 from train.errors import InputError, one_line
 
 TRIES = 3  # deaths of a process in one call that are borne
@@ -33,6 +33,14 @@ class Worker:
     messages: Connection
     task: str | None = None
     """what it is at, for the owner's own use"""
+
+
+def ended_by(exitcode: int | None) -> str:
+    """What ended a process, in words."""
+    if exitcode is None or exitcode >= 0:
+        return f"ended with exit status {exitcode}"
+    hint = " (out of memory? fewer --workers take less)" if exitcode == -signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(-exitcode).name}{hint}"
 
 
 class Team:
@@ -53,8 +61,16 @@ class Team:
     def __exit__(self, *exception: object) -> None:
         for worker in self.workers:
             worker.process.terminate()
+        until = time.monotonic() + PATIENCE
         for worker in self.workers:
-            worker.process.join(PATIENCE)
+            worker.process.join(1)
+        if still := sum(worker.process.is_alive() for worker in self.workers):
+            print(
+                f"waiting at most {PATIENCE:.0f} s for {still} worker{'s' * (still > 1)} to do a last step and save it",
+                file=sys.stderr,
+            )
+        for worker in self.workers:
+            worker.process.join(max(0, until - time.monotonic()))
             worker.process.kill()
             worker.process.join()
 
@@ -64,7 +80,10 @@ class Team:
         for _ in range(number):
             messages, theirs = spawn.Pipe(duplex=False)
             process = spawn.Process(target=_begin, args=(self.work, self.arguments, theirs))
+            # Ctrl-C reaches all processes, and the owner decides: a new one is not to print where it was importing.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             process.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()  # so that the end of the process is the end of its messages
             self.workers.append(Worker(process, messages))
 
@@ -92,8 +111,8 @@ class Team:
 
 def _begin(work: Callable[..., None], arguments: tuple[Any, ...], owner: Connection) -> None:
     """A worker's life: it ends with its work, with a SIGTERM, or with its owner."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the owner decides
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is blocked as well, but not for the processes of libraries
+    stopping.listen(signal.SIGTERM)
     threading.Thread(target=_end_with_owner, daemon=True).start()
 
     def tell(*message: Any) -> None:
@@ -103,7 +122,6 @@ def _begin(work: Callable[..., None], arguments: tuple[Any, ...], owner: Connect
     try:
         work(*arguments, tell)
     except (InputError, OSError) as error:  # nothing that another worker would do better
-        traceback.print_exc()
         tell("refused", one_line(error))
 
 

@@ -19,14 +19,15 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from train import stopping
 from train.candidates import find
 from train.config import Config
-from train.errors import InputError, one_line
+from train.errors import DamagedRun, InputError, one_line
 from train.folder import RunFolder, SweepFolder
 
 from .space import Space
 from .storage import open_journal
-from .team import TRIES, Team, Tell, send_output_to
+from .team import TRIES, Team, Tell, ended_by, send_output_to
 
 IMPORTANCE = optuna.importance.PedAnovaImportanceEvaluator()
 STARTUP = 8  # trials drawn at random before the sampler has something to learn from
@@ -124,15 +125,24 @@ class Tuning(Plan):
         with self.folder.locked():
             if self._untaken() < 1:
                 return None
-            # By the trial's number: no two processes draw the same choice, and what is drawn can be repeated.
+            # By the number of choices: no two processes draw the same one, and how many have died meanwhile changes
+            # nothing.
             self.study.sampler = optuna.samplers.TPESampler(
-                seed=len(self.study.trials), n_startup_trials=STARTUP, constant_liar=True
+                seed=self._choices(), n_startup_trials=STARTUP, constant_liar=True
             )
             trial = self.study.ask(self.searched)
             lock = self.folder.try_lock_trial(self.name, trial.number)
             assert lock is not None, "a new trial's lock is nobody's"
             self.lock = lock
             return trial
+
+    def _choices(self) -> int:
+        """Trials without those whose choice another one has taken over."""
+        retried = self.study.user_attrs.get(RETRIED, [])
+        return sum(
+            trial.number not in retried and (trial.state != TrialState.FAIL or "error" in trial.user_attrs)
+            for trial in self.study.get_trials(deepcopy=False)
+        )
 
     def untaken(self) -> int:
         """Trials that have not ended and are run by nobody."""
@@ -165,7 +175,8 @@ class Tuning(Plan):
         if lock is None:
             return False
         self.study.tell(trial.number, state=TrialState.FAIL)
-        self.study.enqueue_trial(trial.params)
+        if len(trial.params) == len(self.searched):  # one that died while it was drawn is drawn again
+            self.study.enqueue_trial(trial.params)
         lock.close()
         return True
 
@@ -175,9 +186,12 @@ class Tuning(Plan):
             value = self.objective(trial)
         except optuna.TrialPruned:
             self.study.tell(trial, state=TrialState.PRUNED)
-        except (InputError, OSError):  # nothing that another choice would do better
+        except (InputError, OSError) as error:
             traceback.print_exc()
-            raise
+            if not isinstance(error, DamagedRun):  # nothing that another choice would do better
+                raise
+            trial.set_user_attr("error", one_line(error))
+            self.study.tell(trial, state=TrialState.FAIL)
         except Exception as error:
             traceback.print_exc()
             trial.set_user_attr("error", f"{type(error).__name__}: {one_line(error)}")
@@ -234,6 +248,7 @@ def work(space: Space, run: str, tell: Tell) -> None:
     for config in tuning.reference():
         tuning.value(config)
     while (trial := tuning.take()) is not None:
+        stopping.check()
         tuning.run(trial)
 
 
@@ -261,8 +276,12 @@ def tune(space: Space, workers: int, retry_failed: bool, run: str) -> int:
             if deaths >= TRIES:
                 raise InputError(f"{deaths} of the study's processes have died; see {tuning.folder.log_file}")
             team.start(min(workers - len(team.workers), tuning.untaken()))
+            stopping.check()
             for worker, message in team.listen(2):
-                deaths += message is None and worker.process.exitcode != 0
+                if message is None and worker.process.exitcode:
+                    deaths += 1
+                    how = ended_by(worker.process.exitcode)
+                    print(f"{space.name}: a worker {how}; another one goes on with its choice", file=sys.stderr)
             told = _tell_progress(tuning, told)
     _tell_progress(tuning, told)
     print(report(tuning))

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -147,6 +148,56 @@ def ddp(rank):
 def ddp_merging(rank):
     model = DistributedDataParallel(network())
     return trained(rank, model, PLASLS(layers(model), first_steps=1, joint="never", merge_threshold=10.0))
+
+
+@claim
+def suffixes(rank):
+    """Eq. 6 with trials from the searched component on; a backward in the closure reaches no parameter before it."""
+    wraps = {
+        "plain": lambda module: module,
+        "DDP": DistributedDataParallel,
+        "DDP, bucket views": partial(DistributedDataParallel, gradient_as_bucket_view=True),
+        "DDP, static graph": partial(DistributedDataParallel, static_graph=True),
+    }
+    seen = {}
+    for wrapped, wrap in wraps.items():
+        for style in ("forward", "torch"):
+            model = wrap(network(dropout=0.2))
+            optimizer = classic(PLASLS)(layers(model), joint="never", first_steps=1, growth_steps=2)
+
+            def closure(k, model=model, optimizer=optimizer, style=style):
+                x, y = batch(rank, k)
+
+                def evaluated():
+                    optimizer.zero_grad()
+                    loss = cross_entropy(model(x), y)
+                    if style == "torch":
+                        loss.backward()
+                    return loss
+
+                return evaluated
+
+            of_case = trained(rank, model, optimizer, closure=closure)
+            seen[f"{wrapped}, {style}"] = of_case | {"verified": sorted(optimizer.evaluator.suffix_check.verified)}
+    return seen
+
+
+@claim
+def unlike_suffixes(rank):
+    """On one rank the first module's output is overwritten, so that nothing is recorded there."""
+
+    class Overwrites(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = network()
+
+        def forward(self, x):
+            hidden = self.model[0](x)
+            return self.model[1:](hidden.mul_(1.0) if rank else hidden)
+
+    model = Overwrites()
+    optimizer = classic(PLASLS)(split(model, lambda name: name.split(".")[1]), joint="never", first_steps=1)
+    return trained(rank, model, optimizer)
 
 
 @claim
@@ -367,6 +418,80 @@ def not_finite(rank):
 
     optimizer.step(bad_trial)
     return seen | {"trials": optimizer.search.trials, "weights": digest(model), "sizes": sizes(optimizer)}
+
+
+@claim
+def outside(rank):
+    """The closure of rank 1 raises a ValueError at one trial, or at all of them, as a distribution's would."""
+    wraps = {"plain": lambda module: module, "DDP": DistributedDataParallel}
+    return {
+        f"{wrapped}, {style}, {where}": outside_at(rank, wrap, style, where)
+        for wrapped, wrap in wraps.items()
+        for style in ("forward", "torch")
+        for where in ("one trial", "all trials", "all trials, elsewhere too")
+    }
+
+
+def outside_at(rank, wrap, style, where):
+    model = wrap(network())
+    optimizer = classic(AdamSLS)(model.parameters())
+    trained(rank, model, optimizer, steps=2)
+    before = digest(model)
+    x, y = batch(rank, 2)
+    calls = [0]
+
+    def closure():
+        calls[0] += 1
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        is_trial = calls[0] == 2 if where == "one trial" else calls[0] > 1
+        if is_trial and (rank == 1 or "too" in where):
+            raise ValueError(f"outside of the domain on rank {rank}")
+        if style == "torch":
+            loss.backward()
+        return loss
+
+    seen = raised(lambda: optimizer.step(closure)) | {"weights_back": digest(model) == before}
+    seen |= {"outside": optimizer.counts["outside"], "trials": optimizer.search.trials, "sizes": sizes(optimizer)}
+    return seen | {"goes_on": trained(rank, model, optimizer, steps=3)}
+
+
+@claim
+def checked(rank):
+    """Closures that are no function of the weights, on rank 1 or on both."""
+    wraps = {"plain": lambda module: module, "DDP": DistributedDataParallel}
+    seen = {}
+    for wrapped, wrap in wraps.items():
+        for style in ("forward", "torch"):
+            for kind in ("fetches", "draws"):
+                for culprits in ((1,), (0, 1)):
+                    seen[f"{wrapped}, {style}, {kind}, {culprits}"] = checked_with(rank, wrap, style, kind, culprits)
+    return seen
+
+
+def checked_with(rank, wrap, style, kind, culprits):
+    model = wrap(network())
+    optimizer = AdamSLS(model.parameters())
+    before = digest(model)
+    fetched, generator = [0], torch.Generator().manual_seed(rank)
+
+    def closure():
+        optimizer.zero_grad()
+        fetched[0] += kind == "fetches" and rank in culprits
+        x, y = batch(rank, fetched[0])
+        logits = model(x)
+        if kind == "draws" and rank in culprits:
+            logits = logits + torch.rand(logits.shape, generator=generator)
+        loss = cross_entropy(logits, y)
+        if style == "torch":
+            loss.backward()
+        return loss
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        seen = raised(lambda: optimizer.step(closure)) | {"weights_back": digest(model) == before}
+    seen |= {"said": [str(each.message) for each in said]}
+    return seen | {"goes_on": trained(rank, model, optimizer, steps=3)}
 
 
 @claim

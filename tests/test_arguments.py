@@ -1,8 +1,11 @@
 """train/arguments.py: a wrong command line is one line that fits a screen and says where to look."""
 
+import io
+import sys
+
 import pytest
 
-from train.arguments import LONGEST, Parser, unknown
+from train.arguments import LONGEST, Parser, any_terminal, unknown
 from train.config import Config
 from train.errors import InputError
 
@@ -47,3 +50,16 @@ def test_no_more_is_offered_than_looks_alike() -> None:
     told = [str(unknown("word", [word], ["seed", "speed", "split"], "it", " in a file")) for word in ("sede", "xyz")]
     assert told[0] == "unknown word sede in a file; closest: seed, speed; it --help lists what is allowed"
     assert told[1] == "unknown word xyz in a file; it --help lists what is allowed"
+
+
+def test_a_terminal_that_has_no_sign_for_a_letter_shows_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    any_terminal()
+    print("0.861 ± 0.004", flush=True)
+    assert written.getvalue() == b"0.861 ? 0.004\n"
+
+
+def test_a_folder_without_a_name_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--out=: must be a folder; allowed: a path, such as \. for"):
+        Config.from_args(["--out="])

@@ -92,6 +92,17 @@ def test_without_averaging_eval_and_train_do_nothing():
     optimizer.train()
 
 
+def test_a_decay_that_is_asked_for_later_is_the_settings():
+    data = list(batches(6))
+    first, second = network(), network()
+    expected = train(first, AdamSLS(first.parameters(), total_steps=6), data)
+    optimizer = AdamSLS(second.parameters())
+    optimizer.decay_over(6)
+    assert torch.equal(train(second, optimizer, data)[-1], expected[-1])
+    with pytest.raises(ValueError, match="total_steps is 0; allowed: a whole number of steps from 1, or None"):
+        optimizer.decay_over(0)
+
+
 def test_the_mean_age_of_the_average_is_k_over_a_plus_2():
     steps, power = 1000, 5.0
     weight = torch.zeros(steps, dtype=torch.float64)

@@ -100,6 +100,8 @@ def test_gradients_that_another_search_has_left_are_not_taken_for_accumulated_on
         first.step(lambda x=x, y=y: cross_entropy(other(one(x)), y))
         assert other.weight.grad is not None
         second.step(lambda x=x, y=y: cross_entropy(-other(one(x)), y))
+        second.zero_grad()
+        (-cross_entropy(other(one(x)), y)).backward()
         second.step()
         second.step(lambda x=x, y=y: cross_entropy(-other(one(x)), y))
 
@@ -145,6 +147,34 @@ def test_gradients_of_another_optimizer_are_those_of_the_unmoved_point(make, cle
         assert optimizer.search.trials
         assert torch.allclose(head.weight.grad, right)
         other.step()
+
+
+@every_optimizer
+def test_a_closure_that_calls_no_backward_any_more_moves_nothing_and_is_said_once(make):
+    """As a trainer's that only runs the model: statistics are updated."""
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(8), network())
+    optimizer = make(model)
+
+    def closure(x, y, learns=True):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        if learns:
+            loss.backward()
+        return loss.detach()
+
+    for x, y in batches(3):
+        optimizer.step(lambda x=x, y=y: closure(x, y))
+    before, (x, y) = weights(model), next(batches(1))
+    with pytest.warns(RuntimeWarning, match="has called no backward, as it did in the steps before.*nothing moves"):
+        loss = optimizer.step(lambda: closure(x, y, learns=False))
+    assert optimizer.step(lambda: closure(x, y, learns=False)) == loss
+    assert torch.equal(weights(model), before)
+    assert int(model[0].num_batches_tracked) == 5
+    for x, y in batches(3):
+        optimizer.step(lambda x=x, y=y: closure(x, y))
+    assert not torch.equal(weights(model), before)
+    with pytest.raises(RuntimeError, match="has no graph"):
+        make(model).step(lambda: closure(x, y, learns=False))
 
 
 # -- the same objective ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import weakref
+from contextlib import nullcontext
 from email.parser import Parser
 from pathlib import Path
 
@@ -441,15 +442,35 @@ def test_the_loss_falls_in_every_data_type(make, dtype):
     assert all(p.dtype == dtype for p in model.parameters())
 
 
-def test_directions_beyond_a_data_type_move_nothing():
-    """Adam's second moment underflows in float16, and so does its eps: torch's Adam makes NaN of the weights."""
+@pytest.mark.parametrize("make", [AdamSLS, PLASLS])
+def test_float16_weights_in_which_eps_is_0_are_refused_at_the_first_step_with_what_to_write(make):
+    """Adam's second moment underflows there, too: torch's Adam makes NaN of the weights."""
+    model = network().half()
+    model.requires_grad_(False)[0].bias.requires_grad_()  # one of them
+    optimizer = make(split(model, by_layer))
+    before = weights(model)
+    x, y = next(batches(1, dtype=torch.float16))
+    words = r"float16, in which eps=1e-08 is 0.*allowed: float32.*autocast.*GradScaler"
+    with pytest.raises(ValueError, match=words) as error:
+        optimizer.step(lambda: cross_entropy(model(x), y))
+    assert "\n" not in str(error.value)
+    assert torch.equal(weights(model), before)
+    model.float()
+    optimizer.step(lambda: cross_entropy(model(x.float()), y))
+    assert not torch.equal(weights(model), before)
+
+
+def test_directions_beyond_a_data_type_move_nothing_and_are_said_once():
+    """The second moment is 0 in float16, and g / eps infinite."""
     model = network().half()
     for p in model.parameters():
-        p.register_hook(lambda g: g * 1e-4)
-    optimizer = AdamSLS(model.parameters())
+        p.register_hook(lambda g: torch.full_like(g, 5e-3))
+    optimizer = AdamSLS(model.parameters(), eps=6e-8)
     before = weights(model)
-    for x, y in batches(3, dtype=torch.float16):
-        optimizer.step(lambda x=x, y=y: cross_entropy(model(x).float(), y))
+    said = pytest.warns(RuntimeWarning, match=r"the direction .* is not, .*allowed: float32 weights")
+    for k, (x, y) in enumerate(batches(3, dtype=torch.float16)):
+        with said if k == 0 else nullcontext():
+            optimizer.step(lambda x=x, y=y: cross_entropy(model(x).float(), y))
         assert (optimizer.search.accepted, optimizer.search.trials) == (False, 0)
     assert torch.equal(weights(model), before)
 

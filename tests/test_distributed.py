@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,20 @@ def assert_same_steps(zero, one):
 @pytest.mark.parametrize("claim", ["plain", "ddp"])
 def test_ranks_with_different_data_take_the_same_steps_to_the_same_bits(ranks, claim):
     assert_same_steps(*ranks(claim))
+
+
+@pytest.mark.parametrize("style", ["forward", "torch"])
+@pytest.mark.parametrize("wrapped", ["plain", "DDP", "DDP, bucket views", "DDP, static graph"])
+def test_trials_of_a_suffix_are_the_same_on_all_ranks_however_wrapped_and_with_backward_inside(ranks, wrapped, style):
+    zero, one = (rank[f"{wrapped}, {style}"] for rank in ranks("suffixes"))
+    assert_same_steps(zero, one)
+    for rank in (zero, one):
+        assert rank["verified"] == ["1", "4"]
+        assert rank["weights"] == ranks("suffixes")[0]["plain, forward"]["weights"]
+
+
+def test_where_one_rank_has_no_suffix_all_evaluate_the_whole(ranks):
+    assert_same_steps(*ranks("unlike_suffixes"))
 
 
 @pytest.mark.parametrize("wrapped", ["ddp", "plain"])
@@ -158,6 +173,55 @@ def test_what_is_not_finite_on_one_rank_is_skipped_or_rejected_on_all(ranks):
         assert rank["third"]["same"]
         assert rank["trials"] == 2
     assert (zero["weights"], zero["sizes"]) == (one["weights"], one["sizes"])
+
+
+STYLES = [f"{wrapped}, {style}" for wrapped in ("plain", "DDP") for style in ("forward", "torch")]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_trial_outside_of_the_domain_on_one_rank_is_rejected_on_all(ranks, style):
+    zero, one = (rank[f"{style}, one trial"] for rank in ranks("outside"))
+    assert (zero["error"], one["error"]) == (None, None)
+    assert (zero["outside"], one["outside"]) == (0, 1)
+    assert zero["trials"] == one["trials"] > 1
+    assert zero["sizes"] == one["sizes"]
+    assert not zero["weights_back"]
+    assert zero["goes_on"]["weights"] == one["goes_on"]["weights"]
+
+
+@pytest.mark.parametrize("where", ["all trials", "all trials, elsewhere too"])
+@pytest.mark.parametrize("style", STYLES)
+def test_outside_of_the_domain_at_every_trial_the_error_is_raised_on_all_ranks(ranks, style, where):
+    zero, one = (rank[f"{style}, {where}"] for rank in ranks("outside"))
+    assert one["error"] == "ValueError: outside of the domain on rank 1"
+    theirs = "RuntimeError: rank 1 raised ValueError('outside of the domain on rank 1')"
+    assert zero["error"] == (theirs if where == "all trials" else "ValueError: outside of the domain on rank 0")
+    assert zero["weights_back"]
+    assert one["weights_back"]
+    assert zero["goes_on"]["weights"] == one["goes_on"]["weights"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_closure_that_fetches_its_batch_on_one_rank_is_an_error_on_all(ranks, style):
+    alone, both = ([rank[f"{style}, fetches, {culprits}"] for rank in ranks("checked")] for culprits in ((1,), (0, 1)))
+    for rank in (alone[1], *both):
+        assert re.match(r"RuntimeError: the closure returned .* other data: the closure fetches", rank["error"])
+    assert alone[0]["error"].startswith("RuntimeError: rank 1 raised RuntimeError('the closure returned ")
+    for seen in (alone, both):
+        assert all(rank["weights_back"] and not rank["said"] for rank in seen)
+        assert seen[0]["goes_on"]["weights"] == seen[1]["goes_on"]["weights"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_closure_that_draws_by_itself_is_said_by_the_ranks_that_it_does_so_on(ranks, style):
+    alone, both = ([rank[f"{style}, draws, {culprits}"] for rank in ranks("checked")] for culprits in ((1,), (0, 1)))
+    for rank in (alone[1], *both):
+        assert len(rank["said"]) == 1
+        assert "a random generator of its own" in rank["said"][0]
+    assert alone[0]["said"] == []
+    for seen in (alone, both):
+        assert all(rank["error"] is None for rank in seen)
+        assert seen[0]["goes_on"]["weights"] == seen[1]["goes_on"]["weights"]
 
 
 @pytest.mark.parametrize(

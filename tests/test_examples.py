@@ -6,8 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from torch.nn.functional import cross_entropy
+
+from optim import AdamSLS
+from tests.small import batches, weights
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = [
@@ -48,6 +55,46 @@ def test_an_example_learns_and_goes_on_where_it_was_cut_off(run, example):
     resumed = run(*example, epochs=6, out="cut")
     assert begun == whole[:1]
     assert resumed[-5:] == whole[1:]
+
+
+@pytest.mark.filterwarnings("default:::lightning", "ignore:.*LeafSpec")
+def test_lightnings_averaging_of_weights_ends_with_the_statistics_of_the_averages(tmp_path):
+    """StochasticWeightAveraging sets step sizes, and has an epoch of its own for batch norm, in which nothing moves."""
+    module = Averaged()
+    callback = StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=0.5, annealing_epochs=1)
+    trainer = lightning.Trainer(
+        max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[callback], default_root_dir=tmp_path,
+    )  # fmt: skip
+    with pytest.warns(RuntimeWarning, match="StochasticWeightAveraging"):
+        trainer.fit(module)
+    assert len(module.losses) == 5 * 6
+    assert module.losses[-7] < 0.8 * module.losses[0]
+    assert torch.allclose(weights(module.model), torch.stack(module.ends[:3]).mean(0), atol=1e-6)  # at epochs' starts
+    assert int(module.model[0].num_batches_tracked) == 6
+
+
+class Averaged(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+        self.losses, self.ends = [], []
+
+    def training_step(self, batch, index):
+        return cross_entropy(self.model(batch[0]), batch[1])
+
+    def on_train_batch_end(self, *_):
+        self.losses.append(self.optimizers().search.base)
+
+    def on_train_epoch_end(self):
+        self.ends.append(weights(self.model))
+
+    def configure_optimizers(self):
+        return AdamSLS(self.model.parameters())
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(list(batches(6)), batch_size=None)
 
 
 def test_the_plain_loop_runs_on_two_processes(tiny, tmp_path):

@@ -153,6 +153,33 @@ def test_the_report_is_one_page_that_asks_for_nothing_from_elsewhere(report):
         assert "profile embedded" in image["alt"]
 
 
+def test_the_report_has_the_users_own_sweeps_and_names_what_it_cannot_show(tmp_path):
+    write_sweep(tmp_path, seeds=2)
+    write_sweep(tmp_path, "mine", {"c": [0.1, 0.3]}, seeds=2)
+    partial = write_sweep(tmp_path, "half", {"c": [0.1, 0.3]}, seeds=2)
+    (partial[0] / "summary.json").unlink()
+    (tmp_path / "study-mine").mkdir()
+    (tmp_path / "study-mine/journal.log").touch()
+    summary = json.loads((tmp_path / "mine" / partial[0].name / "summary.json").read_text())
+    changes = {"commit": "abc with changes", "changes": "from step 7 on with threads 1 instead of 2"}
+    (tmp_path / "mine" / partial[0].name / "summary.json").write_text(json.dumps(summary | changes))
+    assert main(["report", f"--out={tmp_path}"]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "mine" in _Page(text).sections
+    assert "<code>half</code> 1 of 4 cells" in text
+    assert f"<code>study-mine</code> a study: python -m sweeps study-mine --out={tmp_path}" in text
+    assert "<td>commit of the runs</td><td>abc with changes</td>" in text
+    assert "cpu, 2 threads (1 resumed on other ones, or by other code)" in text
+
+
+def test_a_report_of_an_unfinished_sweep_says_that_it_has_not_finished(tmp_path, capsys):
+    (write_sweep(tmp_path, "mine", {"c": [0.1, 0.3]}, seeds=1)[0] / "summary.json").unlink()
+    assert main(["report", f"--out={tmp_path}"]) == 2
+    assert "1 of 2 cells of the sweep 'mine' have not finished" in capsys.readouterr().err
+    assert main(["report", "--out="]) == 2
+    assert capsys.readouterr().err.startswith("error: --out=: must be a folder")
+
+
 def test_the_report_says_what_was_run_with_what_and_where_it_differs_from_the_paper(study, report):
     text = re.sub(r"data:image[^\"]*", "", report)
     summary = json.loads(next((study / "splits").glob("*/summary.json")).read_text())

@@ -1,6 +1,7 @@
 """train/folder.py: what is written to a run or sweep folder is read back, by other processes too, never by halves."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,3 +126,69 @@ def test_a_folder_that_cannot_be_made_is_one_line_that_names_it(tmp_path: Path) 
         RunFolder(tmp_path / "file/run").start()
     with pytest.raises(InputError, match=r"the sweep folder .*file/sweep cannot be written \(Not a directory\)"):
         SweepFolder(tmp_path / "file/sweep").write_manifest({})
+
+
+def test_two_calls_about_other_runs_are_not_at_work_at_once(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "splits")
+    one = {"label": "small", "profile": "embedded", "cells": [{"run_id": "a"}]}
+    other = {"label": "short", "profile": "embedded", "cells": [{"run_id": "b"}]}
+    with folder.called(one):
+        with folder.called(one | {"label": "small, once more"}):  # about the same runs: they share the work
+            pass
+        with pytest.raises(InputError, match=r"is being run with other settings \(small, once more\) by another"):
+            folder.called(other).__enter__()
+        assert folder.manifest()["cells"] == one["cells"]
+    with folder.called(other):
+        assert folder.manifest() == other
+    assert len(list(folder.path.glob("call-*.lock"))) == 1
+
+
+def finished(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    folder.start()
+    folder.write_config({"task": "sst2", "epochs": 1})
+    folder.history_file.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3, 3)))
+    folder.write_summary({"eval/accuracy": 0.5, "steps": 3})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("history.jsonl", lambda data: data[:-5], "history.jsonl has 3 of the 4 lines of its run"),
+        (
+            "history.jsonl",
+            lambda data: data[:20] + bytes(9) + data[29:],
+            "history.jsonl has 2 of the 4 lines of its run",
+        ),
+        ("history.jsonl", lambda data: b"", "history.jsonl has 0 of the 4 lines of its run"),
+        ("config.json", lambda data: data[:-1], "config.json cannot be read"),
+        ("config.json", lambda data: b"{}", "config.json or .*summary.json is not that of a run"),
+        ("summary.json", lambda data: bytes(len(data)), "summary.json cannot be read"),
+        ("summary.json", lambda data: b"[]", "config.json or .*summary.json is not that of a run"),
+    ],
+)
+def test_a_damaged_file_of_a_finished_run_is_one_line_with_the_remedy(tmp_path: Path, file, damage, said) -> None:
+    folder = finished(tmp_path / "run")
+    assert folder.damage() == ""
+    path = folder.path / file
+    path.write_bytes(damage(path.read_bytes()))
+    assert re.fullmatch(rf".*{said}[^;\n]*; copy the whole folder .*run anew, or remove it, and .*", folder.damage())
+
+
+def test_what_was_otherwise_at_a_later_start_is_kept_and_said(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.add_start(0, {"threads": 1, "commit": "a"}) == ""
+    assert folder.add_start(6, {"threads": 1, "commit": "a"}) == ""
+    assert (
+        folder.add_start(8, {"threads": 2, "commit": "b"}) == "from step 9 on with threads 2 instead of 1, commit b "
+        "instead of a"
+    )
+    assert folder.add_start(8, {"threads": 1, "commit": "a"}) == ""  # the steps after 8 are done again
+    assert folder.changes() == ""
+    assert (
+        folder.add_start(9, {"threads": 2, "commit": "a"}) == folder.changes() == "from step 10 on with threads 2 "
+        "instead of 1"
+    )
+    assert folder.add_start(0, {"threads": 2, "commit": "a"}) == ""
+    assert [start["steps"] for start in folder.starts()] == [0]

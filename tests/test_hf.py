@@ -31,9 +31,9 @@ def trained(folder, model, optimizer=None, rows=None, resume=None, **changes):
     return trainer
 
 
-def in_a_plain_loop(model, rows, epochs=2):
+def in_a_plain_loop(model, rows, optimizer=None, epochs=2):
     """Batches of eight in order; returns the losses."""
-    optimizer, losses = AdamSLS(model.parameters()), []
+    optimizer, losses = optimizer or AdamSLS(model.parameters()), []
     for _ in range(epochs):
         for start in range(0, len(rows), 8):
             some = [rows[i] for i in range(start, start + 8)]
@@ -101,7 +101,30 @@ def test_no_schedule_moves_the_step_size(tmp_path, schedule):
     assert torch.equal(weights(model), weights(by_hand))
 
 
-@pytest.mark.parametrize("changes", [{"lr_scheduler_type": "cosine"}, {"warmup_steps": 3}, {"warmup_steps": 0.1}])
+def test_a_cosine_schedule_is_the_decay_of_moves_over_the_steps_that_trainer_knows(tmp_path):
+    by_hand, model = classifier(), classifier()
+    in_a_plain_loop(by_hand, Rows(), AdamSLS(by_hand.parameters(), total_steps=12))
+    trainer = trained(tmp_path, model, AdamSLS(model.parameters()), lr_scheduler_type="cosine")
+    assert trainer.state.global_step == 12
+    assert torch.equal(weights(model), weights(by_hand))
+
+
+def test_trainer_evaluates_the_average_of_the_iterates_and_trains_on_them(tmp_path):
+    model = classifier()
+    optimizer = AdamSLS(model.parameters(), averaging=2.0)
+    trainer = trained(tmp_path, model, optimizer)
+    iterates = weights(model)
+    trainer.train_dataset = trainer.eval_dataset = Rows()
+    trainer.evaluate()
+    assert not torch.equal(weights(model), iterates)
+    optimizer.train()
+    assert torch.equal(weights(model), iterates)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lr_scheduler_type": "polynomial"}, {"warmup_steps": 3}, {"lr_scheduler_type": "cosine", "warmup_steps": 0.1}],
+)
 def test_a_schedule_that_sets_step_sizes_is_refused(tmp_path, changes):
     with pytest.raises(ValueError, match=r"sets step sizes.*allowed: none.*or optimizers="):
         trained(tmp_path, classifier(), **changes)
@@ -205,6 +228,29 @@ def test_the_mix_in_searches_for_other_trainers(tmp_path):
     assert trainer.evaluate(max_length=4)["eval_loss"] > 0
 
 
+class Counting(LineSearchMixin, hf.Trainer):
+    """Counts in compute_loss, as TRL's trainers do."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._total_train_tokens, self._metrics = 0, {"train": []}
+
+    def compute_loss(self, model, inputs, **kwargs):
+        self._total_train_tokens += inputs["input_ids"].numel()
+        self._metrics["train"].append(self._total_train_tokens)
+        return super().compute_loss(model, inputs, **kwargs)
+
+
+def test_what_a_descendant_counts_in_compute_loss_is_counted_once_a_row(tmp_path):
+    model = classifier()
+    args = arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    trainer = Counting(model, args, train_dataset=Rows(), optimizers=(AdamSLS(model.parameters()), None))
+    trainer.train()
+    assert trainer.optimizer.optimizer.counts["trials"] > 12
+    assert trainer._total_train_tokens == 2 * 48 * 8
+    assert trainer._metrics["train"] == [32 * k for k in range(1, 25)]
+
+
 def test_labels_that_the_trainer_takes_out_of_the_batch_are_there_in_every_trial(tmp_path):
     trainer = trained(tmp_path, classifier(), label_smoothing_factor=0.1, num_train_epochs=1)
     assert trainer.optimizer.optimizer.counts["trials"] >= 6
@@ -226,9 +272,37 @@ def test_a_plain_trainer_stops_at_its_first_step(tmp_path):
     before = weights(model)
     optimizers = (SGDSLS(model.parameters()), None)
     trainer = hf.Trainer(model, arguments(tmp_path), train_dataset=Rows(), optimizers=optimizers)
-    with pytest.raises(RuntimeError, match="closure"):
+    with pytest.raises(RuntimeError, match=r"no closure.*LineSearchTrainer from plasls\.hf, or LineSearchMixin before"):
         trainer.train()
     assert torch.equal(weights(model), before)
+
+
+def test_a_plain_trainer_stops_at_its_first_step_of_a_resumed_run(tmp_path):
+    trained(tmp_path, classifier(), save_strategy="steps", save_steps=4)
+    saved, model = tmp_path / "checkpoint-4", classifier()
+    optimizers = (AdamSLS(model.parameters()), None)
+    trainer = hf.Trainer(model, arguments(tmp_path), train_dataset=Rows(), optimizers=optimizers)
+    with pytest.raises(RuntimeError, match=r"no closure.*LineSearchTrainer from plasls\.hf, or LineSearchMixin before"):
+        trainer.train(resume_from_checkpoint=str(saved))
+    there = hf.BertForSequenceClassification.from_pretrained(saved)
+    assert torch.equal(weights(model), weights(there))
+
+
+class Twice(hf.Trainer):
+    """As one writes it first: it searches in training_step, and Trainer steps once more."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        return self.optimizer.optimizer.step(lambda: self.compute_loss(model, self._prepare_inputs(inputs)))
+
+
+def test_a_trainer_that_moves_twice_a_batch_stops_at_its_first_one(tmp_path):
+    model = classifier()
+    optimizers = (AdamSLS(model.parameters()), None)
+    for clips in ({}, {"max_grad_norm": 0}):
+        trainer = Twice(model, arguments(tmp_path, **clips), train_dataset=Rows(), optimizers=optimizers)
+        with pytest.raises(RuntimeError, match=r"has no new gradients.*take LineSearchTrainer from plasls\.hf"):
+            trainer.train()
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):

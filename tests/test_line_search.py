@@ -6,6 +6,7 @@ import itertools
 import math
 import pickle
 import random
+from typing import assert_type
 
 import numpy as np
 import pytest
@@ -609,9 +610,87 @@ def test_a_step_without_a_closure_moves_with_the_last_step_sizes():
     assert torch.equal(weights(one), weights(other))
 
 
+def test_a_step_returns_a_tensor_with_a_closure_and_none_without_to_type_checkers_too() -> None:
+    model = torch.nn.Linear(8, 3)
+    ours: tuple[optim.SGDSLS, optim.AdamSLS, optim.PLASLS] = (
+        optim.SGDSLS(model.parameters()), optim.AdamSLS(model.parameters()), optim.PLASLS(split(model, 1)),
+    )  # fmt: skip
+    (x, y), *_ = batches(1)
+
+    def closure() -> torch.Tensor:
+        return cross_entropy(model(x), y)
+
+    for optimizer in ours:
+        assert isinstance(assert_type(optimizer.step(closure), torch.Tensor), torch.Tensor)  # mypy reads this file
+        assert isinstance(assert_type(optimizer.step([closure, closure]), torch.Tensor), torch.Tensor)
+        gradients(model, 0)
+        assert assert_type(optimizer.step(), None) is None
+
+
+NO_CLOSURE = (
+    r"^step\(\) was given no closure, so there is no loss to search on: call step\(closure\); in Hugging Face's "
+    r"Trainer take LineSearchTrainer from plasls\.hf, or LineSearchMixin before your Trainer's class$"
+)
+
+
+def gradients(model, seed):
+    (x, y), *_ = batches(1, seed=seed)
+    model.zero_grad()
+    cross_entropy(model(x), y).backward()
+
+
 def test_a_step_without_a_closure_before_any_search_is_refused():
-    with pytest.raises(RuntimeError, match="step\\(closure\\) first"):
-        AdamSLS(network().parameters()).step()
+    model = network()
+    gradients(model, 0)
+    before = weights(model)
+    with pytest.raises(RuntimeError, match=NO_CLOSURE):
+        AdamSLS(model.parameters()).step()
+    assert torch.equal(weights(model), before)
+
+
+def test_a_resumed_run_begins_with_a_step_without_a_closure_only_where_the_run_before_had_one():
+    def resumed(unasked):
+        model = network()
+        optimizer = AdamSLS(model.parameters())
+        train(model, optimizer, batches(2))
+        for seed in range(unasked):
+            gradients(model, seed)
+            optimizer.step()
+        again = AdamSLS(model.parameters())
+        again.load_state_dict(optimizer.state_dict())
+        gradients(model, 5)
+        return model, again
+
+    model, optimizer = resumed(unasked=0)  # as a trainer that has no closures would go on
+    before = weights(model)
+    with pytest.raises(RuntimeError, match=NO_CLOSURE):
+        optimizer.step()
+    assert torch.equal(weights(model), before)
+    model.zero_grad()
+    train(model, optimizer, batches(1))
+    gradients(model, 5)
+    optimizer.step()  # asked for, as it searches now and then
+    model, optimizer = resumed(unasked=1)
+    optimizer.step()
+    assert not torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize("clips", [False, True])
+def test_a_step_without_a_closure_does_not_move_again_with_the_gradients_of_a_search(clips):
+    model = network()
+    optimizer = AdamSLS(model.parameters())
+    train(model, optimizer, batches(2))
+    before = weights(model)
+    if clips:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    with pytest.raises(RuntimeError, match=r"no new gradients: the last step has moved with these.*LineSearchTrainer"):
+        optimizer.step()
+    assert torch.equal(weights(model), before)
+    optimizer.zero_grad(set_to_none=False)
+    (x, y), *_ = batches(1, seed=5)
+    cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert not torch.equal(weights(model), before)
 
 
 # -- faults ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """sweeps/: W&B reads the files as we do, and no kill loses a cell or runs one twice."""
 
+import errno
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,14 +17,17 @@ from typing import Any
 
 import pytest
 import yaml
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from sweeps import grid
 from sweeps import space as sweep_space
 from sweeps.queue import Queue
 from sweeps.space import FIELDS, load
+from sweeps.storage import Storage
 from train.candidates import reads
 from train.config import Config
-from train.errors import InputError
+from train.errors import DamagedRun, InputError
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
@@ -57,6 +62,9 @@ def stand_in(config: Config, progress: Callable[[int, int], None]) -> None:
         progress(done, STEPS)
     with (folder / "finishes").open("a") as file:
         file.write("x")
+    (folder / "config.json").write_text(json.dumps(config.as_dict() | {"run_id": config.run_id}))
+    lines = [{"step": step} for step in (*range(1, STEPS + 1), *config.epochs * [STEPS])]
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "partial").write_text(json.dumps({"eval/accuracy": number / 2**31, "steps": STEPS}))
     os.replace(folder / "partial", folder / "summary.json")
 
@@ -281,7 +289,8 @@ def test_the_command_line_wins_over_the_profile_and_that_over_the_file(own_files
         (["nothing"], [f"unknown sweep nothing; allowed: {', '.join(SWEEPS)}"]),
         (["splits", "--profile=big"], ["unknown profile big; allowed: embedded, glue, paper"]),
         (["splits", "--workers=0"], ["--workers=0: must be a whole number of at least 1"]),
-        (["splits", "--sweep=a,b"], ["--sweep=a,b: takes one value in a sweep"]),
+        (["splits", "--threads=1,2"], ["--threads=1,2: takes one value in a sweep"]),
+        (["splits", "--sweep=small"], ["--sweep=small: allowed: splits, the sweep's own name; --out=FOLDER keeps "]),
         (["splits", "--storage=sqlite:///x.db"], ["--storage=sqlite:///x.db: a sqlite database is not used here; "]),
         (["splits", "--storage=nonsense://x"], ["--storage=nonsense://x: a nonsense database is not used here"]),
         (
@@ -319,10 +328,11 @@ def test_bad_input_is_one_line_each_before_anything_starts(
 
 def test_a_key_that_is_no_config_field_is_refused(own_files: Path) -> None:
     (own_files / "profiles/odd.yaml").write_text("learning_speed: 3\n")
-    (own_files / "random.yaml").write_text("method: random\n")
-    with pytest.raises(InputError, match="unknown setting learning_speed in splits or odd; closest: learning_rate; "):
+    study = (own_files / "splits.yaml").read_text().replace("grid", "bayes").replace("splits", "random")
+    (own_files / "random.yaml").write_text(study)
+    with pytest.raises(InputError, match=r"odd\.yaml:1: unknown setting learning_speed; closest: learning_rate; "):
         load("splits", "odd")
-    with pytest.raises(InputError, match=r"random\.yaml: method random is not run here; allowed: grid"):
+    with pytest.raises(InputError, match=r"random\.yaml: method bayes is not run here; allowed: grid"):
         load("random", "odd")
 
 
@@ -332,16 +342,16 @@ def test_a_key_that_is_no_config_field_is_refused(own_files: Path) -> None:
         (("sweep: {value: splits}", "sweep: {value: small}"), "parameter sweep is small; allowed: splits"),
         (("  sweep: {value: splits}\n", ""), "parameter sweep is None; allowed: splits"),
         (("name: splits", "name: small"), "name is small; allowed: splits"),
-        (("program: train\n", ""), "no program, "),
+        (("program: train\n", ""), None),
     ],
 )
-def test_a_sweep_file_is_called_as_its_sweep(own_files: Path, change: tuple[str, str], said: str) -> None:
+def test_a_sweep_file_is_called_as_its_sweep(own_files: Path, change: tuple[str, str], said: str | None) -> None:
     """A copy that keeps the other's name would put its manifest over the other's."""
     (own_files / "profiles/short.yaml").touch()
     (own_files / "studies").mkdir()
     text = (own_files / "splits.yaml").read_text()
     (own_files / "splits.yaml").write_text(text.replace(*change))
-    with pytest.raises(InputError, match=rf"splits\.yaml: {said}"):
+    with pytest.raises(InputError, match=rf"splits\.yaml: {said}" if said else r"splits\.yaml:\d+: program is missing"):
         load("splits", "short")
     study = (ROOT / "sweeps/studies/adam.yaml").read_text()
     (own_files / "studies/copy.yaml").write_text(study)
@@ -496,6 +506,103 @@ def test_a_writer_killed_in_the_middle_of_a_line_harms_no_other(tmp_path: Path) 
     assert queue.waiting() == 6
 
 
+def finish(out: Path) -> list[Config]:
+    """All cells of `open_queue`, in this process."""
+    done = list(open_queue(out).cells.values())
+    for config in done:
+        config.folder.mkdir(parents=True)
+        stand_in(config, lambda done, total: None)
+    return done
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`python -m sweeps splits` in this process, for what starts no worker: status, output, errors."""
+    from sweeps.__main__ import _sweep, arguments
+
+    def call(out: Path, *args: str) -> tuple[int, str, str]:
+        call = arguments(["splits", f"--out={out}", "--split=1,4,qkv", "--seed=0,1", *args])
+        status = _sweep(*call, "test_sweeps:stand_in")
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_finished_runs_that_are_damaged_are_told_each_time(tmp_path: Path, command) -> None:
+    done = finish(tmp_path)
+    assert command(tmp_path)[:2] == (
+        0,
+        "splits: nothing was missing; 6 cells: 0 run now, 6 finished before, 0 failed\n",
+    )
+    history, summary = done[1].folder / "history.jsonl", done[4].folder / "summary.json"
+    history.write_bytes(history.read_bytes()[:-5])
+    summary.write_text("{")
+    (tmp_path / "splits/journal.log").unlink()
+    for _ in range(2):
+        status, stdout, stderr = command(tmp_path)
+        assert status == 1
+        assert stdout.endswith("6 finished before, 0 failed, 2 of the finished ones damaged\n")
+        assert "nothing was missing" not in stdout
+        told = sorted(line for line in stderr.splitlines() if line.startswith("damaged: "))
+        assert len(told) == 2
+        assert any(f"{history} has {STEPS + 2} of the {STEPS + 3} lines of its run" in line for line in told)
+        assert any(f"{summary} cannot be read" in line for line in told)
+
+
+def test_a_second_call_about_other_runs_is_told_while_the_first_is_at_work(tmp_path: Path, command) -> None:
+    finish(tmp_path)
+    space = load("splits", "embedded", {"out": [str(tmp_path)], "split": [1, 4], "seed": [0]})
+    with open_queue(tmp_path).folder.called(space.manifest()):
+        with pytest.raises(InputError, match=r"is being run with other settings \(embedded-.*by another call"):
+            command(tmp_path)
+        assert len(json.loads((tmp_path / "splits/sweep.json").read_text())["cells"]) == 2
+    assert command(tmp_path)[0] == 0
+
+
+def damaged(config: Config, progress: Callable[[int, int], None]) -> None:
+    if config.split == 4:
+        raise DamagedRun("the checkpoint cannot be read; remove it")
+    stand_in(config, progress)
+
+
+def test_a_run_whose_own_files_are_damaged_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "send_output_to", lambda path: None)
+    queue = open_queue(tmp_path)
+    queue.refill()
+    space = load("splits", "embedded", {"out": [str(tmp_path)], "split": [1, 4, "qkv"], "seed": [0, 1]})
+    told: list[tuple[Any, ...]] = []
+    for config in queue.cells.values():
+        config.folder.mkdir(parents=True, exist_ok=True)
+    grid.work(space, Storage(), "tests.test_sweeps:damaged", lambda *message: told.append(message))
+    assert [what for what, *_ in told if what in ("finished", "failed")].count("finished") == 4
+    assert list(queue.failed().values()) == 2 * ["the checkpoint cannot be read; remove it"]
+
+
+def test_a_queue_that_a_full_disk_does_not_take_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = open_queue(tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", full)
+    with pytest.raises(
+        InputError, match=r"the queue's file .*journal\.log cannot be written \(No space left on device"
+    ):
+        queue.refill()
+
+
+def test_the_time_left_is_known_after_the_clock_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = open_queue(tmp_path)
+    progress = grid.Progress("splits", queue, set())
+    progress.started(run_id := next(iter(queue.cells)))
+    for step in (1, 2):
+        progress.step(run_id, step, 8)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    progress.show()
+    assert re.search(r"2/48 steps, 00:\d\d so far, about \d\d:\d\d left", str(progress.bar))
+
+
 def test_a_failed_cell_is_shown_and_runs_again_only_on_request(tmp_path: Path, unkilled: dict[str, str]) -> None:
     (tmp_path / "broken-4").touch()
     failed = "splits: 6 cells: 4 run now, 0 finished before, 2 failed\n"
@@ -569,12 +676,16 @@ def test_a_cell_that_kills_its_process_is_given_up(tmp_path: Path) -> None:
     status, stdout, stderr = sweep(tmp_path, "--seed=0", "--workers=1")
     assert (status, stdout) == (1, "splits: 3 cells: 2 run now, 0 finished before, 1 failed\n")
     assert "failed: split=4, seed=0: its process was killed 3 times" in stderr
+    told = [line for line in stderr.splitlines() if "SIGKILL" in line]  # a line a death, at once
+    killed = "split=4, seed=0: its worker was ended by SIGKILL (out of memory? fewer --workers take less); "
+    goes_on = "another one resumes it from its checkpoint"
+    assert told == [killed + goes_on, killed + goes_on, killed + "given up after 3 of them"]
 
 
 def test_a_worker_that_cannot_start_ends_the_sweep(tmp_path: Path) -> None:
     status, _, stderr = sweep(tmp_path, "--workers=1", run="test_sweeps:no_such_function")
     assert status == 2
-    assert "error: 3 workers ended before their first cell" in stderr
+    assert "error: 3 workers in a row ended before their first cell; the last one ended with exit status 1" in stderr
 
 
 # -- the same with real training --------------------------------------------------------------------------------

@@ -256,6 +256,28 @@ def test_a_run_leaves_neither_its_model_nor_its_threads_behind(tiny, tmp_path, m
     assert (torch.get_num_threads(), threading.active_count()) == (threads, running)
 
 
+def test_a_resume_on_other_threads_is_said_and_kept_with_the_run(tiny, tmp_path, monkeypatch, capsys):
+    import train.run as module
+
+    def stopping(done: int, total: int) -> None:
+        if done == 7:
+            raise Stopped
+
+    settings = config(tiny, tmp_path, checkpoint_minutes=0, epochs=2)
+    with pytest.raises(Stopped):
+        run(settings, stopping)
+    monkeypatch.setattr(module, "commit", lambda: "another")
+    other = run(dataclasses.replace(settings, threads=2)).folder
+    assert other == settings.folder
+    said = capsys.readouterr().err
+    assert "resumed from step 7 on with threads 2 instead of 1, commit another instead of " in said
+    summary = json.loads((other / "summary.json").read_text())
+    assert (summary["threads"], summary["commit"]) == (2, "another")
+    assert summary["changes"].startswith("from step 7 on with threads 2 instead of 1")
+    starts = [json.loads(line) for line in (other / "starts.jsonl").read_text().splitlines()]
+    assert [(start["steps"], start["threads"]) for start in starts] == [(0, 1), (6, 2)]
+
+
 def test_runs_differ_by_seed_and_repeat_with_it(tiny, tmp_path):
     losses = [
         read(run(config(tiny, tmp_path / name, seed=seed, epochs=1)).folder)[0]["train/loss"]

@@ -126,6 +126,22 @@ def test_kills_lose_no_trial_and_run_none_twice(tmp_path: Path) -> None:
     assert "study-adam: 20 trials" in (tmp_path / "stdout").read_text()
 
 
+def test_the_same_choices_are_asked_whatever_was_killed(tmp_path: Path) -> None:
+    asked = {}
+    for name, deaths in {"unkilled": (), "killed": (0, 3, 9, 10)}.items():
+        tuning = study(tmp_path / name, seed=[0])
+        tuning.trials, number = 14, 0
+        while (trial := tuning.take()) is not None:
+            if number in deaths:
+                tuning.lock.close()  # as the kernel does when a process dies
+            else:
+                tuning.run(trial)
+            number += 1
+        asked[name] = [(trial.params, trial.value) for trial in tuning.ended()]
+    assert len(asked["killed"]) == 14
+    assert asked["killed"] == asked["unkilled"]
+
+
 def test_a_choice_that_raises_is_shown_each_time_and_tried_again_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     assert start(tmp_path, "--trials=12").wait(timeout=100) == 1

@@ -23,7 +23,7 @@ from .test_train import ROOT, config, read
 WANDB = Path(sys.executable).with_name("wandb")
 
 
-HOME = tempfile.TemporaryDirectory(prefix="plasls-home-")  # where W&B lays artifacts ready
+HOME = tempfile.TemporaryDirectory(prefix="plasls-home-")
 
 
 def environment() -> dict[str, str]:

@@ -3,19 +3,20 @@
 import os
 import signal
 import sys
-from types import FrameType
+
+from . import stopping
 
 
 def main(args: list[str]) -> int:
+    # Before the first step; from then on train.run sees to SIGTERM.
+    stopping.listen(signal.SIGTERM, signal.SIGINT)
     # Before torch and transformers are imported, as they take seconds and a misspelt flag need not wait.
+    from .arguments import any_terminal
     from .config import Config
     from .errors import InputError, one_line
     from .tasks import TASKS
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)  # before the first step; from then on train.run sees to it
-
-    signal.signal(signal.SIGTERM, stop)
+    any_terminal()
     first = int(os.environ.get("RANK", 0)) == 0  # of torchrun's processes, which all find the same
     try:
         config = Config.from_args(args)
@@ -34,10 +35,10 @@ def main(args: list[str]) -> int:
         if first or not isinstance(error, InputError):
             print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, SystemExit) as end:
+    except SystemExit as end:
         if first:
             print("stopped; the same command resumes the run", file=sys.stderr)
-        return 130 if isinstance(end, KeyboardInterrupt) else int(end.code or 0)
+        return int(end.code or 0)
     if not first:
         return 0
     s, metric = result.summary, TASKS[config.task].metric

@@ -2,12 +2,21 @@
 
 import argparse
 import difflib
+import io
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .errors import InputError
 
 LONGEST = 160  # characters of what was typed, or is said of it
+
+
+def any_terminal() -> None:
+    """What a terminal's encoding has no sign for is shown as another one, instead of an error after all the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .errors import InputError
+from .errors import DamagedRun
 from .folder import RunFolder, replacing
 from .parallel import Ranks
 
@@ -68,7 +68,7 @@ def resume(
         as only a run from the start has all of that.
 
     Raises:
-        InputError: the checkpoint is damaged, or was written by another number of processes.
+        DamagedRun: the checkpoint is damaged, or was written by another number of processes.
     """
     path = folder.checkpoint_file
     if not path.exists():
@@ -84,11 +84,11 @@ def resume(
             optimizer.load_state_dict(saved["optimizer"])
             _set_random_state(states[ranks.rank], device)
     except Exception as error:  # torch raises many kinds on a damaged file
-        raise InputError(
+        raise DamagedRun(
             f"the checkpoint {path} cannot be read ({type(error).__name__}); remove it to start this run again"
         ) from None
     if len(states) != ranks.count:
-        raise InputError(
+        raise DamagedRun(
             f"the checkpoint {path} is of {len(states)} processes, here are {ranks.count}; resume with "
             f"torchrun --nproc_per_node={len(states)}, or remove it to start this run again"
         )

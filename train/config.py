@@ -68,7 +68,7 @@ class Config:
     """passes over the training rows"""
     batch_size: PositiveInt = 32
     """rows a step"""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """seeds the head, the small subset, the order of rows and the dropout"""
     learning_rate: PositiveFloat = 2e-5
     """peak learning rate of adam; the line searches have none"""
@@ -131,6 +131,8 @@ class Config:
         if self.task not in TASKS:
             raise InputError(f"--task={self.task}: unknown task; allowed: {', '.join(TASKS)}")
         find(self.optimizer)
+        if not self.out:
+            raise InputError("--out=: must be a folder; allowed: a path, such as . for the current folder")
         for key in ("sweep", "profile"):
             value = getattr(self, key)
             if not value or Path(value).name != value:

@@ -11,6 +11,10 @@ class InputError(Exception):
     """
 
 
+class DamagedRun(InputError):
+    """The same of one run alone: its own files cannot be used, another run's can."""
+
+
 @contextmanager
 def writing(what: object) -> Iterator[None]:
     """An OSError inside becomes one line that names what was being written.

@@ -4,6 +4,8 @@ Nothing here imports torch.
 """
 
 import fcntl
+import hashlib
+import itertools
 import json
 import math
 import os
@@ -20,6 +22,7 @@ class RunFolder:
 
     - `config.json`: its configuration and run id; `history.jsonl`: a line a logged step;
     - `summary.json`: what it has come to; written last, so that its presence means finished;
+    - `starts.jsonl`: a line for each start of a run that was resumed: from which step, on which machine, by which code;
     - `error.txt`: why the last try failed; `log.txt`: what its worker printed;
     - `checkpoint.pt`: what an unfinished run resumes from; `model/`: the trained model, if it is kept;
     - `lock`: locked while the run is being run, which the kernel frees when its holder dies;
@@ -33,6 +36,7 @@ class RunFolder:
         self.summary_file = self.path / "summary.json"
         self.error_file = self.path / "error.txt"
         self.log_file = self.path / "log.txt"
+        self.starts_file = self.path / "starts.jsonl"
         self.checkpoint_file = self.path / "checkpoint.pt"
         self.lock_file = self.path / "lock"
         self.model_folder = self.path / "model"
@@ -83,6 +87,52 @@ class RunFolder:
         """Mark the run as finished."""
         with self.writing():
             write_atomically(self.summary_file, json.dumps(summary, indent=2))
+
+    # -- under what circumstances -------------------------------------------------------------------------------
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Of each start whose steps are in the history: its first step, its machine, and its code."""
+        try:
+            return [json.loads(line) for line in self.starts_file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError):  # of an earlier version, or spoilt: nothing is known
+            return []
+
+    def add_start(self, steps: int, facts: Mapping[str, Any]) -> str:
+        """Note a start.
+
+        Args:
+            steps: those done before it.
+            facts: what may change the result beside the configuration.
+
+        Returns:
+            What is not as it was at the start before, in words; nothing where all is.
+        """
+        before = [start for start in self.starts() if start["steps"] < steps]
+        with self.writing():
+            text = "".join(json.dumps(start) + "\n" for start in [*before, {"steps": steps, **facts}])
+            write_atomically(self.starts_file, text)
+        return _changes(before[-1], {"steps": steps, **facts}) if before else ""
+
+    def changes(self) -> str:
+        """What was not the same in all starts of the run, in words; nothing where all was."""
+        starts = self.starts()
+        found = (_changes(one, other) for one, other in itertools.pairwise(starts))
+        return "; ".join(change for change in found if change)
+
+    def damage(self) -> str:
+        """What is wrong with a finished run's files, and what to do; nothing where they are whole."""
+        remedy = f"; copy the whole folder {self.path} anew, or remove it, and the same command runs the run again"
+        try:
+            config, summary = self.config(), self.summary()
+            written = int(summary["steps"]) + int(config["epochs"])
+        except InputError as error:
+            return f"{str(error).partition(';')[0]}{remedy}"
+        except (KeyError, TypeError, ValueError):
+            return f"{self.config_file} or {self.summary_file} is not that of a run{remedy}"
+        lines = len(self.history_lines())
+        if lines != written:
+            return f"{self.history_file} has {lines} of the {written} lines of its run{remedy}"
+        return ""
 
     def error(self) -> str:
         """Why the last try failed; nothing where the run has finished, or nothing has failed."""
@@ -158,6 +208,15 @@ class History:
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
 
+    def sync(self) -> None:
+        """To the disk, and not only to its cache.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        with self.folder.writing():
+            os.fsync(self.file.fileno())
+
     def close(self) -> None:
         with suppress(OSError):  # what a full disk did not take was told when it was written
             self.file.close()
@@ -167,6 +226,7 @@ class SweepFolder:
     """`<out>/<sweep>/`: the run folders of a sweep or a study, and what says which of them belong to it.
 
     - `sweep.json`: the manifest: which run folders the last call was about, for those who read the results;
+    - `call-*.lock`: locked while a call is at work on the runs that the manifest names;
     - `journal.log`: the queue's own record, unless it is kept in a database; `queue.lock`: locked by who looks at it;
     - `figures/`: what was drawn of it;
     - of a study: `log.txt`: what its workers printed; `trials/`: the locks of its trials.
@@ -212,6 +272,35 @@ class SweepFolder:
             write_atomically(self.manifest_file, json.dumps(manifest, indent=2))
 
     @contextmanager
+    def called(self, manifest: Mapping[str, Any]) -> Iterator[None]:
+        """Write the manifest; as long as the `with` block lasts no call about other runs can write another one.
+
+        Calls about the same runs may be several, as they share the work.
+
+        Raises:
+            InputError: a call about other runs is at work, or the folder cannot be written.
+        """
+        about = json.dumps([manifest["profile"], manifest["cells"]], sort_keys=True)
+        mine = self.path / f"call-{hashlib.sha256(about.encode()).hexdigest()[:12]}.lock"
+        with self.locked():
+            for other in self.path.glob("call-*.lock"):
+                if other == mine:
+                    continue
+                lock = try_lock(other)
+                if lock is None:
+                    raise InputError(
+                        f"the sweep folder {self.path} is being run with other settings "
+                        f"({self.manifest()['label']}) by another call; wait for its end, or take another --out"
+                    )
+                other.unlink()
+                lock.close()
+            file = mine.open("a")
+            fcntl.flock(file, fcntl.LOCK_SH)
+            write_atomically(self.manifest_file, json.dumps(manifest, indent=2))
+        with file:
+            yield
+
+    @contextmanager
     def locked(self) -> Iterator[None]:
         """One process at a time among those that see the folder looks at a sweep's queue, or its manifest.
 
@@ -228,6 +317,15 @@ class SweepFolder:
     def try_lock_trial(self, study: str, number: int) -> IO[str] | None:
         """As RunFolder.try_lock, of a study's trial."""
         return try_lock(self.path / "trials" / f"{study}-{number}")
+
+
+def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    found = [
+        f"{key} {other[key]} instead of {one.get(key)}"
+        for key in other
+        if key != "steps" and other[key] != one.get(key)
+    ]
+    return f"from step {other['steps'] + 1} on with {', '.join(found)}" if found else ""
 
 
 def try_lock(path: Path) -> IO[str] | None:

@@ -5,6 +5,7 @@ import itertools
 import math
 import platform
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from . import checkpoint, data, parallel
+from . import checkpoint, data, parallel, stopping
 from .candidates import find
+from .code import commit
 from .config import Config
+from .errors import DamagedRun
 from .folder import RunFolder
 from .model import Classifier, check_length, load_classifier, load_tokenizer
 from .packing import check_packing, pack
@@ -47,10 +50,14 @@ def run(config: Config, progress: Progress | None = None) -> Result:
 
     Raises:
         InputError: the model, the data, the run folder, the checkpoint or W&B cannot be used.
+        DamagedRun: files of this run cannot be used.
         SystemExit: SIGTERM came.
     """
+    stopping.check()
     folder = RunFolder(config.folder)
     if folder.is_finished():
+        if damage := folder.damage():
+            raise DamagedRun(damage)
         return Result(config.folder, folder.summary())
     if config.track:
         check_wandb()
@@ -105,6 +112,7 @@ class _Training:
         self.rows = data.tokenize(rows, self.tokenizer, task, config.max_length)
         self.held_out = data.tokenize(held_out, self.tokenizer, task, config.max_length)
 
+        stopping.check()
         self.model: Classifier = load_classifier(config.model, len(task.labels), config.dropout, config.seed)
         check_length(self.model.encoder, config.max_length)
         self.model.to(self.device)
@@ -123,6 +131,9 @@ class _Training:
     def train(self, progress: Progress | None) -> dict[str, Any]:
         tracker = Tracker(self.config, self.done.step) if self.ranks.first else None
         try:
+            stopping.check()
+            if self.ranks.first:
+                self.note_start()
             with _stop_asked() as stop:
                 summary = self._train(tracker, progress, stop)
             if tracker is not None:
@@ -142,6 +153,7 @@ class _Training:
             for batch in data.train_batches(
                 self.rows, config.batch_size, config.seed, epoch, self.tokenizer, start=batch_number
             ):
+                stopping.check()
                 row, stopped, overdue = self.train_step(batch, stop)
                 if tracker is not None:
                     tracker.log(row)
@@ -150,7 +162,7 @@ class _Training:
                 if self.done.step % self.steps_per_epoch == 0:  # an epoch's end is saved with its evaluation
                     break
                 if stopped or overdue:
-                    self.save()
+                    self.save(tracker)
                 if stopped:
                     raise SystemExit(128 + signal.SIGTERM)
             self.done.all_epoch_losses.append(sum(self.done.epoch_losses) / len(self.done.epoch_losses))
@@ -162,7 +174,7 @@ class _Training:
                     | self.done.evaluation
                     | {"train/epoch_loss": self.done.all_epoch_losses[-1], "time/total": self.seconds()}
                 )
-            self.save()
+            self.save(tracker)
             if self.done.step < total_steps and self.ranks.sum([stop.is_set()], self.device)[0]:
                 raise SystemExit(128 + signal.SIGTERM)
         return self.summary()
@@ -243,6 +255,21 @@ class _Training:
     def seconds(self) -> float:
         return self.done.seconds + time.perf_counter() - self.started
 
+    def circumstances(self) -> dict[str, Any]:
+        """What may change the last digits, and is no part of the configuration."""
+        return {
+            "threads": torch.get_num_threads(),
+            "processes": self.ranks.count,
+            "device": str(self.device),
+            "commit": commit(),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name).split("+")[0] for name in ("torch", "transformers", "wandb")},
+        }
+
+    def note_start(self) -> None:
+        if changes := self.folder.add_start(self.done.step, self.circumstances()):
+            print(f"{self.folder}: resumed {changes}; losses may differ in their last digits", file=sys.stderr)
+
     def summary(self) -> dict[str, Any]:
         losses = self.done.all_epoch_losses
         return {
@@ -254,11 +281,8 @@ class _Training:
             **self.done.totals,
             "time/total": self.seconds(),
             "diverged": not math.isfinite(losses[-1]) or (len(losses) > 1 and losses[-1] >= losses[0]),
-            "processes": self.ranks.count,
-            "threads": torch.get_num_threads(),
-            "device": str(self.device),
-            "versions": {"python": platform.python_version()}
-            | {name: version(name).split("+")[0] for name in ("torch", "transformers", "wandb")},
+            **self.circumstances(),
+            **({"changes": changes} if (changes := self.folder.changes()) else {}),
         }
 
     def keep_model(self) -> Path:
@@ -270,7 +294,9 @@ class _Training:
             torch.save(self.model.head.state_dict(), folder / "head.pt")
         return folder
 
-    def save(self) -> None:
+    def save(self, tracker: Tracker | None = None) -> None:
+        if tracker is not None:  # the lines first, as a checkpoint without its lines is none
+            tracker.sync()
         done = dataclasses.replace(self.done, seconds=self.seconds())
         checkpoint.save(self.folder, done, self.model, self.optimizer, self.ranks, self.device)
         self.saved = time.perf_counter()

@@ -1,6 +1,7 @@
 """One writer for the two places where a run is kept: its folder and Weights & Biases."""
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from .config import Config
-from .errors import InputError, one_line
+from .errors import InputError, one_line, writing
 from .folder import RunFolder
+from .offline import LAID_READY, is_ended, lines_kept
 
 Row = Mapping[str, Any]
+
+PATIENCE = 10.0  # seconds in which W&B must have written the end of a run
 
 # W&B's x-axis of each name space: that of the paper's figures.
 AXES = {"train/*": "samples", "eval/*": "epoch", "search/*": "step", "step_size/*": "step", "time/*": "step"}
@@ -33,12 +37,34 @@ class Tracker:
         self.folder = RunFolder(config.folder)
         self.folder.write_config(config.as_dict() | {"run_id": config.run_id})
         self._history = self.folder.continue_history(steps_kept)
-        self._wandb = _tracked(config) if config.track else None
+        self._wandb: Any = None
+        self._lines = 0
+        if config.track:
+            kept = self.folder.history()
+            # The files of a run that was killed lack what waited in memory, and have what is about to be done again.
+            self._there = lines_kept(config.folder, kept) if _mode() == "offline" else 0
+            self._wandb = _tracked(config)
+            self._there = max(self._there, self._wandb.starting_step)  # of a run that a server has
+            for row in kept:
+                self._track(row)
 
     def log(self, row: Row) -> None:
         self._history.log(row)
         if self._wandb is not None:
-            self._wandb.log(dict(row))
+            self._track(row)
+
+    def _track(self, row: Row) -> None:
+        """W&B's step is the line's number in the history: over all files of a run it increases, and each line is once.
+
+        Lines that W&B has already are those that a resumed run has to do again; a server keeps them as they were.
+        """
+        if self._lines >= self._there:
+            self._wandb.log(dict(row), step=self._lines, commit=True)  # and not with the next line
+        self._lines += 1
+
+    def sync(self) -> None:
+        """The history to the disk and not only to its cache, before a checkpoint or a summary says that it is there."""
+        self._history.sync()
 
     def finish(self, summary: Row, model: Path | None = None) -> None:
         """The summary in the run folder means finished, so it is written last.
@@ -50,6 +76,7 @@ class Tracker:
         if self._wandb is not None:
             _log_media(self._wandb, self.folder, summary, model)
             self._wandb.summary.update(dict(summary))
+        self.sync()
         self.close(0)
         self.folder.write_summary(summary)
 
@@ -64,8 +91,10 @@ class Tracker:
         if self._wandb is not None:
             if preempted:
                 self._wandb.mark_preempting()
-            self._wandb.finish(exit_code=exit_code)
-            self._wandb = None
+            run, self._wandb = self._wandb, None
+            run.finish(exit_code=exit_code)
+            if run.offline:
+                _wait_for_the_end(self.folder.path, run.id)
 
 
 def wandb_run(folder: Path, **settings: Any) -> Any:
@@ -81,9 +110,10 @@ def wandb_run(folder: Path, **settings: Any) -> Any:
     check_wandb()
     # The offline log must hold all but the last line after a SIGKILL, so it is flushed every second.
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
-    mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
+    mode = _mode()
     if mode != "online":
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    _keep_beside(folder)
     import wandb
 
     try:
@@ -149,6 +179,37 @@ def _log_media(run: Any, folder: RunFolder, summary: Row, model: Path | None) ->
         artifact = wandb.Artifact(f"model-{summary['run_id']}", type="model", metadata=dict(summary))
         artifact.add_dir(str(model))
         run.log_artifact(artifact)
+
+
+_SET: dict[str, str] = {}
+"""environment variables as this module has set them, and may set them again for a further run"""
+
+
+def _keep_beside(folder: Path) -> None:
+    """What W&B lays ready for an upload lies with the run, and not under the home folder, which may be another disk.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    for name, place in {"WANDB_DATA_DIR": LAID_READY, "WANDB_CACHE_DIR": "cache"}.items():
+        if os.environ.get(name) == _SET.get(name):
+            path = folder.resolve() / "wandb" / place
+            with writing(f"the run folder {folder}"):
+                path.mkdir(parents=True, exist_ok=True)
+            os.environ[name] = _SET[name] = str(path)
+
+
+def _mode() -> str:
+    mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
+    return "offline" if mode == "dryrun" else mode
+
+
+def _wait_for_the_end(folder: Path, run_id: str) -> None:
+    """W&B's service writes the end of its file some moments after the run has ended; a finished run has it whole."""
+    files = sorted(folder.glob(f"wandb/*run-*/run-{run_id}.wandb"), key=lambda file: file.stat().st_mtime)
+    patience = time.monotonic() + PATIENCE
+    while files and not is_ended(files[-1]) and time.monotonic() < patience:
+        time.sleep(0.02)
 
 
 def _has_wandb_key() -> bool:

@@ -58,6 +58,19 @@ def first_there(out: str, sweeps: tuple[str, ...]) -> str | None:
     return next((sweep for sweep in sweeps if SweepFolder(Path(out) / sweep).is_started()), None)
 
 
+def names(out: str) -> list[str]:
+    """The sweeps that there are; none where only reading all runs would tell."""
+    return [] if is_tracked(out) else SweepFolder.started(out)
+
+
+def studies(out: str) -> list[str]:
+    """The studies that there are, as of `names`: they have a queue, and no list of cells."""
+    if is_tracked(out):
+        return []
+    folders = (SweepFolder(path.parent) for path in sorted(Path(out).glob("*/journal.log")))
+    return [folder.path.name for folder in folders if not folder.is_started()]
+
+
 def folder_of(out: str) -> Path:
     """Where what is made of all sweeps is written."""
     return Path(LOCAL if is_tracked(out) else out)

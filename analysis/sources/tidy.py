@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow
-import pyarrow.compute
 
 from train.candidates import CANDIDATES, reads
 from train.config import OUTSIDE_IDENTITY
@@ -23,8 +22,8 @@ def tidy(sweep: StoredSweep, allow_missing: bool) -> Runs:
 
     Raises:
         InputError: a cell that has not finished (unless `allow_missing`), whose optimizer is no candidate, whose run
-            has other settings than the sweep says, whose accuracy is no number, or whose history cannot be read or ends
-            before the run did.
+            has other settings than the sweep says, whose accuracy is no number, or whose history cannot be read or has
+            not a line for each step and epoch.
     """
     varied = sweep.varied
     for cell in sweep.cells:
@@ -77,11 +76,14 @@ def _lines(cell: Cell) -> pyarrow.Table:
     except (OSError, ValueError) as error:
         raise InputError(f"cell {cell.name}: {error}") from None
     steps = (cell.run.summary or {}).get("steps", 0)
-    last = pyarrow.compute.max(lines["step"]).as_py() if "step" in lines.column_names else 0
-    if (last or 0) < steps:  # such as an older copy of the folder that was put over the finished one
+    # A line a step and a line an epoch; fewer are there in an older copy that was put over the finished one, or where
+    # a disk has lost some.
+    written = steps + cell.run.config.get("epochs", 0)
+    if lines.num_rows != written:
         raise InputError(
-            f"cell {cell.name} finished after {steps} steps, its history in {cell.run.where} ends at step {last or 0}; "
-            "copy the whole folder of the run, or remove it and run the sweep again"
+            f"cell {cell.name}: its history in {cell.run.where} has {lines.num_rows} of the {written} lines of its "
+            f"{steps} steps and {written - steps} epochs; copy the whole folder of the run, or remove it and run the "
+            "sweep again"
         )
     return lines
 

@@ -28,6 +28,8 @@ SUMMARY = (
     "processes",
     "threads",
     "device",
+    "commit",
+    "changes",
     "versions",
 )
 

@@ -71,6 +71,13 @@ class Watch:
         self.evaluations += 1 + len(trials)
         self.varied |= any(trial != base for trial in trials)
         resolved = -promised > PROMISED * max(tolerance, torch.finfo(torch.float32).eps * abs(base))
+        if not math.isfinite(promised):
+            self.say(
+                "direction",
+                f"a search had nothing to test: f(w) = {base:.6g} and its gradient are finite, but the direction of "
+                "the move or its slope is not, so that nothing has moved. Its entries are too large or too small for "
+                "the weights' data type; allowed: float32 weights, a larger eps, or clip_norm",
+            )
         if not self.varied and len(trials) >= TRIALS and resolved:
             raise RuntimeError(
                 f"the closure returned {base!r} at all {len(trials)} trial points, where its gradient promised another "

@@ -83,6 +83,13 @@ class Evaluator:
             def evaluate_with_gradient() -> None:
                 loss.evaluate_with_gradient()
                 self._modules = replay.modules
+                if loss.without_backward:
+                    self.watch.say(
+                        "backward",
+                        "the closure has called no backward, as it did in the steps before, and its loss has no graph: "
+                        "nothing moves. So it should be where a trainer only runs the model (Lightning's "
+                        "StochasticWeightAveraging, which updates batch norm's statistics in an epoch of its own)",
+                    )
                 self._finish_gradients(optimizer, parameters)
 
             reevaluate = partial(suffix.evaluate, loss.reevaluate) if suffix else loss.reevaluate
@@ -100,7 +107,8 @@ class Evaluator:
         if self.suffix_check.off:
             return None
         changed = [parameter for parameter in alone.parameters if parameter.requires_grad]
-        return Suffix(self.suffix_check, closures, alone.name, changed, self._modules.ran, Randomness(devices))
+        randomness = Randomness(devices)
+        return Suffix(self.suffix_check, closures, alone.name, changed, self._modules.ran, randomness, self.ranks)
 
     def _finish_gradients(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
         """Average over ranks, refuse sparse ones, unscale."""
@@ -180,7 +188,10 @@ class Evaluation:
             modules.with_gradients = False
 
         def explain() -> None:
+            repeats = self._loss.repeats_here()
             nothing_right, cause = likeliest_cause(self._loss.repeat_here, modules.known)
+            if repeats:  # the difference is another rank's; asked above, as models may have collectives of their own
+                return
             words = f"the closure returned {self.base!r}, and {again!r} at the same weights: {cause} ({OFF})"
             if nothing_right:
                 raise RuntimeError(words)

@@ -18,6 +18,15 @@ def leave(parameters: Iterable[Tensor]) -> None:
             _LEFT[parameter.grad] = parameter.grad._version
 
 
+def are_left(parameters: Iterable[Tensor], changes: int) -> bool:
+    """Whether all gradients that are present are those of the last step, changed in place at most so often since.
+
+    Clipping or scaling them is one change; zeroing them for a backward pass and the pass itself are two.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return bool(gradients) and all(g in _LEFT and g._version - _LEFT[g] <= changes for g in gradients)
+
+
 class Accumulated:
     """Gradients that were made or changed since the last step: a step over its closure's loss alone would drop them.
 
@@ -50,8 +59,9 @@ class Accumulated:
             if marked.grad is mark and bool(mark.isnan().all()):
                 raise RuntimeError(
                     "step(closure) would drop the gradients that were made or changed since the last step; allowed: a "
-                    "list of closures, step([first, second, ...]), which is one step over the mean of their losses; or "
-                    "zero_grad() before, where those gradients are not meant"
+                    "list of closures, step([first, second, ...]), which is one step over the mean of their losses (in "
+                    "Lightning by manual optimization, without accumulate_grad_batches); or zero_grad() before, where "
+                    "those gradients are not meant"
                 )
         except BaseException:
             for parameter, gradient in self._held:
@@ -65,15 +75,9 @@ class Accumulated:
 
 
 @contextmanager
-def set_aside(parameters: Sequence[Tensor], copied: bool = False) -> Iterator[None]:
-    """Gradients are empty inside, and as they were afterwards, whatever is cleared or added up inside.
-
-    Args:
-        copied: whether something that is overwritten inside may hold them, as a bucket of DistributedDataParallel.
-    """
+def set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients are empty inside, and as they were afterwards, whatever is cleared or added up inside."""
     gradients = [p.grad for p in parameters]
-    if copied:
-        gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
     for parameter in parameters:
         parameter.grad = None
     try:

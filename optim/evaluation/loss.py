@@ -44,10 +44,13 @@ class MiniBatchLoss:
     Attributes:
         value: f(w_k) as the caller gets it, a detached tensor of shape [] in the closures' data type.
         base: f(w_k) in float64, the mean over ranks.
+        without_backward: whether the closure has called no backward, as those of steps before have, and its loss has no
+            graph: there is no gradient.
     """
 
     value: Tensor
     base: float
+    without_backward = False
 
     def __init__(
         self,
@@ -76,7 +79,9 @@ class MiniBatchLoss:
             RuntimeError: a closure's loss has no graph or is no loss; several closures, one of which calls backward.
         """
         self._replay.first(self._forward_backward)
-        self._with_gradients += self._replay.modules.parameters_but(self._parameters)
+        modules = self._replay.modules
+        modules.backward_inside |= self._backward_inside
+        self._with_gradients += modules.parameters_but(self._parameters)
         means = [losses.mean() for losses in self._losses]
         self.value = means[0] if len(means) == 1 else torch.stack(means).mean()
         self.base = self._ranks.mean(lambda: _mean(self._losses))
@@ -114,7 +119,9 @@ class MiniBatchLoss:
             if given:
                 raise RuntimeError(f"with {given} a closure must not call backward; allowed: forward only")
         elif not losses.requires_grad:
-            raise RuntimeError("the closure's loss has no graph: it must depend on the parameters")
+            self.without_backward = self._backward_inside = self._replay.modules.backward_inside
+            if not self.without_backward:
+                raise RuntimeError("the closure's loss has no graph: it must depend on the parameters")
         return losses
 
     def _has_gradients(self) -> bool:
@@ -142,15 +149,18 @@ class MiniBatchLoss:
         with set_aside(self._with_gradients), torch.set_grad_enabled(self._backward_inside):
             return self._once_more()
 
+    def repeats_here(self) -> bool:
+        """Whether another rank alone has given another loss at w_k, and this one the very same."""
+        return self._ranks.count > 1 and self.repeat_here() == _mean(self._losses)
+
     def _again(self, evaluate: Callable[[], float], counted: bool) -> float:
         evaluations = len(self._closures) if counted else 0
         self._counts["forwards"] += evaluations
         inside = self._backward_inside
         self._counts["backwards"] += evaluations if inside else 0
-        # A closure's zero_grad or backward would overwrite the gradients, which the move still needs; with several
-        # ranks they may be views of the buckets that its backward fills.
+        # A closure's zero_grad or backward would overwrite the gradients, which the move still needs.
         with (
-            set_aside(self._with_gradients, copied=inside and self._ranks.count > 1),
+            set_aside(self._with_gradients),
             torch.set_grad_enabled(inside or self._replay.modules.with_gradients),
         ):
             return self._ranks.mean(evaluate)

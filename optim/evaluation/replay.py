@@ -31,6 +31,7 @@ class Modules:
     ran: WeakSet[torch.nn.Module] = field(default_factory=WeakSet)
     compiled: bool = False
     autocast: torch.dtype | None = None  # in which they ran, None: no autocast
+    backward_inside: bool = False  # whether a closure has called backward itself
     with_gradients: bool = False  # whether trials need them enabled to be the same function as the first evaluation
     # All whose buffers may change: those that ran, and those that the closures can reach; with the names of parameters
     # that others own and the closures change.
@@ -80,6 +81,7 @@ class Replay:
     evaluation raises; and so are parameters that are not searched, where the closure changes them.
 
     Under DistributedDataParallel only `first` broadcasts buffers: each rank puts the ones that it received back itself.
+    And only `first` averages gradients: those of a trial are dropped, and need not be of all parameters (see `Suffix`).
 
     Args:
         devices: the accelerators whose generators the closure may use.
@@ -107,7 +109,7 @@ class Replay:
         self._randomness = Randomness(devices)
         self._buffers_before: dict[torch.nn.Module, Buffers] = {}
         self._outside_before: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._wrappers: dict[DistributedDataParallel, bool] = {}
+        self._wrappers: dict[DistributedDataParallel, tuple[bool, bool]] = {}
         self._after: State | None = None
 
     def __enter__(self) -> "Replay":
@@ -122,8 +124,8 @@ class Replay:
         self._stance.close()
         if self._after is not None:
             self._restore(self._after)
-            for wrapper, broadcasts in self._wrappers.items():
-                wrapper.require_forward_param_sync = broadcasts
+            for wrapper, (broadcasts, averages) in self._wrappers.items():
+                wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync = broadcasts, averages
 
     def first(self, evaluate: Callable[[], T]) -> T:
         if self._looks:
@@ -161,8 +163,6 @@ class Replay:
                 ran.append(module)
                 self._remember(module)
                 self._notice_autocast()
-                if isinstance(module, DistributedDataParallel):
-                    self._wrappers[module] = True
 
         hook = register_module_forward_pre_hook(remember)
         try:
@@ -199,10 +199,15 @@ class Replay:
                 [Buffers(module) for module in self._buffers_before],
                 [(parameter, parameter.detach().clone()) for parameter, _ in self._outside_before],
             )
-            self._wrappers = {wrapper: wrapper.require_forward_param_sync for wrapper in self._wrappers}
+            self._wrappers = {
+                module: (module.require_forward_param_sync, module.require_backward_grad_sync)
+                for module in self.modules.ran
+                if isinstance(module, DistributedDataParallel)
+            }
         self._restore(State(self._before, self._buffers_before.values(), self._outside_before))
         for wrapper in self._wrappers:
-            wrapper.require_forward_param_sync = False  # a forward without gradients does so anyway, for good
+            # The first one a forward without gradients would set, too, and for good.
+            wrapper.require_forward_param_sync = wrapper.require_backward_grad_sync = False
         return evaluate()
 
     @torch.no_grad()

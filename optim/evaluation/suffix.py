@@ -16,6 +16,7 @@ from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .loss import Closure
+from .ranks import Ranks
 from .replay import Randomness
 
 # Evaluations of a component's suffix after which one is compared with the full one again.
@@ -71,6 +72,7 @@ class Suffix:
         parameters: that the trials change.
         modules: that the closures run.
         randomness: what they draw from.
+        ranks: which all evaluate suffixes, or none of them does, as each evaluation is a message.
     """
 
     def __init__(
@@ -81,15 +83,19 @@ class Suffix:
         parameters: Iterable[Tensor],
         modules: Iterable[Module],
         randomness: Randomness,
+        ranks: Ranks,
     ) -> None:
-        self._check, self._component = check, component
+        self._check, self._component, self._ranks = check, component, ranks
+        self._is_known: bool | None = None  # whether something is recorded, on all ranks
         changes = _Changes(parameters)
         known = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
         self.closures = [_Recorded(closure, changes, known, randomness, check) for closure in closures]
 
     def evaluate(self, reevaluate: Callable[..., float]) -> float:
         """`MiniBatchLoss.reevaluate`, from the component on."""
-        if self._check.off or not any(closure.records for closure in self.closures):
+        if self._is_known is None:
+            self._is_known = self._ranks.mean(lambda: any(closure.records for closure in self.closures)) == 1.0
+        if not self._is_known:
             return reevaluate()
         verified = self._check.verified
         if 0 <= verified.get(self._component, -1) < RENEWED:
@@ -106,8 +112,7 @@ class Suffix:
             verified[self._component] = 0
         elif full == full:  # no NaN, which proves nothing
             self._check.fail(full, suffix)
-            for closure in self.closures:
-                closure.records = []
+            self._is_known = False
         return full
 
     def _tried(self, reevaluate: Callable[..., float]) -> float | Exception:

@@ -1,0 +1,86 @@
+"""optim/hf.py: TRL's and sentence-transformers' trainers search with the mix-in; where they are missing this skips."""
+
+import pytest
+import torch
+import transformers as hf
+from datasets import Dataset
+
+from optim import PLASLS, split
+from optim.hf import LineSearchMixin
+
+from .trainers import SIZES, arguments
+
+pytestmark = pytest.mark.filterwarnings("default")  # those of other libraries
+BAD, GOOD = ["bad", "dull", "poor", "weak"], ["good", "fine", "rich", "warm"]
+
+
+def encoder(tiny):
+    torch.manual_seed(0)
+    words = hf.AutoTokenizer.from_pretrained(tiny / "model")
+    return words, hf.BertModel(hf.BertConfig(**SIZES | {"initializer_range": 0.02}, vocab_size=len(words)))
+
+
+def learnt(trainer):
+    """The losses; each batch was one move, on what it had lost before."""
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert trainer.state.global_step == len(losses) == trainer._search().turns.progress.steps
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    return losses
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_trls_sft_trainer_searches_and_counts_each_token_once(tiny, tmp_path, accumulated):
+    trl = pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
+
+    class Mine(LineSearchMixin, trl.SFTTrainer):
+        pass
+
+    words, _ = encoder(tiny)
+    words.eos_token = "[SEP]"
+    model = hf.LlamaForCausalLM(
+        hf.LlamaConfig(**SIZES, vocab_size=len(words), pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    )
+    rows = Dataset.from_list([{"text": f"a {word} film a {word} film"} for word in BAD + GOOD] * 4)
+    args = arguments(
+        tmp_path, trl.SFTConfig, per_device_train_batch_size=8 // accumulated, num_train_epochs=3, max_length=32,
+        gradient_accumulation_steps=accumulated, bf16=False,
+    )  # fmt: skip
+    optimizers = (PLASLS(split(model, 4)), None)
+    trainer = Mine(model, args, train_dataset=rows, processing_class=words, optimizers=optimizers)
+    learnt(trainer)
+    tokens = sum(map(len, trainer.train_dataset["input_ids"]))
+    assert [row["num_tokens"] for row in trainer.state.log_history if "num_tokens" in row][-1] == 3 * tokens
+
+
+@pytest.mark.parametrize("loss", ["CosineSimilarityLoss", "MultipleNegativesRankingLoss"])
+def test_sentence_transformers_trainer_searches(tiny, tmp_path, loss):
+    reason = "sentence-transformers is not installed: pip install sentence-transformers"
+    st = pytest.importorskip("sentence_transformers", reason=reason)
+    from sentence_transformers.sentence_transformer import losses, modules
+
+    class Mine(LineSearchMixin, st.SentenceTransformerTrainer):
+        pass
+
+    words, bert = encoder(tiny)
+    words.save_pretrained(tmp_path)
+    bert.save_pretrained(tmp_path)
+    model = st.SentenceTransformer(
+        modules=[modules.Transformer(str(tmp_path)), modules.Pooling(SIZES["hidden_size"])], device="cpu"
+    )
+    if loss == "CosineSimilarityLoss":
+        pairs = [(one, other) for one in BAD + GOOD for other in BAD + GOOD]
+        rows = [
+            {"one": f"a {a} film", "other": f"a {b} film", "score": float((a in BAD) == (b in BAD))} for a, b in pairs
+        ]
+    else:
+        rows = [{"anchor": f"a {word} film", "positive": f"{word} film"} for word in BAD + GOOD]
+    args = arguments(
+        tmp_path / "out", st.SentenceTransformerTrainingArguments, per_device_train_batch_size=4,
+        gradient_accumulation_steps=2, num_train_epochs=3 if "score" in rows[0] else 10,
+    )  # fmt: skip
+    optimizers = (PLASLS(split(model, 4)), None)
+    trainer = Mine(
+        model, args, train_dataset=Dataset.from_list(rows), loss=getattr(losses, loss)(model), optimizers=optimizers
+    )
+    learnt(trainer)

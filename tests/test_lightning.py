@@ -1,0 +1,63 @@
+"""Lightning with accumulation: automatic optimization says what to write, and that is one step over the mean."""
+
+import lightning
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from optim import AdamSLS
+
+from .small import batches, weights
+
+pytestmark = pytest.mark.filterwarnings("default")  # Lightning's own
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, manual):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = torch.nn.Linear(8, 3)
+        self.automatic_optimization, self.held = not manual, []
+
+    def loss(self, batch):
+        return cross_entropy(self.model(batch[0]), batch[1])
+
+    def training_step(self, batch, index):
+        if self.automatic_optimization:
+            return self.loss(batch)
+        self.held.append(batch)
+        if len(self.held) == 2 or self.trainer.is_last_batch:
+            held, self.held = self.held, []
+            self.optimizers().optimizer.step([lambda batch=batch: self.loss(batch) for batch in held])
+        return None
+
+    def configure_optimizers(self):
+        return AdamSLS(self.model.parameters())
+
+
+def fit(module, folder, **changes):
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, **changes,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(list(batches(5)), batch_size=None))
+
+
+def test_accumulation_by_lightning_is_one_error_that_says_what_to_write(tmp_path):
+    module = Module(manual=False)
+    before = weights(module)
+    with pytest.raises(RuntimeError, match=r"allowed: a list of closures.*Lightning by manual optimization") as caught:
+        fit(module, tmp_path, accumulate_grad_batches=2)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(weights(module), before)
+
+
+def test_a_list_of_closures_by_manual_optimization_is_one_step_over_their_mean(tmp_path):
+    module, by_hand = Module(manual=True), Module(manual=True)
+    fit(module, tmp_path)
+    optimizer = by_hand.configure_optimizers()
+    data = list(batches(5))
+    for held in (data[:2], data[2:4], data[4:]):
+        optimizer.step([lambda batch=batch: by_hand.loss(batch) for batch in held])
+    assert torch.equal(weights(module), weights(by_hand))

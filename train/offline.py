@@ -1,0 +1,216 @@
+"""The .wandb files that W&B writes offline, of which a resumed run has one for each start.
+
+python -m train.offline FOLDER ...     after run folders were copied elsewhere, and before `wandb sync`
+
+W&B writes absolute paths of what it is to upload beside the lines (tables, models). The command above writes those
+anew that were copied along, for all runs below each FOLDER. Nothing here imports torch.
+"""
+
+import json
+import math
+import struct
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import InputError, one_line, writing
+from .folder import replacing
+
+HEADER, BLOCK = 7, 32768
+"""bytes of a .wandb file's header (also of a record's) and of a block"""
+WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+"""kinds of fragment of a record"""
+LAID_READY = "data"
+"""the folder beside a run's W&B folders where W&B copies what it is to upload"""
+
+
+class Record(NamedTuple):
+    data: bytes
+    end: int
+    """the place in the file behind it"""
+
+
+def records(file: Path) -> Iterator[Record]:
+    """The records of a .wandb file: LevelDB's log format after a header of its own.
+
+    Blocks of 32 KiB hold fragments: a CRC-32 of the kind and the data, the data's length, the kind. Fewer than 7 bytes
+    at a block's end are filling. Reading ends where a killed writer left a fragment half written.
+
+    Raises:
+        InputError: no .wandb file, or a damaged one.
+    """
+    data = file.read_bytes()
+    if data[:HEADER] and data[:4] != b":W&B"[: len(data)]:
+        raise InputError(f"{file} is no file of a W&B run")
+    place, record = HEADER, b""
+    while place < len(data):
+        left = BLOCK - place % BLOCK
+        if left < HEADER:
+            place += left
+            continue
+        fragment = data[place + HEADER :][: int.from_bytes(data[place + 4 : place + 6], "little")]
+        if len(data) < place + HEADER:
+            return
+        crc, length, kind = struct.unpack("<IHB", data[place : place + HEADER])
+        if len(fragment) < length:
+            return
+        if crc != zlib.crc32(fragment, zlib.crc32(bytes([kind]))):
+            raise InputError(f"{file} is damaged at byte {place}")
+        place += HEADER + length
+        record = fragment if kind in (WHOLE, FIRST) else record + fragment
+        if kind in (WHOLE, LAST):
+            yield Record(record, place)
+
+
+def parse(data: bytes) -> Any:
+    """A record as W&B's own message."""
+    from wandb.proto import wandb_internal_pb2
+
+    return wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
+
+
+def update(values: dict[str, Any], items: Any) -> dict[str, Any]:
+    """Put the keys of a message into a mapping."""
+    for item in items:
+        *above, key = item.nested_key or [item.key]
+        inside = values
+        for name in above:
+            inside = inside.setdefault(name, {})
+        inside[key] = json.loads(item.value_json)
+    return values
+
+
+def lines_kept(folder: Path, history: Sequence[Mapping[str, Any]]) -> int:
+    """Cut off what the files below a run's folder have beside its history, as that is about to be done again.
+
+    What is cut off: everything from the first row on that is not the history's next line under the step that is its
+    number. A writer that still lives writes on into a file that has no name any more.
+
+    Returns:
+        How many lines of the history, from its first one on, the files have; the rest is to be logged again.
+
+    Raises:
+        InputError: a file is of another kind.
+    """
+    kept = 0
+    for file in in_order(folder.glob("wandb/*run-*/*.wandb")):
+        end, whole = HEADER, True
+        try:
+            for record in records(file):
+                message = parse(record.data)
+                if message.WhichOneof("record_type") == "history":
+                    row = update({}, message.history.item)
+                    whole = kept < len(history) and row.get("_step") == kept and _same(row, history[kept])
+                    if not whole:
+                        break
+                    kept += 1
+                end = record.end
+        except InputError:
+            if end == HEADER:
+                raise
+            whole = False
+        if not whole:
+            with replacing(file) as partial:
+                partial.write_bytes(file.read_bytes()[:end])
+    return kept
+
+
+def in_order(files: Iterable[Path]) -> list[Path]:
+    """A run's files in the order of the steps in them; their names have the time of a clock that may go back."""
+    return sorted(files, key=lambda file: (_first_step(file), file.parent.name, str(file)))
+
+
+def moved(file: Path) -> int:
+    """Name what a run has laid ready for upload where it lies now, if the run's folder was copied or moved.
+
+    Returns:
+        How many paths were changed.
+
+    Raises:
+        InputError: the file is damaged, or cannot be written.
+    """
+    here, found = (file.parent.parent / LAID_READY).resolve(), 0
+    if not here.is_dir():
+        return 0
+    written: list[bytes] = []
+    for record in records(file):
+        message = parse(record.data)
+        changed = 0
+        if message.WhichOneof("record_type") == "artifact":
+            for entry in message.artifact.manifest.contents:
+                _, below, rest = entry.local_path.rpartition(f"/wandb/{LAID_READY}/")
+                if below and (here / rest).is_file() and entry.local_path != str(here / rest):
+                    entry.local_path = str(here / rest)
+                    changed += 1
+        written.append(message.SerializeToString() if changed else record.data)
+        found += changed
+    if found:
+        with writing(file), replacing(file) as partial:
+            partial.write_bytes(file.read_bytes()[:HEADER] + _log(written))
+    return found
+
+
+def _log(written: Iterable[bytes]) -> bytes:
+    """The records as `records` reads them."""
+    log = bytearray()
+    for data in written:
+        start, begun, at_end = 0, False, False
+        while not at_end:
+            left = BLOCK - (HEADER + len(log)) % BLOCK
+            if left < HEADER:
+                log += bytes(left)
+                left = BLOCK
+            fragment = data[start : start + left - HEADER]
+            at_end = start + len(fragment) == len(data)
+            kind = (LAST if at_end else MIDDLE) if begun else WHOLE if at_end else FIRST
+            log += struct.pack("<IHB", zlib.crc32(fragment, zlib.crc32(bytes([kind]))), len(fragment), kind) + fragment
+            start, begun = start + len(fragment), True
+    return bytes(log)
+
+
+def _first_step(file: Path) -> float:
+    try:
+        for record in records(file):
+            message = parse(record.data)
+            if message.WhichOneof("record_type") == "history":
+                return update({}, message.history.item).get("_step", 0)
+    except InputError:  # told by who reads it
+        pass
+    return math.inf
+
+
+def is_ended(file: Path) -> bool:
+    """Whether the file has the record with which a run ends."""
+    return any(parse(record.data).WhichOneof("record_type") == "exit" for record in records(file))
+
+
+def _same(row: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
+    """W&B writes what JSON has no number for as a text."""
+    logged = {key: value for key, value in row.items() if not key.startswith("_")}
+    wanted = {
+        key: {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for key, value in line.items()
+    }
+    return logged == wanted
+
+
+def main(folders: Sequence[str]) -> int:
+    """Exit status: 0, or 2 with one line where a file cannot be used."""
+    try:
+        if not folders:
+            raise InputError("no folder; allowed: python -m train.offline FOLDER ..., with runs below each of them")
+        for folder in folders:
+            files = sorted(Path(folder).rglob("*.wandb"))
+            print(f"{folder}: {len(files)} W&B files, {sum(map(moved, files))} paths written anew")
+    except InputError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,30 @@
+"""SIGTERM and Ctrl-C: a stop that is asked for is done, also where Python swallows the exception that a handler raises.
+
+It does so in destructors and in the import system, where a signal may come as well as elsewhere. Nothing here imports
+torch.
+"""
+
+import signal
+from types import FrameType
+
+_asked = 0
+
+
+def listen(*signals: int) -> None:
+    """From now on each of these signals raises SystemExit(128 + its number), and is remembered."""
+    global _asked
+    _asked = 0
+    for signum in signals:
+        signal.signal(signum, _ask)
+
+
+def check() -> None:
+    """Where nothing is half done: raise SystemExit again if one was asked for and did not get through."""
+    if _asked:
+        raise SystemExit(128 + _asked)
+
+
+def _ask(signum: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = signum
+    raise SystemExit(128 + signum)
