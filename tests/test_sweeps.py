@@ -627,7 +627,7 @@ def test_a_failed_cell_is_shown_and_runs_again_only_on_request(tmp_path: Path, u
 def test_a_full_disk_stops_the_sweep_and_loses_nothing(
     tmp_path: Path, mounted: Callable[[str], Path], unkilled: dict[str, str]
 ) -> None:
-    out = mounted("size=200k")
+    out = mounted("size=400k")
     (tmp_path / "slow").write_text("0.03")
     (out / "slow").symlink_to(tmp_path / "slow")
     (out / "stdout").symlink_to(tmp_path / "stdout")
