@@ -164,8 +164,8 @@ class Hindsight(NamedTuple):
         rate: the best one of this condition; None in the mean.
         difference: of accuracy, untuned minus tuned, in points: paired over seeds; in the mean, over the means of each
             seed.
-        cost: CPU seconds (seconds, in runs of older versions) of a run of the untuned arm's training over one of the
-            tuned arm's: the geometric mean over pairs.
+        cost: CPU seconds (seconds, where no run has them) of a run of the untuned arm's training over one of the tuned
+            arm's: the geometric mean over pairs.
     """
 
     conditions: Arm
@@ -221,15 +221,15 @@ def _hindsight(condition: Arm, arm: Arm, other: Arm, pairs: pd.DataFrame) -> Hin
         stats.estimate(seeds["accuracy"].mean()),
         stats.estimate(seeds["accuracy_tuned"].mean()),
         stats.estimate(seeds["accuracy"].mean() - seeds["accuracy_tuned"].mean()),
-        stats.geometric(np.log(pairs["cost"] / pairs["cost_tuned"])),
+        stats.geometric(np.log(pairs["cost"] / pairs["cost_tuned"]).dropna()),
     )
 
 
 def _cost(runs: Runs) -> pd.Series:
-    """CPU seconds of all steps of a run, by run id."""
+    """CPU seconds of all steps of a run, by run id; NaN of older runs, which have none, beside newer ones."""
     steps = runs.steps
-    seconds = steps["time/cpu"].fillna(steps["time/step"]) if "time/cpu" in steps else steps["time/step"]
-    return seconds.groupby(steps["run_id"], observed=True).sum().astype(float)
+    seconds = steps["time/cpu" if "time/cpu" in steps else "time/step"]
+    return seconds.groupby(steps["run_id"], observed=True).sum(min_count=1).astype(float)
 
 
 def _rows(table: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
