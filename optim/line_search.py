@@ -44,9 +44,10 @@ class LineSearch(Components):
     With `components` (PLASLS) the param groups are components with a step size each, and after the first steps exactly
     one of them is searched a step (Eq. 6). Otherwise all groups share one step size.
 
-    Step sizes may be set between steps, as numbers or tensors of one number, by hand or by torch's schedulers: the next
-    search of that component starts there (where groups share one step size, the first group's counts); a step size of
-    0 moves nothing. torch's schedulers count the groups, so nothing is merged under one.
+    Step sizes may be set between steps, by hand or by torch's schedulers, as numbers or tensors of one number. The next
+    search of that component starts there. If all groups share one step size, the first group's counts. A step size of
+    0 moves nothing. While one of torch's schedulers is attached, components are not merged: a scheduler remembers the
+    number of groups.
 
     Under torch.distributed the ranks, each with data of its own, take the same steps on the mean of their losses and
     gradients, with DistributedDataParallel or without (see `Ranks`).
@@ -54,9 +55,9 @@ class LineSearch(Components):
     Args:
         params: parameters or param groups, as any torch optimizer takes them.
         direction: what is tested.
-        grad_scaler: a torch.amp.GradScaler for float16: the backward pass is on the scaled loss, gradients are
-            unscaled before the search, the scale is updated after each step; closures are forward only, and
-            `grad_scaler.step` is not called. Saving its state is up to the caller, as with torch's optimizers.
+        grad_scaler: a torch.amp.GradScaler for float16. The backward pass is on the scaled loss, gradients are
+            unscaled before the search, and the scale is updated after each step. Closures must be forward only. Do not
+            call `grad_scaler.step`. You save its state yourself, as with torch's optimizers.
         **settings: `Settings`, and the host's own arguments (betas, eps, weight_decay, fused, ...), without `lr`.
 
     Attributes:

@@ -78,7 +78,7 @@ class Settings:
     first_c: float = setting(
         0.5,
         SHARE,
-        "the same until a first step size is accepted. Adam's first direction is a sign vector that fits one "
+        "c until a first step size is accepted. Adam's first direction is a sign vector that fits one "
         "mini-batch; at 1/2 the search goes no further than the minimum of a parabola. With c = 0.1 there, a 6-layer "
         "encoder stays on the plateau of a constant answer for one seed in three. The paper has `c` there, too.",
     )
@@ -110,8 +110,8 @@ class Settings:
     linear_growth: float = setting(
         2.0,
         Allowed(lambda value: _is_number(value) and 1 <= value < math.inf, "1 or above"),
-        "the same, if it is larger, where the last accepted trial fell by nearly all that its slope predicts and "
-        "search_growth is above 1.",
+        "takes the place of search_growth, if it is larger and search_growth is above 1, after a trial that fell by "
+        "nearly all that its slope predicts.",
     )
     max_trials: int = setting(
         100,
