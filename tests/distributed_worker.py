@@ -619,7 +619,7 @@ def join(rank, timeout):
 
 def main():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when a rank dies; what was seen is written first
-    signal.alarm(200)  # whatever hangs, no process is left behind
+    signal.alarm(400)  # whatever hangs, no process is left behind
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=20))
     rank = dist.get_rank()

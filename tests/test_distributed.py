@@ -28,7 +28,7 @@ def ranks(tmp_path_factory):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=440,
     )
     seen = [json.loads(path.read_text()) if path.exists() else {} for path in (folder / "0.json", folder / "1.json")]
 

@@ -217,6 +217,7 @@ class _Recorded:
         self._calls: list[_Call] = []
         self._recorded = self._reached = False
         self.records: list[_Record] = []
+        self._kept: list[_Leaf] = []  # those of which a copy is kept
         self.skips = False
 
     def __call__(self) -> Any:
@@ -239,12 +240,7 @@ class _Recorded:
         call = _Call(len(self.records), caller, whole=not changes and module not in self._check.opaque)
         self._take(call, (args, kwargs))
         self._calls.append(call)
-        kept = [
-            (leaf, leaf.tensor._version)
-            for record in self.records
-            for leaf in record.tensors()
-            if leaf.kept is not None
-        ]
+        kept = [(leaf, leaf.tensor._version) for leaf in self._kept]
         try:
             if self._changes.in_itself(module):
                 self._reach()
@@ -278,6 +274,7 @@ class _Recorded:
         if module in self._check.overwritten:
             for leaf in (leaf for leaf in held if isinstance(leaf, _Leaf)):
                 leaf.kept = leaf.tensor.detach().clone()
+                self._kept.append(leaf)
         self.records[call.start :] = [_Record(module, call, held, structure, self._randomness.get())]
 
     def _reach(self) -> None:
@@ -295,6 +292,7 @@ class _Recorded:
                 else:
                     leaf.tensor = leaf.tensor.new_full((), torch.nan).detach().expand(leaf.tensor.shape)
                 leaf.takers, leaf.kept = [], None
+        self._kept = []
 
     def _is_overwritten(self, record: _Record) -> bool:
         skipped = {record.call for record in self.records}
