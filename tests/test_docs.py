@@ -97,6 +97,8 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
     loader = torch.utils.data.DataLoader(rows, batch_size=8)
     known = {"model": model, "loader": loader, "rows": rows, "args": trainer_arguments(tmp_path), "torch": torch}
     for block in blocks(ROOT / "docs" / page, "python"):
+        if "SFTTrainer" in block:  # of packages that are not required; test_descendants.py has them
+            continue
         exec(compile(block, page, "exec"), known)
         if "loader" in block and "optimizer.step(lambda" in block:
             assert known["optimizer"].counts["searches"] > 0
