@@ -32,7 +32,7 @@ def drawn(count: int, batch: int, seed: int) -> Iterator[list[int]]:
     random = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(count, generator=random)
-        yield from (order[start : start + batch].tolist() for start in range(0, count - batch + 1, batch))
+        yield from order[: count // batch * batch].reshape(-1, batch).tolist()
 
 
 def gpt(args: argparse.Namespace, seed: int) -> Task:
@@ -76,8 +76,8 @@ def cnn(args: argparse.Namespace, seed: int) -> Task:
 
 def vit(args: argparse.Namespace, seed: int) -> Task:
     sizes = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
-    sizes |= {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
-    model = hf.ViTForImageClassification(hf.ViTConfig(**sizes))
+    config = hf.ViTConfig(**sizes, image_size=8, patch_size=2, num_channels=1, num_labels=10)
+    model = hf.ViTForImageClassification(config)
     return digits(model, lambda images: model(images).logits, seed)
 
 
@@ -90,7 +90,7 @@ def lora(args: argparse.Namespace, seed: int) -> Task:
     config = peft.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
     model = peft.get_peft_model(classifier(args), config)
     batches = (collate([learn[i] for i in chosen]) for chosen in drawn(len(learn), args.batch, seed))
-    parts = [collate(validate[start : start + 64]) for start in range(0, len(validate), 64)]
+    parts = [collate(validate[i : i + 64]) for i in range(0, len(validate), 64)]
     return Task(model, batches, parts, lambda batch: (model(**batch).logits, batch["labels"]))
 
 
@@ -102,15 +102,13 @@ def run(make: Callable[..., Task], args: argparse.Namespace, seed: int, arm: str
     torch.manual_seed(seed)
     task, steps, begun = make(args, seed), args.steps or STEPS[make], time.process_time()
     model, parameters = task.model.train(), [p for p in task.model.parameters() if p.requires_grad]
-    optimizer: Any
-    schedule = None
     if arm == "AdamSLS":
         optimizer = AdamSLS(parameters, total_steps=steps)
     elif arm == "PLASLS":
         optimizer = PLASLS(split(model, 4), total_steps=steps)
     else:
         optimizer = torch.optim.Adam(parameters, lr=float(arm))
-        schedule = CosineAnnealingLR(optimizer, steps)
+    schedule = CosineAnnealingLR(optimizer, steps) if arm[0].isdigit() else None
     losses = []
     for _, batch in zip(range(steps), task.batches, strict=False):
         if schedule is None:
@@ -127,8 +125,8 @@ def run(make: Callable[..., Task], args: argparse.Namespace, seed: int, arm: str
     model.eval()
     with torch.no_grad():
         logits, labels = map(torch.cat, zip(*map(task.predict, task.validation), strict=True))
-    right = 100 * float((logits.argmax(-1) == labels).float().mean())
-    return [sum(last) / len(last), float(cross_entropy(logits, labels)), right, forwards / steps, seconds]
+    loss, right = float(cross_entropy(logits, labels)), float((logits.argmax(-1) == labels).float().mean())
+    return [sum(last) / len(last), loss, 100 * right, forwards / steps, seconds]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """optim/hf.py: Hugging Face's Trainer makes one searched move a batch, on the loss of the whole batch."""
 
+import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,12 @@ from optim.hf import LineSearchMixin, LineSearchTrainer
 from tests.small import classic
 
 from .small import weights
-from .trainers import Rows, arguments, classifier, distributed, language_model
+from .trainers import SIZES, WORDS, Rows, arguments, classifier, distributed, language_model
 
 PLASLS, SGDSLS, AdamSLS = classic(optim.PLASLS), classic(optim.SGDSLS), classic(optim.AdamSLS)
 
 ROOT = Path(__file__).parent.parent
+GLUE = ROOT.parent / "shared/data/glue"
 
 
 def trained(folder, model, optimizer=None, rows=None, resume=None, **changes):
@@ -206,6 +209,49 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path):
 
 class Seq2Seq(LineSearchMixin, hf.Seq2SeqTrainer):
     pass
+
+
+class Pairs(Rows):
+    """Rows of mrpc, a word being its checksum."""
+
+    def __init__(self, part, count):
+        lines = (GLUE / f"mrpc/{part}.jsonl").read_text().splitlines()
+        self.rows = [self.row(**json.loads(line)) for line in lines[:count]]
+
+    def row(self, sentence1, sentence2, label, **_):
+        words = [2, *(7 + zlib.crc32(word.encode()) % 43 for word in f"{sentence1} {sentence2}".lower().split())]
+        return {"input_ids": torch.tensor((words + [0] * 64)[:64]), "labels": torch.tensor(label)}
+
+
+@pytest.mark.skipif(not GLUE.is_dir(), reason="no ../shared/data/glue beside this repository")
+def test_real_rows_with_a_smaller_last_batch_resume_in_an_epoch_and_end_at_the_best_model(tmp_path):
+    """44 rows in micro-batches of 4, three a step: four steps an epoch, the last one over two of them."""
+
+    def run(resume=None):
+        torch.manual_seed(0)
+        config = hf.BertConfig(**WORDS, **SIZES, hidden_dropout_prob=0.2)
+        model = hf.BertForSequenceClassification(config)
+        args = arguments(
+            tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=3, num_train_epochs=3,
+            train_sampling_strategy="random", eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
+            load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False,
+        )  # fmt: skip
+        trainer = LineSearchTrainer(
+            model, args, train_dataset=Pairs("train", 44), eval_dataset=Pairs("validation", 32),
+            optimizers=(optim.PLASLS(split(model, 4), first_steps=2), None),
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer, weights(model)
+
+    trainer, whole = run()
+    search = trainer.optimizer.optimizer
+    assert trainer.state.global_step == search.turns.progress.steps == 12
+    evaluated = logged(trainer, "eval_loss")
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(evaluated))
+    again, resumed = run(resume=str(tmp_path / "checkpoint-6"))  # in the middle of the second epoch
+    assert logged(again, "loss") == logged(trainer, "loss")
+    assert again.optimizer.optimizer.counts == search.counts
+    assert torch.equal(whole, resumed)
 
 
 def test_the_mix_in_searches_for_other_trainers(tmp_path):
