@@ -99,11 +99,11 @@ def test_nothing_to_show_is_an_error(tmp_path, capsys):
         assert "no figure or table can be made from" in capsys.readouterr().err
 
 
-def test_line_searches_only_are_shown_where_adam_has_nothing_to_show(study):
+def test_line_searches_only_are_shown_where_adam_has_nothing_to_show(study, tmp_path):
     figure = exhibits.make("trials", load(study, "small"))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SGDSLS", "PLASLS"]
-    write_sweep(study, "only-adam", {"learning_rate": [1e-5]}, seeds=1, epochs=1, optimizer="adam")
-    only_adam = load(study, "only-adam")
+    write_sweep(tmp_path, "only-adam", {"learning_rate": [1e-5]}, seeds=1, epochs=1, optimizer="adam")
+    only_adam = load(tmp_path, "only-adam")
     with pytest.raises(InputError, match="no run with a line search"):
         exhibits.make("trials", only_adam)
 
