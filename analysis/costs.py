@@ -130,7 +130,7 @@ class Rates(NamedTuple):
     """Accuracy over the learning rates of those that have one, beside those that have none.
 
     Args:
-        tuned: for each choice of the other settings, mean and standard_error over the rates.
+        tuned: for each choice of the other settings, `stats.Estimate`'s numbers over the rates.
         untuned: accuracy for each choice of the other settings.
     """
 
@@ -144,14 +144,13 @@ def rates(runs: Runs) -> Rates:
     tuned: dict[Arm, pd.DataFrame] = {}
     untuned: dict[Arm, stats.Estimate] = {}
     for key, table in runs.table.groupby(by, sort=False, dropna=False):
-        accuracy = ACCURACY.scale * table[ACCURACY.column]
+        table = table.assign(accuracy=ACCURACY.scale * table[ACCURACY.column])
         arm = runs.arm_of(by, key)
         if reads(table["optimizer"].iloc[0], "learning_rate"):
-            found = {rate: stats.estimate(of_rate) for rate, of_rate in accuracy.groupby(table["learning_rate"])}
-            rows = [(each.mean, each.standard_error) for each in found.values()]
-            tuned[arm] = pd.DataFrame(rows, list(found), ["mean", "standard_error"])
+            rows = stats.summarise(table, ["learning_rate"], "accuracy").astype({"learning_rate": float})
+            tuned[arm] = rows.set_index("learning_rate").sort_index()
         else:
-            untuned[arm] = stats.estimate(accuracy)
+            untuned[arm] = stats.estimate(table["accuracy"])
     return Rates(tuned, untuned)
 
 
@@ -195,8 +194,8 @@ def hindsight(runs: Runs) -> Hindsights:
     for key, part in table.groupby(by, sort=False, dropna=False):
         if reads(part["optimizer"].iloc[0], "learning_rate"):
             mean = part.groupby([*conditions, "learning_rate"], sort=False)["accuracy"].mean()
-            best = mean.groupby(level=list(range(len(conditions))), sort=False).idxmax()
-            part = part[[(*row[:-1], row[-1]) in set(best) for row in _rows(part, [*conditions, "learning_rate"])]]
+            best = mean.groupby(level=conditions, sort=False).idxmax()
+            part = part[pd.MultiIndex.from_frame(part[list(mean.index.names)]).isin(best)]
         of_arm[runs.arm_of(by, key)] = part.set_index(columns)
     tuned = {arm: part for arm, part in of_arm.items() if part["learning_rate"].notna().all()}
     rows = []
@@ -230,10 +229,6 @@ def _cost(runs: Runs) -> pd.Series:
     steps = runs.steps
     seconds = steps["time/cpu" if "time/cpu" in steps else "time/step"]
     return seconds.groupby(steps["run_id"], observed=True).sum(min_count=1).astype(float)
-
-
-def _rows(table: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
-    return list(table[columns].itertuples(index=False, name=None))
 
 
 def budget(runs: Runs) -> Budget:

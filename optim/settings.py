@@ -44,11 +44,16 @@ def _are_betas(value: object) -> bool:
     return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_number(b) and 0 <= b < 1 for b in value)
 
 
+def _or_none(allowed: Allowed) -> Allowed:
+    return Allowed(lambda value: value is None or allowed.holds(value), f"{allowed.words}, or None")
+
+
 SHARE = Allowed(lambda value: _is_number(value) and 0 < value < 1, "between 0 and 1")
 ABOVE_0 = Allowed(lambda value: _is_number(value) and 0 < value < math.inf, "above 0")
 NOT_NEGATIVE = Allowed(lambda value: _is_number(value) and 0 <= value < math.inf, "0 or above")
 COUNT = Allowed(is_count, "a whole number from 1")
-BOUND = Allowed(lambda value: value is None or ABOVE_0.holds(value), "above 0, or None")
+STEPS = Allowed(is_count, "a whole number of steps from 1")
+BOUND = _or_none(ABOVE_0)
 SWITCH = Allowed(lambda value: isinstance(value, bool), "True or False")
 
 
@@ -121,7 +126,7 @@ class Settings:
     )
     max_interval: int = setting(
         16,
-        Allowed(is_count, "a whole number of steps from 1"),
+        STEPS,
         "steps from one search to the next at most; steps in between take the step size untested, at the cost of the "
         "host's own step. 1: a search at every step, as in the paper.",
     )
@@ -137,14 +142,14 @@ class Settings:
     )
     total_steps: int | None = setting(
         None,
-        Allowed(lambda value: value is None or is_count(value), "a whole number of steps from 1, or None"),
+        _or_none(STEPS),
         "the steps of the whole run, where they are known: moves then take the step size times a factor that falls "
         "from 1 to 0 along half a cosine. Searches test it without the factor. Later steps move nothing, and say so. "
         "None: no decay.",
     )
     averaging: float | None = setting(
         None,
-        Allowed(lambda value: value is None or NOT_NEGATIVE.holds(value), "0 or above, or None"),
+        _or_none(NOT_NEGATIVE),
         "a, for runs whose number of steps is not known: an average of the iterates is kept, whose mean age is about "
         "k / (a + 2) steps after k of them; `eval()` puts it into the parameters, `train()` the iterates back. None: "
         "no average.",
@@ -158,7 +163,7 @@ class Settings:
     )
     loss_scale: float | None = setting(
         None,
-        Allowed(lambda value: value is None or NOT_NEGATIVE.holds(value), "0 or above, or None"),
+        _or_none(NOT_NEGATIVE),
         "that error is taken to be machine precision times max(|loss|, loss_scale), as a cross-entropy near 0 is the "
         "logarithm of a number near 1. None: it is machine precision times |loss| until a search has rejected three "
         "trials; then it is measured, by one evaluation at weights that differ by rounding. So losses may be in any "

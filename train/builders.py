@@ -35,8 +35,20 @@ LEVERS: dict[str, dict[str, Any]] = {
 }
 
 
-class Scheduled(torch.optim.Optimizer):
-    """Mix-in over an optimizer: the cosine schedule with linear warm-up, of the paper's baseline (Sec. IV).
+class PlainStep(torch.optim.Optimizer):
+    """Mix-in over an optimizer that needs the gradient only: `step` takes a closure, as the line searches do."""
+
+    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
+        self.zero_grad()
+        with torch.enable_grad():
+            loss = closure()
+        loss.backward()
+        super().step()
+        return loss.detach()
+
+
+class Scheduled(PlainStep):
+    """The same, under the cosine schedule with linear warm-up, of the paper's baseline (Sec. IV).
 
     The schedule is a part of the optimizer, so that one object is stepped and one state is saved.
     """
@@ -46,13 +58,9 @@ class Scheduled(torch.optim.Optimizer):
         self.schedule = get_cosine_schedule_with_warmup(self, round(warmup * total_steps), total_steps)
 
     def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
-        self.zero_grad()
-        with torch.enable_grad():
-            loss = closure()
-        loss.backward()
-        super().step()
+        loss = super().step(closure)
         self.schedule.step()
-        return loss.detach()
+        return loss
 
     def state_dict(self):
         return super().state_dict() | {"schedule": self.schedule.state_dict()}
@@ -72,26 +80,12 @@ class ScheduledAdamW(Scheduled, torch.optim.AdamW):  # type: ignore[misc]
 
 
 def adam(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> ScheduledAdam:
-    return ScheduledAdam(
-        _named(model),
-        lr=config.learning_rate,
-        betas=(config.beta1, BETA2),
-        eps=EPSILON,
-        fused=True,
-        **_schedule(config, steps_per_epoch),
-    )
+    return ScheduledAdam(_named(model), **_peak(config), **_schedule(config, steps_per_epoch))
 
 
 def adamw(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> ScheduledAdamW:
     """torch's weight decay, 0.01."""
-    return ScheduledAdamW(
-        _named(model),
-        lr=config.learning_rate,
-        betas=(config.beta1, BETA2),
-        eps=EPSILON,
-        fused=True,
-        **_schedule(config, steps_per_epoch),
-    )
+    return ScheduledAdamW(_named(model), **_peak(config), **_schedule(config, steps_per_epoch))
 
 
 def prodigy(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
@@ -106,20 +100,17 @@ def schedule_free(config: Config, model: torch.nn.Module, steps_per_epoch: int) 
     """Schedule-Free AdamW, warmed up as ADAM is; it needs no schedule, and averages its iterates."""
     published = _published("schedulefree", "schedulefree", config).AdamWScheduleFree
 
-    class ScheduleFree(published):  # type: ignore[misc, valid-type]
-        def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:
-            self.zero_grad()
-            loss = closure()
-            loss.backward()
-            super().step()
-            return loss.detach()
-
+    kind = type("ScheduleFree", (PlainStep, published), {})
     steps = round(config.warmup * steps_per_epoch * config.epochs)
-    return ScheduleFree(_named(model), lr=config.learning_rate, betas=(config.beta1, BETA2), warmup_steps=steps)
+    return kind(_named(model), lr=config.learning_rate, betas=(config.beta1, BETA2), warmup_steps=steps)
 
 
 def _named(model: torch.nn.Module) -> list[dict[str, Any]]:
     return [{"params": list(model.parameters()), "name": "all"}]
+
+
+def _peak(config: Config) -> dict[str, Any]:
+    return {"lr": config.learning_rate, "betas": (config.beta1, BETA2), "eps": EPSILON, "fused": True}
 
 
 def _schedule(config: Config, steps_per_epoch: int) -> dict[str, Any]:

@@ -12,9 +12,6 @@ from torch import Tensor
 from .errors import InputError, first_line
 from .model import Classifier
 
-FIRST = "first"
-"""the key of a packed batch that says where each row's first token is, counted over all tokens"""
-
 
 def pack(batch: dict[str, Tensor], padding: int = 0) -> dict[str, Tensor]:
     """The batch in fewer rows of the same width.
@@ -25,7 +22,8 @@ def pack(batch: dict[str, Tensor], padding: int = 0) -> dict[str, Tensor]:
 
     Returns:
         The inputs, each (packed rows, tokens), with "position_ids"; "attention_mask" (packed rows, 1, tokens, tokens),
-        True where a token sees another; "first" (rows,); "labels" as they were.
+        True where a token sees another; "first" (rows,), where each row's first token is, counted over all tokens;
+        "labels" as they were.
     """
     lengths: list[int] = batch["attention_mask"].sum(1).tolist()
     width = max(lengths)
@@ -50,7 +48,7 @@ def pack(batch: dict[str, Tensor], padding: int = 0) -> dict[str, Tensor]:
             first[row] = line * width + start
             start = end
     seen = (owner[:, None, :, None] == owner[:, None, None, :]).contiguous()
-    return packed | {"position_ids": positions, "attention_mask": seen, FIRST: first, "labels": batch["labels"]}
+    return packed | {"position_ids": positions, "attention_mask": seen, "first": first, "labels": batch["labels"]}
 
 
 def _first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
