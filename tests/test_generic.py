@@ -177,3 +177,21 @@ def test_zero_grad_clears_what_a_step_has_left(make, to_none):
     assert all(p.grad is not None for p in model.parameters())
     optimizer.zero_grad(set_to_none=to_none)
     assert all(p.grad is None if to_none else not p.grad.any() for p in model.parameters())
+
+
+def test_a_failed_search_makes_the_criterion_forget():
+    model = network()
+    optimizer = AdamSLS(model.parameters(), max_trials=2, max_interval=1, check_closure=False)
+    train(model, optimizer, count=4)
+    remembered = optimizer.criteria["all"].state_dict()
+    assert min(remembered.values()) > 0
+    x, y = next(batches(1, seed=1, rows=48))
+    unmoved = [p.detach().clone() for p in model.parameters()]
+
+    def rises_wherever_it_goes():
+        loss = cross_entropy(model(x), y)
+        return loss + 10 * (not all(map(torch.equal, model.parameters(), unmoved)))
+
+    optimizer.step(rises_wherever_it_goes)
+    assert not optimizer.search.accepted
+    assert set(optimizer.criteria["all"].state_dict().values()) == {0}
