@@ -196,7 +196,7 @@ def backtrack(
         tolerance: how much of a change of the loss may be rounding.
         factor: delta of the paper, 0 < factor < 1.
         max_trials: evaluations at most.
-        measure: by one more evaluation, what of a change of the loss may be rounding. It is asked after
+        measure: by one more evaluation, or three, what of a change of the loss may be rounding. It is asked after
             `MEASURED_AFTER` rejected trials; the largest step size that this tolerance accepts is taken then, without
             another trial.
     """

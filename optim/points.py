@@ -149,14 +149,24 @@ class TrialPoints:
         return self._evaluate() + sum(decay * size * (wd + size / 2 * dd) for decay, size, wd, dd in terms)
 
     def change_by_rounding(self) -> float:
-        """|f(w') - f(w)| at a point w' = w + eta d that differs from w by about a rounding error of the weights."""
+        """|f(w') - f(w)| at a point w' = w + eta d that differs from w by about a rounding error of the weights.
+
+        A change above sqrt(eps) |f| is large for rounding. It must show between such points as well, else the loss
+        jumps at w itself, and what is measured is the larger change between w' and two further points.
+        """
         points = list(chain.from_iterable(self._points))
         moved = [(point.trial - point.unmoved).flatten() for point in points]
         distance = math.sqrt(sum(float(each.double().square().sum()) for each in moved))
         weights = math.sqrt(sum(float(point.unmoved.double().square().sum()) for point in points))
         precision = max(torch.finfo(point.unmoved.dtype).eps for point in points)
         share = min(1.0, precision * weights / distance) if distance else 1.0
-        return abs(self.value([share * size for size in self._sizes]) - self.base)
+        sizes = [share * size for size in self._sizes]
+        near = self.value(sizes)
+        change = abs(near - self.base)
+        if change <= math.sqrt(precision) * abs(self.base):
+            return change
+        further = [self.value([times * size for size in sizes]) for times in (2.0, 3.0)]
+        return min(change, max(abs(value - near) for value in further))
 
     def predicted(self, sizes: Sequence[float]) -> float:
         """The change of f at the trial point, to first order."""

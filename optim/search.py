@@ -48,7 +48,8 @@ class Rule:
         factor: delta, by which a rejected step size shrinks.
         max_trials: evaluations at most.
         bracketing: whether the step size is bracketed (`bracket`) instead of shrunk.
-        measure: the line's tolerance by one more evaluation, as of `backtrack`; it holds for the line from then on.
+        measure: the line's tolerance by one more evaluation or three, as of `backtrack`; it holds for the line from
+            then on.
     """
 
     criterion: Criterion

@@ -158,3 +158,36 @@ def test_an_error_while_the_trial_point_is_made_leaves_the_weights(where, monkey
     assert all(
         torch.equal(p, b) and torch.equal(h, b) for p, b, h in zip(model.parameters(), before, held, strict=True)
     )
+
+
+@pytest.mark.parametrize("optimizer", [optim.AdamSLS, optim.SGDSLS])
+@pytest.mark.parametrize("jump", [0.3, 10.0])
+def test_a_loss_that_jumps_at_the_unmoved_weights_is_not_taken_for_an_imprecise_one(optimizer, jump):
+    torch.manual_seed(0)
+    model, x, y = torch.nn.Linear(8, 3), torch.randn(32, 8), torch.randint(3, (32,))
+    search = optimizer(model.parameters(), max_interval=1, check_closure=False)
+    for _ in range(5):
+        search.step(lambda: cross_entropy(model(x), y))
+    unmoved = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def closure():
+        moved = any(not p.equal(origin) for p, origin in zip(model.parameters(), unmoved, strict=True))
+        return cross_entropy(model(x), y) + jump * moved
+
+    search.step(closure)
+    assert search.search.trials and not search.search.accepted
+    assert all(p.equal(origin) for p, origin in zip(model.parameters(), unmoved, strict=True))
+
+
+def test_a_loss_that_scatters_with_the_weights_is_an_imprecise_one():
+    torch.manual_seed(0)
+    model, x, y = torch.nn.Linear(8, 3), torch.randn(32, 8), torch.randint(3, (32,))
+    search = optim.AdamSLS(model.parameters(), max_interval=1, check_closure=False)
+
+    def closure():
+        scatter = sum(1e8 * parameter.detach().double().sum() for parameter in model.parameters()).sin()
+        return cross_entropy(model(x), y) + 0.1 * scatter
+
+    for _ in range(60):
+        search.step(closure)
+    assert 0.01 < search.turns.progress.measured_error < 0.3
