@@ -175,7 +175,8 @@ def test_a_loss_that_jumps_at_the_unmoved_weights_is_not_taken_for_an_imprecise_
         return cross_entropy(model(x), y) + jump * moved
 
     search.step(closure)
-    assert search.search.trials and not search.search.accepted
+    assert search.search.trials
+    assert not search.search.accepted
     assert all(p.equal(origin) for p, origin in zip(model.parameters(), unmoved, strict=True))
 
 
