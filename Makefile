@@ -39,8 +39,7 @@ help:
 	@sed -n 's/^# *\(make .*\)/  \1/p' $(MAKEFILE_LIST)
 
 $(SWEEPS): sweep-%: $(INSTALLED)
-	@$(VENV)/bin/python -m sweeps $(call quoted,$*) $(SETTINGS)
-	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis $(call quoted,$*) $(call option,out,$(OUT)))
+	@$(VENV)/bin/python -m sweeps $(call quoted,$*) --analyse $(SETTINGS)
 
 $(STUDIES): study-%: $(INSTALLED)
 	@$(VENV)/bin/python -m sweeps $(call quoted,$@) $(SETTINGS)

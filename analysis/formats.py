@@ -29,7 +29,8 @@ def markdown(tables: Sequence[Table]) -> str:
 
 MARKUP = re.compile(
     r"""[\\`|$\[\]]          # anywhere
-    | \*+ (?= [^\s*] )      # these where they would begin something: marks after a number do not
+    # these where they would begin something, which marks after a number do not
+    | \*+ (?= \w ) | (?<! [\w*] ) \*+ (?= [^\s*] )
     | (?<! \w ) _+ (?= \w ) | (?<= \w ) _+ (?! \w )
     | ~ (?= ~ )
     | < (?= [A-Za-z/!?] ) | & (?= \#?\w+; )""",

@@ -567,6 +567,27 @@ def test_a_second_call_about_other_runs_is_told_while_the_first_is_at_work(tmp_p
     assert command(tmp_path)[0] == 0
 
 
+def test_a_sweeps_own_table_is_made_before_another_call_may_be_about_other_runs(
+    tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+
+    def analysis(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+        with pytest.raises(InputError, match="is being run with other settings"):
+            command(tmp_path, "--seed=0")
+        called.append((arguments[1:], len(cells(tmp_path))))
+        return subprocess.CompletedProcess(arguments, 0)
+
+    done = finish(tmp_path)
+    monkeypatch.setattr("sweeps.__main__.subprocess.run", analysis)
+    assert command(tmp_path, "--analyse")[0] == 0
+    assert called == [(["-m", "analysis", "splits", f"--out={tmp_path}"], 6)]
+    assert command(tmp_path, "--analyse", "--dry-run")[0] == 0
+    (done[0].folder / "history.jsonl").write_text("")
+    assert command(tmp_path, "--analyse")[0] == 1  # a damaged cell comes first
+    assert len(called) == 1
+
+
 def damaged(config: Config, progress: Callable[[int, int], None]) -> None:
     if config.split == 4:
         raise DamagedRun("the checkpoint cannot be read; remove it")
