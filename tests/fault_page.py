@@ -24,6 +24,7 @@ count what comes of each, and the command writes this page from their counts.
 class Fate:
     """What came of a fault, as a test has seen it."""
 
+    kind: str
     equal: bool = False
     told: bool = False
 
@@ -36,24 +37,23 @@ def injecting(record: Callable[[str, object], None]) -> Inject:
 
     @contextmanager
     def fault(kind: str) -> Iterator[Fate]:
-        fate = Fate()
+        fate = Fate(kind)
         try:
             yield fate
         except BaseException:
-            fate = Fate()
+            fate = Fate(kind)
             raise
         finally:
-            record("fault", (kind, fate))
+            record("fault", fate)
 
     return fault
 
 
-def page(fates: Sequence[tuple[str, Fate]], tests: dict[str, int]) -> str:
+def page(fates: Sequence[Fate], tests: dict[str, int]) -> str:
     """A row a kind of fault, in the order in which they came; the last one is the sum."""
     lines = [ABOUT, "| fault | injected | equal | told | lost |", "|:--|--:|--:|--:|--:|"]
-    kinds = dict.fromkeys(kind for kind, _ in fates)
-    of_kinds = {kind: [fate for of, fate in fates if of == kind] for kind in kinds}
-    for kind, found in {**of_kinds, "**all**": [fate for _, fate in fates]}.items():
+    of_kinds = {kind: [each for each in fates if each.kind == kind] for kind in dict.fromkeys(f.kind for f in fates)}
+    for kind, found in {**of_kinds, "**all**": fates}.items():
         equal, told = sum(fate.equal for fate in found), sum(fate.told for fate in found)
         lost = sum(not (fate.equal or fate.told) for fate in found)
         lines.append(f"| {kind} | {len(found)} | {equal} | {told} | {lost} |")
@@ -63,7 +63,7 @@ def page(fates: Sequence[tuple[str, Fate]], tests: dict[str, int]) -> str:
 
 class _Counts:
     def __init__(self) -> None:
-        self.fates: list[tuple[str, Fate]] = []
+        self.fates: list[Fate] = []
         self.tests = {"passed": 0, "failed": 0, "skipped": 0}
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -75,7 +75,7 @@ class _Counts:
         if report.when == "call" or report.outcome != "passed":
             self.tests[report.outcome] += 1
         if report.when == "call":
-            self.fates += [found for name, found in report.user_properties if name == "fault"]
+            self.fates += [found for _, found in report.user_properties if isinstance(found, Fate)]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.fates:

@@ -51,6 +51,7 @@ def test_a_sweep_that_is_not_there_stops_the_notebook_with_one_line(ablations, t
     assert printed.out == ""
     assert not (tmp_path / "ablations.ipynb").exists()
     assert notebook.main(["--help"]) == 2
+    assert notebook.main([""]) == 2  # and not the current folder
 
 
 def test_three_lines_give_one_tidy_table_of_real_runs(ablations):
