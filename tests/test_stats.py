@@ -298,7 +298,10 @@ def test_a_paired_t_test_of_34_pairs_sees_half_a_standard_deviation():
     assert stats.detectable_effect(34) == pytest.approx(0.5, abs=0.006)  # G*Power's first example of a paired t-test
     assert np.isnan(stats.detectable([0.1]))
     assert np.isnan(stats.detectable([0.1, np.nan]))
-    for no_spread in ([0.0, 0.0, 0.0], [0.1, 0.1, 0.1]):  # which is no power to find a difference of 0
+
+
+def test_differences_without_a_spread_do_not_say_what_could_be_detected():
+    for no_spread in ([0.0, 0.0, 0.0], [0.1, 0.1, 0.1]):
         assert np.isnan(stats.detectable(no_spread))
 
 
