@@ -26,7 +26,7 @@ STUDIES := $(patsubst sweeps/studies/%.yaml,study-%,$(wildcard sweeps/studies/*.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sweeps figures notebook report bench docs install test lint $(SWEEPS) $(STUDIES)
+.PHONY: help sweeps figures notebook report bench docs faults install test lint $(SWEEPS) $(STUDIES)
 
 help:
 	@echo 'Sweeps: run what is missing, print the table, draw the figures'
@@ -39,8 +39,7 @@ help:
 	@sed -n 's/^# *\(make .*\)/  \1/p' $(MAKEFILE_LIST)
 
 $(SWEEPS): sweep-%: $(INSTALLED)
-	@$(VENV)/bin/python -m sweeps $(call quoted,$*) $(SETTINGS)
-	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis $(call quoted,$*) $(call option,out,$(OUT)))
+	@$(VENV)/bin/python -m sweeps $(call quoted,$*) --analyse $(SETTINGS)
 
 $(STUDIES): study-%: $(INSTALLED)
 	@$(VENV)/bin/python -m sweeps $(call quoted,$@) $(SETTINGS)
@@ -72,6 +71,9 @@ lint: $(INSTALLED)  ## ruff and mypy
 docs: $(INSTALLED)  ## the site in build/site, with the API from docstrings; a warning is an error
 	@$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
 	@echo "build/site/index.html"
+
+faults: $(INSTALLED)  ## kill runs and sweeps and spoil their files, some minutes; what comes of it: docs/faults.md
+	@$(VENV)/bin/python -m pytest -p tests.fault_page $$(grep -l 'with fault(' tests/test_*.py)
 
 bench: $(INSTALLED)  ## what a step costs beside Adam's; sizes by ARGS, as in ARGS="--layers=12 --width=384 --batch=32"
 	@$(VENV)/bin/python -m train.bench $(ARGS)

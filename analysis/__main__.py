@@ -7,6 +7,11 @@ python -m analysis report                       one HTML page with everything
 python -m analysis fig3 --out=wandb:ENTITY/PROJECT        from a W&B project; offline:FOLDER from offline W&B runs
 """
 
+from train import stopping
+
+if __name__ == "__main__":  # to its end: what it has half written, the same command writes anew
+    stopping.end_at_once("stopped")
+
 import argparse
 import sys
 from pathlib import Path

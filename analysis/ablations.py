@@ -21,13 +21,12 @@
 # `SOURCE` may as well be `"wandb:ENTITY/PROJECT"` or `"offline:FOLDER"`: the tables are the same.
 
 # %%
-# %matplotlib inline
 import os
 
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import Image, Markdown, display
 
-from analysis import compare, exhibits, formats, load, stats, words
+from analysis import compare, exhibits, figures, formats, load, stats, words
 from analysis.compare import ACCURACY, LOSS
 
 SOURCE = os.environ.get("ANALYSIS_SOURCE", "runs")
@@ -37,6 +36,12 @@ pd.set_option("display.width", 120)
 def show(*tables: formats.Table) -> None:
     for table in tables:
         display(Markdown(formats.markdown([table])))
+
+
+def draw(figure) -> None:
+    """The figure, then its caption as a text, which is also what a reader hears who does not see the figure."""
+    png, caption = figures.apart(figure)
+    display(Image(png, width=int(96 * figure.get_figwidth()), alt=caption), Markdown(formats.escaped(caption)))
 
 
 def verdict(runs, measure) -> None:
@@ -64,7 +69,7 @@ frame.groupby(["split", "seed"], observed=True)[["train/loss", "search/trials", 
 
 # %%
 show(exhibits.means(runs))
-exhibits.convergence(runs)
+draw(exhibits.convergence(runs))
 
 # %%
 show(*exhibits.differences(runs, LOSS), *exhibits.ranking(runs, LOSS))
@@ -76,7 +81,7 @@ verdict(runs, ACCURACY)
 # apart: under the joint test (`joint="always"`) a rejected move shrinks all of them unless one is to blame.
 
 # %%
-exhibits.step_sizes(runs)
+draw(exhibits.step_sizes(runs))
 
 # %% [markdown]
 # ## Merging (the paper's Fig. 2)
@@ -90,10 +95,10 @@ runs = load(SOURCE, "merging")
 show(exhibits.means(runs))
 merges = runs.table.groupby(runs.varied, sort=False, dropna=False)["search/merges"]
 display(merges.agg(["mean", "min", "max"]).rename_axis("merges a run", axis="columns"))
-exhibits.merging(runs)
+draw(exhibits.merging(runs))
 
 # %%
-exhibits.one_component(runs)
+draw(exhibits.one_component(runs))
 
 # %%
 show(*exhibits.differences(runs, LOSS))
@@ -108,7 +113,7 @@ verdict(runs, LOSS)
 # %%
 runs = load(SOURCE, "batch-sizes")
 show(exhibits.means(runs))
-exhibits.by_batch(runs)
+draw(exhibits.by_batch(runs))
 
 # %%
 show(*exhibits.differences(runs, LOSS))

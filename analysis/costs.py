@@ -179,6 +179,7 @@ class Hindsight(NamedTuple):
 
 class Hindsights(NamedTuple):
     by: list[str]
+    settings: list[str]
     rows: list[Hindsight]
 
 
@@ -206,7 +207,7 @@ def hindsight(runs: Runs) -> Hindsights:
             if len(groups) > 1:
                 groups.append((tuple(ALL for _ in conditions), pairs))
             rows += [_hindsight(condition, arm, other, each) for condition, each in groups]
-    return Hindsights(conditions, rows)
+    return Hindsights(conditions, by, rows)
 
 
 def _hindsight(condition: Arm, arm: Arm, other: Arm, pairs: pd.DataFrame) -> Hindsight:

@@ -115,7 +115,8 @@ def rates(axes: Axes, found: Rates, looks: Looks) -> None:
 
 
 def log_scale(axes: Axes) -> None:
-    """Limits from the lines, and from the bands as far as they are near (one may reach below 0); what is 0 is left out.
+    """Limits from the lines and their bands; what is 0 is left out, and a band that comes near 0, which on this scale
+    is far away, is followed down to a tenth of the lowest line.
 
     Labels in between where there are few decades.
     """
@@ -127,7 +128,7 @@ def log_scale(axes: Axes) -> None:
     low, high = positive.min(), positive.max()
     bands = [path.vertices[:, 1] for panel in panels for band in panel.collections for path in band.get_paths()]
     near = np.concatenate([positive, *bands])
-    near = near[(near > low / 1.5) & (near < high * 1.5)]
+    near = near[near > low / 10]
     low, high = near.min(), near.max()
     room = max((high / low) ** 0.05, 1.02)
     axes.set_yscale("log", nonpositive="mask")

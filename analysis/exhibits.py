@@ -189,7 +189,8 @@ def _pairs(runs: Runs, left: Callable[[Runs], Curves], right: Callable[[Runs], C
 
 
 def _parts(runs: Runs, lines: Sequence[str], numbers: Callable[[Runs], Any]) -> list[Panel]:
-    return [Panel(", ".join(map(words.named, choice)), numbers(part)) for choice, part in runs.parts(lines)]
+    by = [key for key in runs.varied if key not in lines]
+    return [Panel(words.arm(by, choice) if by else "", numbers(part)) for choice, part in runs.parts(lines)]
 
 
 def _looks(runs: Runs, lines: Sequence[str]) -> Looks:

@@ -1,5 +1,6 @@
 """Numbers -> figures: panels with a legend and a caption. Nothing here computes a statistic."""
 
+import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import drawing, words
+from . import drawing
 from .compare import Measure
 from .curves import Curves, StepSizes
 from .looks import VERMILION, Looks
@@ -113,7 +114,6 @@ def bars(shown: Sequence[Panel], looks: Looks, caption: str) -> Figure:
                 drawing.bars(axes, means, measure, looks)
             arms = next(iter(of.values()))[looks.by].itertuples(index=False, name=None)
             row[0].set_yticks(row[0].get_yticks(), [looks.of_arm[arm].label for arm in arms])
-            row[0].set(ylabel=words.title(looks.by))
             row[0].set_title(panel.title, loc="left")
         for axes, measure in zip(grid[-1], shown[-1].numbers, strict=True):
             axes.set_xlabel(measure.name)
@@ -135,7 +135,7 @@ def components(shown: StepSizes, caption: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE)
         count = shown.sizes.shape[1]
-        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, count))  # from input to output
+        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.8, count))  # from input to output
         widths = np.linspace(2.8, 1.0, count)  # components that share a step size are seen beneath one another
         drawing.step_sizes(figure.subplots(), shown.sizes, colours, widths)
         figure.legend(loc="outside right upper", title="component", title_fontsize=8, labelspacing=0.35)
@@ -150,6 +150,20 @@ def save(figure: Figure, path: Path) -> list[Path]:
     for ending, file in zip(("png", "pdf"), files, strict=True):
         write(figure, file, ending)
     return files
+
+
+def apart(figure: Figure) -> tuple[bytes, str]:
+    """The figure as PNG without its caption, and the caption: for pages, which set it as text."""
+    lines = figure.get_supxlabel().split("\n")
+    caption = " ".join(lines)
+    figure.set_figheight(figure.get_figheight() - LINE[1] * len(lines))
+    figure.supxlabel("")
+    file = io.BytesIO()
+    try:
+        write(figure, file, "png")
+    finally:
+        _caption(figure, caption)
+    return file.getvalue(), caption
 
 
 def write(figure: Figure, file: Any, ending: str) -> None:
@@ -168,10 +182,9 @@ def _frame(figure: Figure, looks: Looks, caption: str) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             of_label.setdefault(label, handle)
     longest = max(map(len, of_label), default=1)
-    columns = max(1, min(len(of_label), int(14 * figure.get_figwidth() / (longest + 6))))
+    columns = max(1, min(len(of_label), int(16 * figure.get_figwidth() / (longest + 6))))
     rows = -(-len(of_label) // columns)
-    title = looks.title if of_label.keys() <= {look.label for look in looks.of_arm.values()} else ""
-    figure.set_figheight(figure.get_figheight() + LINE[0] * (rows + bool(title)))
+    figure.set_figheight(figure.get_figheight() + LINE[0] * rows)
     figure.legend(
         of_label.values(),
         of_label.keys(),
@@ -179,8 +192,6 @@ def _frame(figure: Figure, looks: Looks, caption: str) -> None:
         ncols=-(-len(of_label) // rows),
         handlelength=2.4,
         columnspacing=1.4,
-        title=title or None,
-        title_fontsize=7.5,
     )
     _caption(figure, caption)
 

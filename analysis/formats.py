@@ -22,9 +22,25 @@ def markdown(tables: Sequence[Table]) -> str:
     """Paragraphs and pipe tables, readable as they are on a terminal of 100 to 120 columns."""
     parts = []
     for table in tables:
-        parts.append(textwrap.fill(table.heading, WIDTH, break_long_words=False, break_on_hyphens=False))
+        parts.append(textwrap.fill(escaped(table.heading), WIDTH, break_long_words=False, break_on_hyphens=False))
         parts.append(_pipes(table.cells))
     return "\n\n".join(parts) + "\n"
+
+
+MARKUP = re.compile(
+    r"""[\\`|$\[\]]          # anywhere
+    # these where they would begin something, which marks after a number do not
+    | \*+ (?= \w ) | (?<! [\w*] ) \*+ (?= [^\s*] )
+    | (?<! \w ) _+ (?= \w ) | (?<= \w ) _+ (?! \w )
+    | ~ (?= ~ )
+    | < (?= [A-Za-z/!?] ) | & (?= \#?\w+; )""",
+    re.VERBOSE,
+)
+
+
+def escaped(text: str) -> str:
+    """A text that Markdown shows as it is; what needs no backslash has none, so that a terminal shows it as well."""
+    return MARKUP.sub(lambda found: "".join(f"\\{sign}" for sign in found[0]), text)
 
 
 def latex(tables: Sequence[Table]) -> str:
@@ -49,7 +65,7 @@ def _pipes(cells: pd.DataFrame) -> str:
     """A pipe table; pandas' own has headers padded beyond what fits the terminal."""
     columns = []
     for name, right in ((name, is_number(cells[name])) for name in cells):
-        texts = [name, *cells[name]]
+        texts = [escaped(text) for text in (name, *cells[name])]
         width = max(map(len, texts))
         rule = "-" * (width + 1) + ":" if right else ":" + "-" * (width + 1)
         padded = [f" {text:>{width}} " if right else f" {text:<{width}} " for text in texts]
@@ -64,6 +80,13 @@ def is_number(column: pd.Series) -> bool:
 
 def _tex(text: str) -> str:
     text = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
-    for plain, tex in {"±": r"$\pm$", "−": "$-$", "–": "--", "<": "$<$", "~": r"\textasciitilde "}.items():
+    for plain, tex in {
+        "^": r"\textasciicircum ",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "–": "--",
+        "<": "$<$",
+        "~": r"\textasciitilde ",
+    }.items():
         text = text.replace(plain, tex)
     return text

@@ -38,11 +38,6 @@ class Looks:
     by: list[str]
     of_arm: dict[Arm, Look]
 
-    @property
-    def title(self) -> str:
-        """Of the legend: the settings by name, where the labels are their values alone."""
-        return words.title(self.by) if len(self.by) > 1 else ""
-
 
 def of_candidate(optimizer: str) -> Look:
     """A candidate's name and colour."""
@@ -67,8 +62,7 @@ def looks(by: Sequence[str], arms: Sequence[Arm]) -> Looks:
         others = [value for name, value in zip(by, arm, strict=True) if name != "optimizer"]
         if "optimizer" in by and others and set(others) == {UNREAD}:  # nothing but the candidate tells it apart
             style |= {"color": CANDIDATES[arm[by.index("optimizer")]].colour, "linestyle": "-"}
-        label = words.arm(arm)
-        of_arm[arm] = Look(label if len(by) > 1 or by == ["optimizer"] else f"{words.title(by)} {label}", style)
+        of_arm[arm] = Look(words.arm(by, arm), style)
     return Looks(list(by), of_arm)
 
 
@@ -81,5 +75,5 @@ def _colours(by: list[str], keys: list[tuple[Any, ...]]) -> list[Any]:
         of_key |= {key: CANDIDATES[key[0]].colour for key in different}
     elif len(by) == 1 and by[0] in ORDERED:
         numbers = [key for key in different if key not in ((None,), (UNREAD,))]
-        of_key |= dict(zip(numbers, matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(numbers))), strict=True))
+        of_key |= dict(zip(numbers, matplotlib.colormaps["viridis"](np.linspace(0, 0.75, len(numbers))), strict=True))
     return [of_key[key] for key in keys]

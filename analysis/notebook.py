@@ -50,8 +50,8 @@ def main(args: list[str]) -> int:
 
 
 def _main(args: list[str]) -> None:
-    if len(args) > 1 or (args and args[0].startswith("-")):
-        raise InputError(f"{' '.join(args)}: allowed is one OUT, a folder, offline:FOLDER or wandb:ENTITY/PROJECT")
+    if len(args) > 1 or (args and (not args[0] or args[0].startswith("-"))):
+        raise InputError(f"OUT {' '.join(args)}: allowed is one OUT, a folder, offline:FOLDER or wandb:ENTITY/PROJECT")
     source = args[0] if args else "runs"
     executed = execute(source)
     made = folder_of(source) / NOTEBOOK.name

@@ -1,10 +1,10 @@
 """python -m analysis report: all figures, tables and tests on one page that opens without a network."""
 
 import base64
-import io
 import os
 import platform
 import re
+import shlex
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,8 @@ HERE = Path(__file__).parent
 TITLE = "Fine-tuning Transformers with line searches: results"
 DEVIATIONS = HERE.parent / "docs" / "deviations.md"
 """a heading, then where we differ from the paper"""
+READABLE = 6
+"""rem of the page for an inch of a figure, at least: a narrow screen scrolls it sideways, as it does a table"""
 LIBRARIES = ("numpy", "pandas", "scipy", "statsmodels", "matplotlib")
 
 
@@ -36,7 +38,8 @@ def page(out: str, allow_missing: bool = False, profile: str | None = None) -> s
         InputError: no figure or table can be made.
     """
     sections, not_made, loaded, tested = [], [], {}, set()
-    elsewhere = "" if out == "runs" else f" --out={out}"
+    elsewhere = [] if out == "runs" else [f"--out={out}"]
+    options = [*elsewhere, *([f"--profile={profile}"] if profile else []), *["--allow-missing"] * allow_missing]
     for name, exhibit in exhibits.EXHIBITS.items():
         try:
             sweep = exhibits.source(name, out)
@@ -46,7 +49,7 @@ def page(out: str, allow_missing: bool = False, profile: str | None = None) -> s
         except InputError as error:
             not_made.append((name, one_line(error)))
             continue
-        sections.append(_section(name, exhibit.title, elsewhere, shown))
+        sections.append(_section(name, exhibit.title, options, shown))
         if name in exhibits.RESULTS:
             tested.add(sweep)
     for sweep in sources.names(out):  # those that no exhibit is made from: the user's own
@@ -55,20 +58,22 @@ def page(out: str, allow_missing: bool = False, profile: str | None = None) -> s
                 loaded[sweep] = sources.load(out, sweep, allow_missing, profile)
             except InputError as error:
                 not_made.append((sweep, one_line(error)))
-    not_made += [(study, f"a study: python -m sweeps {study}{elsewhere}") for study in sources.studies(out)]
+    studies = {study: shlex.join(["python", "-m", "sweeps", study, *elsewhere]) for study in sources.studies(out)}
+    not_made += [(study, f"a study: {command}") for study, command in studies.items()]
     if not loaded:
         started = [why for name, why in not_made if name in sources.names(out)]  # rather than what is not there at all
         raise InputError(f"no figure or table can be made from {out}: {[*started, not_made[0][1]][0]}")
     for sweep in (sweep for sweep in loaded if sweep not in tested):
         shown = exhibits.of_sweep(loaded[sweep])
-        sections.append(_section(sweep, f"means and tests of the sweep {sweep}", elsewhere, shown))
+        sections.append(_section(sweep, f"means and tests of the sweep {sweep}", options, shown))
     heading, deviations = _deviations()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     return environment.get_template("report.html.j2").render(
         title=TITLE,
-        about=f"{sum(len(each.table) for each in loaded.values())} runs of {len(loaded)} sweeps, from {out}.",
+        about=f"{_many(sum(len(each.table) for each in loaded.values()), 'run')} of {_many(len(loaded), 'sweep')}, "
+        f"from {out}.",
         sections=sections,
         sweeps=[_sweep(each) for each in loaded.values()],
         deviations_heading=heading,
@@ -78,16 +83,22 @@ def page(out: str, allow_missing: bool = False, profile: str | None = None) -> s
     )
 
 
-def _section(name: str, title: str, elsewhere: str, shown: exhibits.Shown) -> dict[str, Any]:
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _section(name: str, title: str, options: list[str], shown: exhibits.Shown) -> dict[str, Any]:
     figure = shown if isinstance(shown, Figure) else None
+    image, caption = figures.apart(figure) if figure else (b"", "")
     return {
         "name": name,
         "title": title[0].upper() + title[1:],
-        "command": f"python -m analysis {name}{elsewhere}",
+        "command": shlex.join(["python", "-m", "analysis", name, *options]),
         "tables": [_table(table) for table in shown] if isinstance(shown, list) else [],
-        "image": _image(figure) if figure else "",
+        "image": base64.b64encode(image).decode(),
         "width": f"{figure.get_figwidth() / figures.SIZE[0]:.0%}" if figure else "",
-        "caption": " ".join(figure.get_supxlabel().split()) if figure else "",
+        "least": f"{figure.get_figwidth() * READABLE:g}rem" if figure else "",
+        "caption": caption,
     }
 
 
@@ -100,20 +111,14 @@ def _table(table: formats.Table) -> dict[str, Any]:
     }
 
 
-def _image(figure: Figure) -> str:
-    file = io.BytesIO()
-    figures.write(figure, file, "png")
-    return base64.b64encode(file.getvalue()).decode()
-
-
 def _sweep(each: Runs) -> dict[str, Any]:
     settings = {key: value for key, value in each.fixed.items() if key not in OUTSIDE_IDENTITY}
     return {
         "name": each.name,
         "profile": each.profile,
-        "runs": len(each.table),
+        "runs": _many(len(each.table), "run"),
         "varied": ", ".join([*each.varied, "seed"]),
-        "settings": [(key, words.level(value)) for key, value in settings.items()],
+        "settings": [(key, words.whole(value)) for key, value in settings.items()],
     }
 
 
@@ -139,7 +144,9 @@ def _made(loaded: dict[str, Runs]) -> dict[str, str]:
             trained.add(
                 ", ".join(f"{name.removeprefix('versions/')} {v}" for name, v in zip(names, values, strict=True))
             )
-    where = [f"{device}, {threads} threads" if device == "cpu" else device for device, threads in sorted(machines)]
+    where = [
+        f"{device}, {_many(threads, 'thread')}" if device == "cpu" else device for device, threads in sorted(machines)
+    ]
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "commit of the analysis": commit(),

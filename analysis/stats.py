@@ -189,10 +189,11 @@ def detectable(differences: ArrayLike, power: float = 0.8, alpha: float = 0.05) 
         d_z(n, power, alpha) * s_d
 
     where d_z solves the power of the two-sided t-test (noncentral t). A study that finds nothing says no more than
-    that the difference is probably below this. NaN with fewer than two pairs, or differences that are not finite.
+    that the difference is probably below this. NaN with fewer than two pairs, or differences that are not finite or
+    have no spread.
     """
     d = np.asarray(differences, dtype=float)
-    if d.size < 2 or not np.isfinite(d).all():
+    if d.size < 2 or not np.isfinite(d).all() or np.ptp(d) <= NEGLIGIBLE * np.abs(d).max():
         return np.nan
     return detectable_effect(d.size, power, alpha) * float(d.std(ddof=1))
 

@@ -46,7 +46,7 @@ def grid(found: Grid, about: str) -> Table:
         name = "mean" if set(condition) == {ALL} else ", ".join(map(words.level, condition))
         texts = _mean_errors(rows, found.measure)
         cells[name] = [text + words.mark(p) for text, p in zip(texts, rows["p"], strict=True)]
-    text = f"{_begin(found.measure)}. {about} Difference from {words.arm(found.first)}: "
+    text = f"{_begin(found.measure)}. {about} Difference from {words.arm(found.settings, found.first)}: "
     text += ", ".join(f"{mark} p < {bound:g}" for bound, mark in words.MARKS.items())
     text += "; paired t-test, Holm over tasks and arms"
     text += "; mean: sign-flip test over tasks and seeds, Holm over arms." if len(columns) > 1 else "."
@@ -71,9 +71,8 @@ def differences(tested: Differences) -> Table:
         "p (exact)": [words.p_value(p, 4) for p in tested.rows["p_exact"]],
         "least p": [words.p_value(p, 4) for p in tested.rows["least_p"]],
     }
-    first = zip(tested.settings, tested.first, strict=True)
-    text = f"{_begin(tested.measure)}: difference from "
-    text += ", ".join(f"{key} {words.named(value)}" for key, value in first) + ", paired over seeds. "
+    first = words.arm(tested.settings, tested.first)
+    text = f"{_begin(tested.measure)}: difference from {first}, paired over seeds. "
     if tested.rows["pairs"].max() < 2 and not tested.rows["welch"].any():
         text += "One seed: no test."
     else:
@@ -92,7 +91,7 @@ def differences(tested: Differences) -> Table:
 
 def ranking(ranked: Ranking) -> Table:
     """Friedman's test that all arms are alike, and every pair of them."""
-    names, rows, test = [words.arm(values) for values in ranked.arms], ranked.rows, ranked.friedman
+    names, rows, test = [words.arm(ranked.settings, values) for values in ranked.arms], ranked.rows, ranked.friedman
     digits = words.decimals(rows["difference"], ranked.measure.digits)
     cells = {
         "first": [names[place] for place in rows["first"]],
@@ -104,7 +103,7 @@ def ranking(ranked: Ranking) -> Table:
         "least p": [words.p_value(p, 4) for p in rows["least_p"]],
         "p (Nemenyi)": map(words.p_value, rows["nemenyi"]),
     }
-    ranks = ", ".join(f"{name} {words.number(rank, 2)}" for name, rank in zip(names, test.ranks, strict=True))
+    ranks = "; ".join(f"{name}: {words.number(rank, 2)}" for name, rank in zip(names, test.ranks, strict=True))
     text = f"{_begin(ranked.measure)}: all pairs. Mean ranks over {test.blocks} {ranked.over} (1 is best): {ranks}. "
     text += f"Friedman's test: chi-squared {words.number(test.statistic, 2)}, "
     text += f"{'exact' if test.exact else 'approximate'} p {words.equals(test.p)} (the least that can be: "
@@ -142,8 +141,8 @@ def hindsight(found: Hindsights, about: str) -> Table:
     rows: list[dict[str, Any]] = [
         {name: words.level(value) for name, value in zip(found.by, row.conditions, strict=True)}
         | {
-            "without a rate": words.arm(row.untuned),
-            "with the best rate": words.arm(row.tuned),
+            "without a rate": words.arm(found.settings, row.untuned),
+            "with the best rate": words.arm(found.settings, row.tuned),
             "rate": words.NONE if row.rate is None else words.level(row.rate),
             "accuracy": words.mean_error(row.accuracy, 1),
             "accuracy at the best rate": words.mean_error(row.at_best, 1),

@@ -9,6 +9,7 @@ from train.candidates import CANDIDATES
 
 from . import curves
 from .compare import Differences
+from .formats import escaped
 from .runs import UNREAD, Arm, Runs
 from .stats import Estimate
 
@@ -27,6 +28,8 @@ COMMON = {
 """how settings that do not vary are said in the heading"""
 TITLES = {"merge_threshold": "merge threshold", "batch_size": "batch", "learning_rate": "learning rate"}
 """settings as words, where their names are not"""
+SPEAKING = ("optimizer", "task", "subset", "model", "data")
+"""settings whose values are told without their names"""
 MARKS = {0.001: "***", 0.01: "**", 0.05: "*"}
 """adjusted p below which a difference has a mark"""
 SIGNIFICANT = 0.05
@@ -95,13 +98,19 @@ def factor(each: Estimate) -> str:
 # -- settings
 
 
-def level(value: Any) -> str:
-    """A setting's value as a label; a folder is its last part, and so is a hub id, which says who published it."""
+def whole(value: Any) -> str:
+    """A setting's value as it is."""
     if value is None or value != value:
         return "none"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if isinstance(value, str) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def level(value: Any) -> str:
+    """A setting's value as a label; a folder is its last part, a hub id stays whole, as it says who published it."""
+    text = whole(value)
+    parts = re.split(r"[\\/]", text.rstrip("\\/"))
+    is_id = len(parts) == 2 and parts[0].strip(".~") and parts[1] and text[-1] not in "\\/"
+    return text if is_id else parts[-1]
 
 
 def named(value: Any) -> str:
@@ -110,14 +119,15 @@ def named(value: Any) -> str:
     return CANDIDATES[text].name if text in CANDIDATES else text
 
 
-def arm(values: Arm) -> str:
-    """Its settings' values, without those that its optimizer does not read."""
-    return ", ".join(named(value) for value in values if value != UNREAD) or UNREAD
+def arm(by: Sequence[str], values: Arm) -> str:
+    """Settings with their values, without those that its optimizer does not read: PLASLS, split 10."""
+    read = zip(by, values, strict=True)
+    return ", ".join(setting_of(key, value) for key, value in read if value != UNREAD) or UNREAD
 
 
-def title(by: Sequence[str]) -> str:
-    """Settings by name; the optimizer needs none where it is alone."""
-    return ", ".join(TITLES.get(name, name) for name in by if list(by) != ["optimizer"])
+def setting_of(key: str, value: Any) -> str:
+    """A setting and its value; some values say themselves what they are of."""
+    return named(value) if key in SPEAKING else f"{TITLES.get(key, key.replace('_', ' '))} {named(value)}"
 
 
 # -- sweeps
@@ -130,7 +140,8 @@ def heading(runs: Runs, timed: bool = True) -> str:
     where = (
         f"{threads} CPU thread{'s' * (threads > 1)}" if device == "cpu" else device for device, threads in machines
     )
-    text += " Mean ± standard error over seeds"
+    one = runs.table.groupby(runs.by, dropna=False).size().max() == 1
+    text += " One run an arm: no standard error" if one else " Mean ± standard error over seeds"
     text += f"; seconds on {' or '.join(dict.fromkeys(where))}." if timed else "."
     if runs.missing:
         cells = len(runs.missing) + len(runs.table)
@@ -189,7 +200,7 @@ def caption(runs: Runs, lines: Sequence[str], what: str, drawn: str = "bands") -
 def caption_of_run(runs: Runs, run_id: str, what: str) -> str:
     """What a figure shows of a single run."""
     row = runs.table.set_index("run_id").loc[run_id]
-    which = ", ".join(f"{TITLES.get(key, key)} {named(row[key])}" for key in [*runs.varied, "seed"])
+    which = arm([*runs.varied, "seed"], runs.arm_of([*runs.varied, "seed"], row[[*runs.varied, "seed"]].tolist()))
     return f"{what} of one run ({which}). {_of_sweep(runs)}."
 
 
@@ -211,14 +222,14 @@ def difference_digits(tested: Differences) -> int:
 
 
 def verdict(tested: Differences) -> str:
-    """What the paired tests say, in a sentence: which arms differ after Holm, and what the study could have seen."""
+    """What the paired tests say, in a sentence of Markdown: which arms differ after Holm, what could have been seen."""
     rows, digits, name = tested.rows, difference_digits(tested), tested.measure.name
     if all(round(difference, digits) == 0 for difference in rows["difference"]):
         return f"**{name}**: all arms have the same results as the first one, to the digits shown."
     if rows["holm"].isna().all():
         return f"**{name}**: these runs allow no test."
     arms = rows.loc[rows["holm"] < SIGNIFICANT, tested.settings].itertuples(index=False, name=None)
-    differ = sorted(set(map(arm, arms)))
+    differ = sorted({escaped(arm(tested.settings, each)) for each in arms})
     said = (
         f"differ from the first arm: {'; '.join(differ)}" if differ else "no arm differs from the first beyond chance"
     )

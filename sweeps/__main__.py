@@ -6,17 +6,24 @@ python -m sweeps study-adam                                  a study: what to tr
 python -m sweeps splits --split=1,10 --seed=0,1 --epochs=2   any field of train.config.Config
 """
 
+from train import stopping
+
+STOPPED = "stopped; the same command runs what is missing"
+if __name__ == "__main__":
+    stopping.end_at_once(STOPPED)
+
 import argparse
 import dataclasses
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from train import stopping
 from train.arguments import Parser, any_terminal, positive
 from train.config import Config
 from train.errors import InputError
@@ -47,6 +54,7 @@ def arguments(args: list[str]) -> tuple[argparse.Namespace, dict[str, list[str]]
     parser.add_argument("--heartbeat", default="20", help="seconds between a cell's signs of life in a database [20]")
     parser.add_argument("--retry-failed", action="store_true", help="run failed cells again")
     parser.add_argument("--trials", default=None, help="of a study: choices to try [its file's run_cap / seeds]")
+    parser.add_argument("--analyse", action="store_true", help="then print and draw what the finished cells show")
     parser.add_argument("--dry-run", action="store_true", help="only list the cells and their command lines")
     group = parser.add_argument_group("any field of train.config.Config, with one value or several")
     fields = [field.name for field in dataclasses.fields(Config) if field.name != "profile"]
@@ -76,7 +84,7 @@ def main(args: list[str], run: str = "train.run:run") -> int:
         return 2
     except SystemExit as end:
         if isinstance(end.code, int) and end.code > 128:
-            print("stopped; the same command runs what is missing", file=sys.stderr)
+            print(STOPPED, file=sys.stderr)
         raise
 
 
@@ -89,6 +97,8 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
     changes.setdefault("threads", [str(max(1, cores // workers))])
     if trials and not (call.name or "").startswith(STUDY):
         raise InputError(f"--trials={trials}: the cells of a grid all run; allowed: with study-NAME")
+    if call.analyse and (call.name is None or call.name.startswith(STUDY)):
+        raise InputError("--analyse: a study prints its answer by itself; allowed: with the NAME of a sweep")
     if call.name is None:
         return _list(call.profile, changes, workers)
     space = load(call.name, call.profile, changes)
@@ -105,8 +115,17 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
         print(f"{space.name}: {len(cells)} cells: {len(cells) - len(missing)} finished, {len(missing)} missing")
         return 0
     folder = SweepFolder(next(iter(cells.values())).folder.parent)
-    with folder.called(space.manifest()), reachable(storage):
-        return run_grid(space, storage, workers, call.retry_failed, run)
+    with folder.called(space.manifest()):
+        with reachable(storage):
+            status = run_grid(space, storage, workers, call.retry_failed, run)
+        # Within, as another call's manifest would make it another call's table.
+        return status or (_analyse(space.name, folder.path.parent) if call.analyse else 0)
+
+
+def _analyse(name: str, out: Path) -> int:
+    """In a process of its own: analysis/ is no part of what runs a sweep."""
+    sys.stdout.flush()
+    return subprocess.run([sys.executable, "-m", "analysis", name, f"--out={out}"]).returncode
 
 
 def _study(space: Space, call: argparse.Namespace, workers: int, run: str) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from train import stopping
+from train.arguments import any_terminal
 from train.errors import InputError, one_line
 
 TRIES = 3  # deaths of a process in one call that are borne
@@ -113,6 +114,7 @@ def _begin(work: Callable[..., None], arguments: tuple[Any, ...], owner: Connect
     """A worker's life: it ends with its work, with a SIGTERM, or with its owner."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is blocked as well, but not for the processes of libraries
     stopping.listen(signal.SIGTERM)
+    any_terminal()
     threading.Thread(target=_end_with_owner, daemon=True).start()
 
     def tell(*message: Any) -> None:

@@ -9,6 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from .fault_page import Inject, injecting
+
+
+@pytest.fixture
+def fault(record_property: Callable[[str, object], None]) -> Inject:
+    """`with fault(kind) as fate:` counts a fault for docs/faults.md; the test says whether all was equal, or told."""
+    return injecting(record_property)
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -116,7 +116,9 @@ def test_a_verdict_names_the_arms_whose_adjusted_p_is_below_5_percent(tmp_path):
     for folder, loss in zip(folders, [0.5, 0.6, 0.7, 0.3, 0.4001, 0.5002, 0.9, 0.4, 0.7], strict=True):
         edit(folder / "summary.json", train__epoch_loss=loss)
     said = words.verdict(differences_of(load(tmp_path, "splits")))
-    assert said.startswith("**training loss, last epoch**: differ from the first arm: 4 (paired t-test, Holm at 5 %).")
+    assert said.startswith(
+        "**training loss, last epoch**: differ from the first arm: split 4 (paired t-test, Holm at 5 %)."
+    )
     assert "could probably see a difference of 0.000" in said
 
 
@@ -124,7 +126,7 @@ def test_a_verdict_is_of_p_and_not_of_its_digits():
     """0.0496 is shown as 0.050."""
     rows = {"split": [4, 7], "difference": [0.2, 0.1], "low": 0.0, "high": 1.0, "holm": [0.0496, 0.0504]}
     said = words.verdict(made_up(**rows, detectable=0.1))
-    assert "differ from the first arm: 4 (" in said
+    assert "differ from the first arm: split 4 (" in said
 
 
 def test_a_verdict_of_equal_arms_and_of_single_runs_says_so():

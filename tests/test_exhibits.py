@@ -1,6 +1,8 @@
 import base64
+import html
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 
 import pytest
@@ -170,6 +172,28 @@ def test_the_report_has_the_users_own_sweeps_and_names_what_it_cannot_show(tmp_p
     assert f"<code>study-mine</code> a study: python -m sweeps study-mine --out={tmp_path}" in text
     assert "<td>commit of the runs</td><td>abc with changes</td>" in text
     assert "cpu, 2 threads (1 resumed on other ones, or by other code)" in text
+
+
+@pytest.mark.parametrize(("varied", "seeds"), [({"c": [0.1]}, 1), ({"c": [0.1]}, 2), ({"c": [0.1, 0.5]}, 1)], ids=str)
+def test_a_report_of_one_run_or_two_says_what_they_can(tmp_path, varied, seeds):
+    model = str(tmp_path / "models/some-bert")
+    write_sweep(out := tmp_path / "it's here", "splits", varied, seeds=seeds, epochs=1, model=model)
+    assert main(["report", f"--out={out}", "--allow-missing"]) == 0
+    text = html.unescape((out / "report.html").read_text())
+    runs = len(varied["c"]) * seeds
+    assert f"{runs} run{'s' * (runs > 1)} of 1 sweep, from {out}." in text
+    assert f"<td>model</td><td>{model}</td>" in text
+    assert ("One run an arm: no standard error" in text) == (seeds == 1)
+    assert ("One seed: no test." in text) == (len(varied["c"]) == 2)
+    commands = re.findall(r"<code>(python -m analysis .*)</code>", text)
+    assert ["python", "-m", "analysis", "splits", f"--out={out}", "--allow-missing"] in map(shlex.split, commands)
+    assert "nan" not in re.sub(r"data:image[^\"]*", "", text)
+
+
+def test_a_report_shows_captions_as_text_and_is_dark_where_the_reader_is(report):
+    captions, images = re.findall(r"<figcaption>(.*?)</figcaption>", report), _Page(report).images
+    assert all(image["alt"].endswith(html.unescape(text)) for image, text in zip(images, captions, strict=True))
+    assert "@media screen and (prefers-color-scheme: dark)" in report
 
 
 def test_a_report_of_an_unfinished_sweep_says_that_it_has_not_finished(tmp_path, capsys):

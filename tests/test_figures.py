@@ -273,10 +273,10 @@ def test_accuracy_over_learning_rates_is_a_line_and_what_has_none_a_level(tmp_pa
         edit(folder / "summary.json", eval__accuracy=accuracy)
     (axes,) = exhibits.rates(load(tmp_path, "untuned")).axes
     lines = {line.get_label(): line for line in axes.lines}
-    assert list(lines) == ["ADAM, 0", "ADAM, 0.9", "UNTUNED"]
+    assert list(lines) == ["ADAM, beta1 0", "ADAM, beta1 0.9", "UNTUNED"]
     assert set(lines["UNTUNED"].get_ydata()) == {85}
-    assert lines["ADAM, 0.9"].get_xdata().tolist() == [1e-5, 2e-5, 5e-5]
-    assert lines["ADAM, 0.9"].get_ydata() == pytest.approx([60, 80, 20])
+    assert lines["ADAM, beta1 0.9"].get_xdata().tolist() == [1e-5, 2e-5, 5e-5]
+    assert lines["ADAM, beta1 0.9"].get_ydata() == pytest.approx([60, 80, 20])
     assert axes.get_xscale() == "log"
 
 
@@ -320,13 +320,14 @@ def caption(figure):
     return " ".join(figure.get_supxlabel().split())
 
 
-def test_two_settings_are_told_by_colour_and_dashes_and_named_once(tmp_path):
+def test_two_settings_are_told_by_colour_and_dashes_and_each_is_named(tmp_path):
     write_sweep(tmp_path, "dropout", {"optimizer": ["adam", "plasls"], "dropout": [0.0, 0.1]}, seeds=1, epochs=1)
     figure = exhibits.convergence(load(tmp_path, "dropout"))
     (legend,) = figure.legends
-    assert legend.get_title().get_text() == "optimizer, dropout"
+    assert legend.get_title().get_text() == ""
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert list(lines) == ["ADAM, 0", "ADAM, 0.1", "PLASLS, 0", "PLASLS, 0.1"]
+    assert list(lines) == ["ADAM, dropout 0", "ADAM, dropout 0.1", "PLASLS, dropout 0", "PLASLS, dropout 0.1"]
+    assert [text.get_text() for text in legend.get_texts()] == list(lines)
     assert [line.get_color() for line in lines.values()] == [
         CANDIDATES[candidate].colour for candidate in ("adam", "adam", "plasls", "plasls")
     ]
@@ -367,6 +368,32 @@ def test_a_step_size_of_0_is_left_out_of_a_log_axis(tmp_path):
     assert not np.isfinite(drawn[0, 1])
     assert np.isfinite(drawn[1:]).all()
     assert axes.get_ylim()[0] > 0.5 * min(y for line in axes.lines for y in line.get_ydata() if y > 0)
+
+
+def test_no_band_is_cut_at_the_axes_limits(tmp_path):
+    for folder in write_sweep(tmp_path, seeds=3)[::3]:  # one seed far above the others: a band of nearly 100 %
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        for line in lines:
+            line |= {key: 8 * line[key] for key in line if key == "train/loss" or key.startswith("step_size/")}
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    loaded = load(tmp_path, "splits")
+    for figure in (exhibits.convergence(loaded), exhibits.smallest_step_sizes(loaded)):
+        for axes in figure.axes:
+            low, high = axes.get_ylim()
+            edges = np.concatenate([path.vertices[:, 1] for band in axes.collections for path in band.get_paths()])
+            assert low < edges.min()
+            assert edges.max() < high
+
+
+def test_a_caption_is_a_text_apart_from_the_picture_where_a_page_asks_for_it(tmp_path):
+    write_sweep(tmp_path, seeds=1)
+    figure = exhibits.convergence(load(tmp_path, "splits"))
+    whole, height = caption(figure), figure.get_figheight()
+    png, text = figures.apart(figure)
+    assert " ".join(text.split()) == whole
+    lines = figure.get_supxlabel().count("\n") + 1
+    assert struct.unpack(">II", png[16:24])[1] == pytest.approx(200 * (height - lines * figures.LINE[1]), abs=2)
+    assert (caption(figure), figure.get_figheight()) == (whole, pytest.approx(height))  # nothing is lost by it
 
 
 def test_losses_are_smoothed_over_half_an_epoch_whatever_the_batch_size(tmp_path):

@@ -31,7 +31,12 @@ def test_the_notebook_runs_on_real_runs_and_shows_tables_figures_and_tests(ablat
     cells = notebook.execute(str(ablations)).cells
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
     assert not [output for output in outputs if output.get("name") == "stderr"]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    figures = [number for number, output in enumerate(outputs) if "image/png" in output.get("data", {})]
+    assert len(figures) == 5
+    for number in figures:
+        alternative = outputs[number]["metadata"]["image/png"]["alt"]
+        assert "profile embedded" in alternative
+        assert outputs[number + 1]["data"]["text/markdown"].replace("\\", "") == alternative
     text = "\n".join(str(output["data"].get("text/markdown", "")) for output in outputs if "data" in output)
     for words in ("Sweep splits", "Sweep merging", "Sweep batch-sizes", "Friedman's test", "beyond chance"):
         assert words in text
@@ -46,6 +51,7 @@ def test_a_sweep_that_is_not_there_stops_the_notebook_with_one_line(ablations, t
     assert printed.out == ""
     assert not (tmp_path / "ablations.ipynb").exists()
     assert notebook.main(["--help"]) == 2
+    assert notebook.main([""]) == 2  # and not the current folder
 
 
 def test_three_lines_give_one_tidy_table_of_real_runs(ablations):

@@ -17,6 +17,7 @@ from train.config import Config
 from train.errors import InputError
 from train.offline import _log, in_order, lines_kept, main, parse, records
 
+from .fault_page import Inject
 from .kills import train
 from .test_train import config, read
 from .test_wandb import WANDB, environment, history_file
@@ -49,9 +50,12 @@ def test_the_files_of_a_resumed_run_have_each_line_of_its_history_once_under_ste
     assert len(files_of(resumed)) == 4
 
 
-def test_kills_change_nothing_of_a_run(resumed, tiny: Path, tmp_path: Path) -> None:
-    assert train(whole := config(tiny, tmp_path, epochs=2)) == 0
-    assert read(resumed.folder) == read(whole.folder)
+def test_kills_change_nothing_of_a_run(resumed, tiny: Path, tmp_path: Path, fault: Inject) -> None:
+    kind = "a run and W&B's process are killed after a step"
+    with fault(kind) as first, fault(kind) as second, fault(kind) as third:
+        assert train(whole := config(tiny, tmp_path, epochs=2)) == 0
+        assert read(resumed.folder) == read(whole.folder)
+        first.equal = second.equal = third.equal = True
 
 
 class Server(http.server.ThreadingHTTPServer):

@@ -21,6 +21,7 @@ from sweeps.space import load
 from sweeps.storage import Storage, reachable
 from train.errors import InputError
 
+from .fault_page import Inject
 from .postgresql import binaries, server
 from .test_sweeps import assert_each_finished_once, start, wait_for, workers_of
 
@@ -48,7 +49,9 @@ def finished_in(out: Path) -> list[str]:
     return [path.parent.name for path in out.glob("splits/*/finishes") for _ in path.read_text()]
 
 
-def test_two_machines_share_a_sweep_and_one_finishes_what_the_other_died_of(tmp_path: Path, database: str) -> None:
+def test_two_machines_share_a_sweep_and_one_finishes_what_the_other_died_of(
+    tmp_path: Path, database: str, fault: Inject
+) -> None:
     """Folders of their own, as without a common disk; kill -9 of one machine's owner and worker in mid-cell."""
     hosts = [tmp_path / "one", tmp_path / "other"]
     owners = []
@@ -67,11 +70,13 @@ def test_two_machines_share_a_sweep_and_one_finishes_what_the_other_died_of(tmp_
     assert len(lost) == 1
     (hosts[1] / "slow").unlink()
 
-    assert owners[1].wait(timeout=90) == 0, (hosts[1] / "stderr").read_text()
-    finished = of_the_dead + finished_in(hosts[1])
-    everything = queue(hosts[1], database)
-    assert sorted(finished) == sorted(everything.cells)  # every cell once, on one machine or the other
-    assert lost <= set(finished_in(hosts[1]))
+    with fault("a machine of two that share a sweep is killed") as fate:
+        assert owners[1].wait(timeout=90) == 0, (hosts[1] / "stderr").read_text()
+        finished = of_the_dead + finished_in(hosts[1])
+        everything = queue(hosts[1], database)
+        assert sorted(finished) == sorted(everything.cells)  # every cell once, on one machine or the other
+        assert lost <= set(finished_in(hosts[1]))
+        fate.equal = True
     states = Counter((trial.user_attrs["cell"], trial.state) for trial in everything.study.trials)
     assert {cell: n for (cell, state), n in states.items() if state == TrialState.COMPLETE} == dict.fromkeys(
         everything.cells, 1
@@ -151,22 +156,25 @@ def test_the_study_can_be_read_by_optunas_own_tools(tmp_path: Path, database: st
     assert {trial.system_attrs["fixed_params"]["split"] for trial in study.trials} == {1, 4, "qkv"}
 
 
-def test_a_database_that_is_lost_in_the_middle_ends_the_sweep_with_one_line(tmp_path: Path) -> None:
+def test_a_database_that_is_lost_in_the_middle_ends_the_sweep_with_one_line(tmp_path: Path, fault: Inject) -> None:
     out = tmp_path / "one"
     out.mkdir()
     (out / "slow").write_text("0.15")
     with server() as lost:
         owner = start(out, f"--storage={lost}", "--workers=1")
         wait_for(lambda: list(out.glob("splits/*/steps")), 60, [owner])
-    assert owner.wait(timeout=60) == 2
-    said = [line for line in (out / "stderr").read_text().splitlines() if "so far" not in line]
-    assert len(said) == 2  # the first says how many cells are to be run
-    assert said[1].startswith(f"error: --storage={lost}: ")
-    assert said[1].endswith("; the same command runs what is missing")
+    with fault("a sweep's database is lost") as fate:
+        assert owner.wait(timeout=60) == 2
+        lines = (out / "stderr").read_text().splitlines()
+        said = [line for line in lines if "so far" not in line and "waiting at most" not in line]
+        assert len(said) == 2  # the first says how many cells are to be run
+        assert said[1].startswith(f"error: --storage={lost}: ")
+        assert said[1].endswith("; the same command runs what is missing")
 
-    (out / "slow").unlink()
-    assert start(out).wait(timeout=60) == 0
-    assert_each_finished_once(out)
+        (out / "slow").unlink()
+        assert start(out).wait(timeout=60) == 0
+        assert_each_finished_once(out)
+        fate.told = True
 
 
 def test_a_database_that_is_lost_between_two_queries_is_one_line(

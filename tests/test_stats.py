@@ -300,6 +300,11 @@ def test_a_paired_t_test_of_34_pairs_sees_half_a_standard_deviation():
     assert np.isnan(stats.detectable([0.1, np.nan]))
 
 
+def test_differences_without_a_spread_do_not_say_what_could_be_detected():
+    for no_spread in ([0.0, 0.0, 0.0], [0.1, 0.1, 0.1]):
+        assert np.isnan(stats.detectable(no_spread))
+
+
 @pytest.mark.parametrize("n", [2, 5])
 def test_what_is_said_to_be_detectable_is_found_four_times_of_five(n):
     effect = stats.detectable_effect(n)

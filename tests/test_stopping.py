@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from train import stopping
 from train.run import run
 
-from .test_train import config
+from .test_train import ROOT, config
 
 
 @pytest.fixture
@@ -49,3 +51,42 @@ def test_a_run_does_not_start_after_a_stop_that_was_swallowed(swallowed: None, t
     with pytest.raises(SystemExit, match="143"):
         run(settings)
     assert not settings.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "library", "how"),
+    [
+        ("train", "torch", signal.SIGINT),
+        ("sweeps", "optuna", signal.SIGTERM),
+        ("sweeps", "optuna", signal.SIGINT),
+        ("analysis", "pandas", signal.SIGINT),
+    ],
+)
+def test_a_stop_during_the_imports_is_one_line(tmp_path: Path, command: str, library: str, how: int) -> None:
+    """A library in the place of the real one tells that it is being imported, and takes its time."""
+    (tmp_path / f"{library}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(30)\n")
+    arguments = [f"--out={tmp_path}", *(["report"] if command == "analysis" else [])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", command, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(how)
+    begun = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 20
+    assert process.returncode == 128 + how
+    assert said.startswith("stopped")
+    assert said.count("\n") == 1
+
+
+def test_help_is_no_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    from train.__main__ import main
+
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().err == ""

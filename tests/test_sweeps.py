@@ -393,21 +393,24 @@ def test_a_dry_run_lists_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "splits").exists()
 
 
-def test_a_killed_worker_is_replaced_and_its_cell_resumed(tmp_path: Path, unkilled: dict[str, str]) -> None:
+def test_a_killed_worker_is_replaced_and_its_cell_resumed(tmp_path: Path, unkilled: dict[str, str], fault) -> None:
     (tmp_path / "slow").write_text("0.3")
     owner = start(tmp_path, "--workers=2")
     wait_for(lambda: len(list(tmp_path.glob("splits/*/steps"))) == 2 and not states(tmp_path))
     os.kill(workers_of(owner.pid)[0], signal.SIGKILL)
     (tmp_path / "slow").write_text("0")
-    assert owner.wait(timeout=60) == 0
-    assert (tmp_path / "stdout").read_text() == "splits: 6 cells: 6 run now, 0 finished before, 0 failed\n"
-    assert_each_finished_once(tmp_path)
-    assert sorted(len((path / "attempts").read_text()) for path in cells(tmp_path)) == [1, 1, 1, 1, 1, 2]
-    assert results(tmp_path) == unkilled
+    with fault("a sweep's worker is killed") as fate:
+        assert owner.wait(timeout=60) == 0
+        assert (tmp_path / "stdout").read_text() == "splits: 6 cells: 6 run now, 0 finished before, 0 failed\n"
+        assert "its worker was ended by SIGKILL" in (tmp_path / "stderr").read_text()
+        assert_each_finished_once(tmp_path)
+        assert sorted(len((path / "attempts").read_text()) for path in cells(tmp_path)) == [1, 1, 1, 1, 1, 2]
+        assert results(tmp_path) == unkilled
+        fate.told = fate.equal = True
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_owner_loses_nothing(how: int, tmp_path: Path, unkilled: dict[str, str]) -> None:
+def test_a_killed_owner_loses_nothing(how: int, tmp_path: Path, unkilled: dict[str, str], fault) -> None:
     (tmp_path / "slow").write_text("0.05")
     owner = start(tmp_path, "--workers=2")
     wait_for(lambda: len(states(tmp_path)) >= 2 and len(list(tmp_path.glob("splits/*/steps"))) >= 4)
@@ -424,12 +427,14 @@ def test_a_killed_owner_loses_nothing(how: int, tmp_path: Path, unkilled: dict[s
     assert 2 <= len(before) <= 4  # it was in the middle
 
     (tmp_path / "slow").unlink()
-    status, stdout, _ = sweep(tmp_path)
-    assert status == 0
-    assert stdout == f"splits: 6 cells: {6 - len(before)} run now, {len(before)} finished before, 0 failed\n"
-    assert before.items() <= states(tmp_path).items()
-    assert_each_finished_once(tmp_path)
-    assert results(tmp_path) == unkilled
+    with fault("a sweep's owner is killed or stopped") as fate:
+        status, stdout, _ = sweep(tmp_path)
+        assert status == 0
+        assert stdout == f"splits: 6 cells: {6 - len(before)} run now, {len(before)} finished before, 0 failed\n"
+        assert before.items() <= states(tmp_path).items()
+        assert_each_finished_once(tmp_path)
+        assert results(tmp_path) == unkilled
+        fate.told, fate.equal = how != signal.SIGKILL, True
 
 
 def test_two_owners_at_once_share_the_cells(tmp_path: Path, unkilled: dict[str, str]) -> None:
@@ -459,7 +464,7 @@ def test_owners_who_look_at_once_queue_each_cell_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["half a line", "a damaged last line", "a damaged line", "no journal"])
-def test_a_damaged_journal_loses_nothing(damage: str, tmp_path: Path, unkilled: dict[str, str]) -> None:
+def test_a_damaged_journal_loses_nothing(damage: str, tmp_path: Path, unkilled: dict[str, str], fault) -> None:
     (tmp_path / "slow").write_text("0.03")
     owner = start(tmp_path, "--workers=1")
     wait_for(lambda: len(states(tmp_path)) >= 2 and len(list(tmp_path.glob("splits/*/steps"))) >= 3)
@@ -479,11 +484,13 @@ def test_a_damaged_journal_loses_nothing(damage: str, tmp_path: Path, unkilled: 
     )
     before = states(tmp_path)
     (tmp_path / "slow").unlink()
-    status, _, stderr = sweep(tmp_path)
-    assert status == 0, stderr
-    assert before.items() <= states(tmp_path).items()
-    assert_each_finished_once(tmp_path)
-    assert results(tmp_path) == unkilled
+    with fault("a sweep's queue file is cut, spoilt or emptied after a kill") as fate:
+        status, _, stderr = sweep(tmp_path)
+        assert status == 0, stderr
+        assert before.items() <= states(tmp_path).items()
+        assert_each_finished_once(tmp_path)
+        assert results(tmp_path) == unkilled
+        fate.equal = True
     assert sweep(tmp_path)[1].startswith("splits: nothing was missing; ")
 
 
@@ -560,6 +567,27 @@ def test_a_second_call_about_other_runs_is_told_while_the_first_is_at_work(tmp_p
     assert command(tmp_path)[0] == 0
 
 
+def test_a_sweeps_own_table_is_made_before_another_call_may_be_about_other_runs(
+    tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+
+    def analysis(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+        with pytest.raises(InputError, match="is being run with other settings"):
+            command(tmp_path, "--seed=0")
+        called.append((arguments[1:], len(cells(tmp_path))))
+        return subprocess.CompletedProcess(arguments, 0)
+
+    done = finish(tmp_path)
+    monkeypatch.setattr("sweeps.__main__.subprocess.run", analysis)
+    assert command(tmp_path, "--analyse")[0] == 0
+    assert called == [(["-m", "analysis", "splits", f"--out={tmp_path}"], 6)]
+    assert command(tmp_path, "--analyse", "--dry-run")[0] == 0
+    (done[0].folder / "history.jsonl").write_text("")
+    assert command(tmp_path, "--analyse")[0] == 1  # a damaged cell comes first
+    assert len(called) == 1
+
+
 def damaged(config: Config, progress: Callable[[int, int], None]) -> None:
     if config.split == 4:
         raise DamagedRun("the checkpoint cannot be read; remove it")
@@ -625,7 +653,7 @@ def test_a_failed_cell_is_shown_and_runs_again_only_on_request(tmp_path: Path, u
 
 
 def test_a_full_disk_stops_the_sweep_and_loses_nothing(
-    tmp_path: Path, mounted: Callable[[str], Path], unkilled: dict[str, str]
+    tmp_path: Path, mounted: Callable[[str], Path], unkilled: dict[str, str], fault
 ) -> None:
     out = mounted("size=400k")
     (tmp_path / "slow").write_text("0.03")
@@ -639,18 +667,20 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(
     with suppress(OSError), (out / "ballast").open("wb", buffering=0) as ballast:
         while ballast.write(b"x" * 512):
             pass
-    assert owner.wait(timeout=60) == 2
-    stderr = (tmp_path / "stderr").read_text()
-    assert "No space left on device" in stderr.splitlines()[-1]
-    assert "Traceback" not in stderr
-    before = states(out)
-    assert 2 <= len(before) < 6
-    (out / "ballast").unlink()
-    (tmp_path / "slow").write_text("0")
-    assert sweep(out)[0] == 0, (tmp_path / "stderr").read_text()
-    assert before.items() <= states(out).items()
-    assert_each_finished_once(out)
-    assert results(out) == unkilled
+    with fault("a sweep's file system is full") as fate:
+        assert owner.wait(timeout=60) == 2
+        stderr = (tmp_path / "stderr").read_text()
+        assert "No space left on device" in stderr.splitlines()[-1]
+        assert "Traceback" not in stderr
+        before = states(out)
+        assert 2 <= len(before) < 6
+        (out / "ballast").unlink()
+        (tmp_path / "slow").write_text("0")
+        assert sweep(out)[0] == 0, (tmp_path / "stderr").read_text()
+        assert before.items() <= states(out).items()
+        assert_each_finished_once(out)
+        assert results(out) == unkilled
+        fate.told = fate.equal = True
 
 
 def test_a_read_only_folder_is_one_line(mounted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -692,7 +722,7 @@ def test_a_worker_that_cannot_start_ends_the_sweep(tmp_path: Path) -> None:
 # -- the same with real training --------------------------------------------------------------------------------
 
 
-def test_killed_training_resumes_to_the_identical_result(tiny: Path, tmp_path: Path) -> None:
+def test_killed_training_resumes_to_the_identical_result(tiny: Path, tmp_path: Path, fault) -> None:
     """kill -9 of owner and workers in the middle of real cells, W&B running: as if nothing had happened."""
     from train.run import run
 
@@ -706,7 +736,7 @@ def test_killed_training_resumes_to_the_identical_result(tiny: Path, tmp_path: P
         finished = states(out)
         return len(finished) == 2 and any(p.parent.name not in finished for p in out.glob("splits/*/checkpoint.pt"))
 
-    wait_for(in_the_last_one, seconds=90)
+    wait_for(in_the_last_one, seconds=240)
     for victim in [owner.pid, *workers_of(owner.pid)]:
         os.kill(victim, signal.SIGKILL)
     owner.wait()
@@ -726,8 +756,11 @@ def test_killed_training_resumes_to_the_identical_result(tiny: Path, tmp_path: P
         lines = [*(folder / "history.jsonl").read_text().splitlines(), (folder / "summary.json").read_text()]
         return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
 
-    for path in cells(out):
-        config = json.loads((path / "config.json").read_text()) | {"out": str(tmp_path / "unkilled"), "track": False}
-        assert config.pop("run_id") == path.name
-        assert learnt(path) == learnt(run(Config.from_dict(config)).folder)
-        assert list(path.glob("wandb/offline-run-*/*.wandb"))
+    with fault("a sweep's owner and workers are killed in training") as fate:
+        for path in cells(out):
+            config = json.loads((path / "config.json").read_text())
+            assert config.pop("run_id") == path.name
+            config |= {"out": str(tmp_path / "unkilled"), "track": False}
+            assert learnt(path) == learnt(run(Config.from_dict(config)).folder)
+            assert list(path.glob("wandb/offline-run-*/*.wandb"))
+        fate.equal = True

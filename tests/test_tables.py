@@ -1,9 +1,11 @@
+import html
 import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 
 from analysis import exhibits, formats, load, stats, words
 from analysis.compare import ACCURACY, LOSS
@@ -148,6 +150,33 @@ def test_first_line_says_what_was_run(tmp_path):
     )
 
 
+def test_a_hub_id_stays_whole_and_a_folder_is_its_last_part():
+    whole = ("nyu-mll/glue", "bert-base-uncased", "none", "1e-12")
+    assert tuple(map(words.level, ("nyu-mll/glue", "bert-base-uncased", None, 1e-12))) == whole
+    for folder in (
+        "/models/bge-small",
+        "models/bge-small/",
+        "./bge-small",
+        "../bge-small",
+        "~/bge-small",
+        "a/b/bge-small",
+    ):
+        assert words.level(folder) == "bge-small"
+        assert words.whole(folder) == folder
+
+
+def test_names_are_shown_by_markdown_as_they_are():
+    render = MarkdownIt("commonmark").enable("table").render
+    names = ["a*b*c", "__init__", "`x`", "<b>", "a|b", "[x](y)", "&amp;", "back\\|slash", "$x$", "~~y~~", "*c*"]
+    table = formats.Table(f"Sweep {' '.join(names)}, 0.5*** and p <0.001.", pd.DataFrame({"a_b": names, "p": "0.8***"}))
+    shown = render(formats.markdown([table]).replace(r"\$", "$").replace(r"\~", "~"))  # which CommonMark leaves alone
+    texts = [html.unescape(text) for text in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", shown)]
+    assert texts == ["a_b", "p", *(text for name in names for text in (name, "0.8***"))]
+    assert f"Sweep {' '.join(names)}, 0.5*** and p <0.001." in html.unescape(shown).replace("\n", " ")
+    plain = "84.3 ± 0.8***, a_b, p < 0.05, 3 * 4"
+    assert formats.escaped(plain) == plain
+
+
 def test_alternatives_are_compared_within_each_task_and_over_all(tmp_path):
     varied = {"task": ["sst2", "mrpc"], "optimizer": ["adam", "sgdsls", "plasls"]}
     folders = write_sweep(tmp_path, "candidates", varied, seeds=4)
@@ -158,7 +187,7 @@ def test_alternatives_are_compared_within_each_task_and_over_all(tmp_path):
     assert means["trials a step"].tolist()[::3] == ["0.00 ± 0.00"] * 2
     table = paired(loaded)
     cells = table.cells.set_index(["task", "optimizer"])
-    assert "difference from optimizer ADAM" in table.heading
+    assert "difference from ADAM" in table.heading
     assert cells["pairs"].tolist() == ["4"] * 4 + ["8"] * 2
     each = np.array([json.loads((f / "summary.json").read_text())["train/epoch_loss"] for f in folders])
     each = each.reshape(2, 3, 4)  # task x optimizer x seed
@@ -178,7 +207,7 @@ def test_a_setting_may_be_none(tmp_path):
     write_sweep(tmp_path, "merging", {"merge_threshold": [None, 1e-12, 0.01]}, seeds=2)
     loaded = load(tmp_path, "merging")
     assert exhibits.means(loaded).cells["merge_threshold"].tolist() == ["none", "1e-12", "0.01"]
-    assert "difference from merge_threshold none" in paired(loaded).heading
+    assert "difference from merge threshold none" in paired(loaded).heading
 
 
 def test_what_an_optimizer_does_not_read_is_a_dash_and_one_arm(tmp_path):
@@ -191,7 +220,7 @@ def test_what_an_optimizer_does_not_read_is_a_dash_and_one_arm(tmp_path):
         assert table[["optimizer", "learning_rate"]].to_numpy().tolist() == arms
     assert paired(loaded).cells[["optimizer", "learning_rate"]].to_numpy().tolist() == arms[1:]
     (ranked,) = exhibits.ranking(loaded, LOSS)
-    assert ranked.cells["second"].tolist() == ["ADAM, 0.0001", "ADAMSLS", "ADAMSLS"]
+    assert ranked.cells["second"].tolist() == ["ADAM, learning rate 0.0001", "ADAMSLS", "ADAMSLS"]
 
 
 def test_markdown_fits_a_terminal_of_120_columns_and_every_row_has_all_cells(tmp_path):
@@ -280,7 +309,7 @@ def test_all_pairs_are_ranked_over_tasks_by_friedmans_test(tmp_path):
     (table,) = exhibits.ranking(load(tmp_path, "small"), LOSS)
     values = summaries(folders, "train/epoch_loss", (2, 3, 3))
     test = stats.friedman(-values.mean(2))
-    ranks = ", ".join(f"{n} {r:.2f}" for n, r in zip(("ADAM", "ADAMSLS", "PLASLS"), test.ranks, strict=True))
+    ranks = "; ".join(f"{n}: {r:.2f}" for n, r in zip(("ADAM", "ADAMSLS", "PLASLS"), test.ranks, strict=True))
     assert f"over 2 conditions (1 is best): {ranks}" in table.heading
     assert f"exact p = {test.p:.4f} (the least that can be: {test.smallest_p:.4f})" in table.heading
     pairs = [(0, 1), (0, 2), (1, 2)]
@@ -295,9 +324,10 @@ def test_accuracy_is_ranked_from_the_highest_and_loss_from_the_lowest(tmp_path):
     for folder, loss in zip(folders, [0.1, 0.1, 0.2, 0.2, 0.3, 0.3], strict=True):
         edit(folder / "summary.json", train__epoch_loss=loss, eval__accuracy=loss)
     loaded = load(tmp_path, "splits")
-    for measure, ranks in ((LOSS, "1 1.00, 4 2.00, 7 3.00"), (ACCURACY, "1 3.00, 4 2.00, 7 1.00")):
+    for measure, ranks in ((LOSS, (1, 2, 3)), (ACCURACY, (3, 2, 1))):
         (table,) = exhibits.ranking(loaded, measure)
-        assert f"over 2 seeds (1 is best): {ranks}" in table.heading
+        named = "; ".join(f"split {split}: {rank}.00" for split, rank in zip((1, 4, 7), ranks, strict=True))
+        assert f"over 2 seeds (1 is best): {named}." in table.heading
 
 
 def test_two_arms_are_not_ranked(tmp_path):

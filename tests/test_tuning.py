@@ -23,6 +23,7 @@ from sweeps.tuning import Tuning, report
 from train.config import Config
 from train.errors import InputError
 
+from .fault_page import Inject
 from .test_sweeps import ROOT, wait_for, workers_of
 
 RUN = "tests.test_tuning:stand_in"
@@ -103,7 +104,7 @@ def test_a_study_that_does_not_reach_the_reference_says_so(tmp_path: Path) -> No
     assert f"ADAM's best choice has not reached it in {tuning.runs()} runs" in report(tuning)
 
 
-def test_kills_lose_no_trial_and_run_none_twice(tmp_path: Path) -> None:
+def test_kills_lose_no_trial_and_run_none_twice(tmp_path: Path, fault: Inject) -> None:
     (tmp_path / "slow").write_text("0.1")
     owner = start(tmp_path)
     wait_for(lambda: len(list(tmp_path.glob("study-adam/*/finishes"))) > 12, 60, [owner])
@@ -113,20 +114,22 @@ def test_kills_lose_no_trial_and_run_none_twice(tmp_path: Path) -> None:
         os.kill(process, signal.SIGKILL)
     owner.wait()
     (tmp_path / "slow").unlink()
-    assert start(tmp_path).wait(timeout=100) == 0, (tmp_path / "stderr").read_text()
-    tuning = study(tmp_path)
-    assert len(tuning.ended()) == 20
-    assert {path.read_text() for path in tmp_path.glob("study-adam/*/finishes")} == {"x"}
-    choices = Counter(tuple(trial.params.values()) for trial in tuning.ended())
-    assert set(choices.values()) == {1}
-    died = [trial for trial in tuning.study.trials if trial.state == TrialState.FAIL]
-    assert 1 <= len(died) <= 3
-    # The same choice, run to its end; one that died while it was being drawn is drawn again.
-    assert {tuple(trial.params.values()) for trial in died if len(trial.params) == 2} <= set(choices)
-    assert "study-adam: 20 trials" in (tmp_path / "stdout").read_text()
+    with fault("a study's worker is killed, then its owner and workers") as fate:
+        assert start(tmp_path).wait(timeout=100) == 0, (tmp_path / "stderr").read_text()
+        tuning = study(tmp_path)
+        assert len(tuning.ended()) == 20
+        assert {path.read_text() for path in tmp_path.glob("study-adam/*/finishes")} == {"x"}
+        choices = Counter(tuple(trial.params.values()) for trial in tuning.ended())
+        assert set(choices.values()) == {1}
+        died = [trial for trial in tuning.study.trials if trial.state == TrialState.FAIL]
+        assert 1 <= len(died) <= 3
+        # The same choice, run to its end; one that died while it was being drawn is drawn again.
+        assert {tuple(trial.params.values()) for trial in died if len(trial.params) == 2} <= set(choices)
+        assert "study-adam: 20 trials" in (tmp_path / "stdout").read_text()
+        fate.equal = True
 
 
-def test_the_same_choices_are_asked_whatever_was_killed(tmp_path: Path) -> None:
+def test_the_same_choices_are_asked_whatever_was_killed(tmp_path: Path, fault: Inject) -> None:
     asked = {}
     for name, deaths in {"unkilled": (), "killed": (0, 3, 9, 10)}.items():
         tuning = study(tmp_path / name, seed=[0])
@@ -138,8 +141,10 @@ def test_the_same_choices_are_asked_whatever_was_killed(tmp_path: Path) -> None:
                 tuning.run(trial)
             number += 1
         asked[name] = [(trial.params, trial.value) for trial in tuning.ended()]
-    assert len(asked["killed"]) == 14
-    assert asked["killed"] == asked["unkilled"]
+    with fault("four trials of a study die") as fate:
+        assert len(asked["killed"]) == 14
+        assert asked["killed"] == asked["unkilled"]
+        fate.equal = True
 
 
 def test_a_choice_that_raises_is_shown_each_time_and_tried_again_only_on_request(tmp_path: Path) -> None:

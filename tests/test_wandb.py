@@ -17,6 +17,7 @@ from train.config import Config
 from train.run import run
 from train.tracking import AXES
 
+from .fault_page import Inject
 from .test_sweeps import wait_for
 from .test_train import ROOT, config, read
 
@@ -188,7 +189,7 @@ def test_wandb_would_upload_it(tracked) -> None:
     assert "finished (exit code 0)" in wandb("leet", "inspect", "--summary", path)
 
 
-def test_sigterm_saves_the_step_being_done_and_ends_the_wandb_run(tiny: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_the_step_being_done_and_ends_the_wandb_run(tiny: Path, tmp_path: Path, fault: Inject) -> None:
     settings = config(tiny, tmp_path, track=True, epochs=40, dropout=0.2)
     process = start(settings)
     wait_for(lambda: (settings.folder / "history.jsonl").exists() and len(history_file(settings)) > 10, 100, [process])
@@ -207,7 +208,9 @@ def test_sigterm_saves_the_step_being_done_and_ends_the_wandb_run(tiny: Path, tm
 
     whole = config(tiny, tmp_path / "whole", epochs=40, dropout=0.2)
     resumed = Config.from_dict(settings.as_dict() | {"track": False})
-    assert read(run(resumed).folder) == read(run(whole).folder)
+    with fault("a run is stopped by SIGTERM") as fate:
+        assert read(run(resumed).folder) == read(run(whole).folder)
+        fate.told = fate.equal = True
 
 
 SLOW = """

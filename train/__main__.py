@@ -6,10 +6,10 @@ import sys
 
 from . import stopping
 
+STOPPED = "stopped; the same command resumes the run"
+
 
 def main(args: list[str]) -> int:
-    # Before the first step; from then on train.run sees to SIGTERM.
-    stopping.listen(signal.SIGTERM, signal.SIGINT)
     # Before torch and transformers are imported, as they take seconds and a misspelt flag need not wait.
     from .arguments import any_terminal
     from .config import Config
@@ -24,6 +24,7 @@ def main(args: list[str]) -> int:
 
         from .run import run
 
+        stopping.listen(signal.SIGTERM, signal.SIGINT)  # before the first step; then train.run sees to SIGTERM
         with tqdm(desc=config.run_id, unit="step", disable=None if first else True) as bar:
 
             def progress(step: int, total: int) -> None:
@@ -36,9 +37,10 @@ def main(args: list[str]) -> int:
             print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except SystemExit as end:
-        if first:
-            print("stopped; the same command resumes the run", file=sys.stderr)
-        return int(end.code or 0)
+        code = int(end.code or 0)
+        if first and code > 128:  # and not that of --help
+            print(STOPPED, file=sys.stderr)
+        return code
     if not first:
         return 0
     s, metric = result.summary, TASKS[config.task].metric
@@ -50,5 +52,6 @@ def main(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    stopping.end_at_once(STOPPED)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(main(sys.argv[1:]))

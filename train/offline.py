@@ -201,7 +201,7 @@ def _same(row: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
 def main(folders: Sequence[str]) -> int:
     """Exit status: 0, or 2 with one line where a file cannot be used."""
     try:
-        if not folders:
+        if not folders or not all(folders):  # an empty name would be the current folder
             raise InputError("no folder; allowed: python -m train.offline FOLDER ..., with runs below each of them")
         for folder in folders:
             files = sorted(Path(folder).rglob("*.wandb"))
