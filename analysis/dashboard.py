@@ -1,4 +1,4 @@
-"""The study's W&B workspaces, built in code: a view for each figure of the paper, with standard-error bands."""
+"""The study's W&B workspaces, built in code. Each figure of the paper has a view with standard-error bands."""
 
 import json
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ class View:
     """One workspace: the runs of a sweep on a task, a line for each value of a setting.
 
     Attributes:
-        figure: of the paper, or what it shows.
-        sweep: whose runs are shown.
+        figure: the figure of the paper, or what the view shows.
+        sweep: the sweep whose runs are shown.
         setting: the Config field whose values are the lines.
-        task: of the runs that are shown.
-        only: Config field -> the value that all runs shown have, where a mean over its values would mean nothing.
-        step_sizes: whether the step sizes come first.
+        task: the task of the runs that are shown.
+        only: Config field -> value that all shown runs have, as a mean over its values would mean nothing.
+        step_sizes: whether the panels of step sizes come first.
     """
 
     figure: str
@@ -40,7 +40,7 @@ class View:
 
 
 def views() -> list[View]:
-    """Of each sweep, those on its tasks, and on its optimizers where they are not the lines."""
+    """The views of each sweep: one for each task, and one for each optimizer if these are not the lines."""
     return [
         *_of("Fig. 1", "merging", "rounding", step_sizes=True),
         *_of("Fig. 2", "merging", "merge_threshold", apart="rounding"),
@@ -70,7 +70,7 @@ def _of(figure: str, sweep: str, setting: str, apart: str | None = None, step_si
 
 
 def workspaces(entity: str, project: str) -> list[Any]:
-    """A wandb_workspaces.Workspace for each of `views()`; no network is used."""
+    """A wandb_workspaces.Workspace for each of `views()`. This uses no network."""
     return [_workspace(view, entity, project) for view in views()]
 
 
@@ -118,7 +118,7 @@ def _workspace(view: View, entity: str, project: str) -> Any:
         name=view.name,
         sections=sections[::-1] if view.step_sizes else sections,
         runset_settings=ws.RunsetSettings(
-            # By group and tags: a setting called sweep would be taken for the run's sweep on the server.
+            # Group and tags select the runs: the server would take a setting called sweep for its own.
             filters=[
                 ws.Metric("Group") == view.sweep,
                 ws.Tags().isin([view.task]),
@@ -130,7 +130,7 @@ def _workspace(view: View, entity: str, project: str) -> Any:
 
 
 def main(args: list[str]) -> str:
-    """Save the workspaces to `--entity`, or write them to a file where none is given; returns what to tell.
+    """Save the workspaces to `--entity`, or write them to a file if none is given. Returns a message about it.
 
     Raises:
         InputError: a wrong argument, W&B cannot be reached, or the file cannot be written.
@@ -144,7 +144,7 @@ def main(args: list[str]) -> str:
     if options.entity:
         try:
             return "\n".join(workspace.save().url for workspace in built)
-        except Exception as error:  # of several libraries: no key, no network, no such project
+        except Exception as error:  # several libraries raise here: no key, no network, no such project
             raise InputError(
                 f"--entity={options.entity}: W&B did not take the workspaces ({one_line(error)[:160]}); "
                 "allowed: an entity of yours after `wandb login`, or none for a file"
@@ -158,5 +158,5 @@ def main(args: list[str]) -> str:
 
 
 def as_dict(workspace: Any) -> dict[str, Any]:
-    """A workspace as it goes over the wire."""
+    """A workspace as it is sent to the server."""
     return json.loads(workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
