@@ -24,6 +24,7 @@ class View:
         task: the task of the runs that are shown.
         only: Config field -> value that all shown runs have, as a mean over its values would mean nothing.
         step_sizes: whether the panels of step sizes come first.
+        beside: further settings; each choice of `setting` and of these is a line.
     """
 
     figure: str
@@ -32,11 +33,16 @@ class View:
     task: str
     only: dict[str, Any] = field(default_factory=dict)
     step_sizes: bool = False
+    beside: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> list[str]:
+        return [self.setting, *self.beside]
 
     @property
     def name(self) -> str:
         only = "".join(f", {key} {value}" for key, value in self.only.items())
-        return f"{self.figure}: {self.setting} on {self.task} ({self.sweep}{only})"
+        return f"{self.figure}: {', '.join(self.lines)} on {self.task} ({self.sweep}{only})"
 
 
 def views() -> list[View]:
@@ -52,10 +58,19 @@ def views() -> list[View]:
         *(view for setting in ("rounding", "direction", "growth") for view in _of("Ablation", "criterion", setting)),
         *_of("Ablation", "interval", "max_interval", apart="optimizer"),
         *_of("Ablation", "joint", "joint"),
+        *_of("Rates and hindsight", "untuned", "optimizer", beside=("learning_rate", "beta1")),
+        *_of("Rates and hindsight", "learning-rates", "optimizer", beside=("learning_rate",)),
     ]
 
 
-def _of(figure: str, sweep: str, setting: str, apart: str | None = None, step_sizes: bool = False) -> list[View]:
+def _of(
+    figure: str,
+    sweep: str,
+    setting: str,
+    apart: str | None = None,
+    step_sizes: bool = False,
+    beside: tuple[str, ...] = (),
+) -> list[View]:
     """A view for each task of the sweep's file, and for each value of a setting that is to be kept apart."""
     parameters = yaml.safe_load((SWEEPS / f"{sweep}.yaml").read_text(encoding="utf-8"))["parameters"]
 
@@ -63,7 +78,7 @@ def _of(figure: str, sweep: str, setting: str, apart: str | None = None, step_si
         return parameters[key].get("values") or [parameters[key]["value"]]
 
     return [
-        View(figure, sweep, setting, task, only, step_sizes)
+        View(figure, sweep, setting, task, only, step_sizes, beside)
         for task in values("task")
         for only in ([{apart: value} for value in values(apart)] if apart else [{}])
     ]
@@ -78,35 +93,28 @@ def _workspace(view: View, entity: str, project: str) -> Any:
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as ws
 
+    grouped: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
+    if not view.beside:  # a panel groups by one setting; without it, it takes the groups of the run set below
+        grouped["groupby"] = reports.Config(view.setting)
+
     def panel(metric: str, axis: str, **settings: Any) -> Any:
-        return reports.LinePlot(
-            title=metric,
-            x=axis,
-            y=[metric],
-            groupby=reports.Config(view.setting),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stderr",
-            max_runs_to_show=100,
-            **settings,
-        )
+        return reports.LinePlot(title=metric, x=axis, y=[metric], max_runs_to_show=100, **grouped, **settings)
+
+    def bars(metric: str) -> Any:
+        return reports.BarPlot(title=metric, metrics=[metric], **grouped)
 
     learning = [
         panel("train/loss", "samples", log_y=True, smoothing_type="exponential", smoothing_factor=0.8),
         panel("eval/accuracy", "epoch"),
         panel("train/epoch_loss", "epoch", log_y=True),
         panel("eval/loss", "epoch"),
+        *([bars("eval/accuracy")] if view.beside else []),
     ]
     searching = [
         reports.LinePlot(title="step sizes", x="step", metric_regex="step_size/.*", log_y=True, max_runs_to_show=100),
         panel("search/trials", "step", smoothing_type="exponential", smoothing_factor=0.8),
         panel("time/step", "step"),
-        reports.BarPlot(
-            title="search/failures",
-            metrics=["search/failures"],
-            groupby=reports.Config(view.setting),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stderr",
-        ),
+        bars("search/failures"),
     ]
     sections = [
         ws.Section(name="Learning", panels=learning, is_open=True),
@@ -124,7 +132,7 @@ def _workspace(view: View, entity: str, project: str) -> Any:
                 ws.Tags().isin([view.task]),
                 *(ws.Config(f"{key}.value") == value for key, value in view.only.items()),
             ],
-            groupby=[ws.Config(view.setting)],
+            groupby=[ws.Config(key) for key in view.lines],
         ),
     )
 
