@@ -10,6 +10,7 @@ DATA ?=
 SEEDS ?=
 WORKERS ?=
 OUT ?= runs
+SWEEP ?=
 ARGS ?=
 
 VENV := .venv
@@ -26,7 +27,7 @@ STUDIES := $(patsubst sweeps/studies/%.yaml,study-%,$(wildcard sweeps/studies/*.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sweeps figures notebook report bench docs faults install test lint $(SWEEPS) $(STUDIES)
+.PHONY: help sweeps dashboard figures notebook report bench docs faults install test lint wheel-check $(SWEEPS) $(STUDIES)
 
 help:
 	@echo 'Sweeps: run what is missing, print the table, draw the figures'
@@ -34,7 +35,7 @@ help:
 	@printf '\nStudies: choose settings run by run\n'
 	@for study in $(STUDIES); do \
 		printf '  %-20s %s\n' $$study "$$(sed -n '1s/^# //p' "sweeps/studies/$${study#study-}.yaml")"; done
-	@awk -F ':.*## ' '/^##@ /{print "\n" substr($$0, 5)} /^[a-z]+:.*## /{printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@ /{print "\n" substr($$0, 5)} /^[a-z-]+:.*## /{printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\nExamples\n'
 	@sed -n 's/^# *\(make .*\)/  \1/p' $(MAKEFILE_LIST)
 
@@ -48,6 +49,9 @@ $(STUDIES): study-%: $(INSTALLED)
 
 sweeps: $(INSTALLED)  ## list the sweeps: cells, what is missing, estimated time
 	@$(VENV)/bin/python -m sweeps $(SETTINGS)
+
+dashboard: $(INSTALLED)  ## a live look: Optuna's dashboard of the queue in OUT used last, or of SWEEP, and the report so far
+	@$(VENV)/bin/python -m sweeps.live $(call option,out,$(OUT)) $(call option,sweep,$(SWEEP)) $(ARGS)
 
 figures: $(INSTALLED)  ## every figure and table of the paper, and ours, that the finished sweeps in OUT allow
 	@$(VENV)/bin/python -m analysis all $(call option,out,$(OUT)) $(ARGS)
@@ -67,6 +71,9 @@ lint: $(INSTALLED)  ## ruff and mypy
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+wheel-check: $(INSTALLED)  ## the wheel in new environments, with the oldest torch and the newest: some GB, and an hour
+	@$(VENV)/bin/python -m nox $(ARGS)
 
 docs: $(INSTALLED)  ## the site in build/site, with the API from docstrings; a warning is an error
 	@$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site

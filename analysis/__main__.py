@@ -31,7 +31,7 @@ def sweep_tables(
         The tables in Markdown, and the files written.
 
     Raises:
-        InputError: as `analysis.load`, or the folder cannot be written.
+        InputError: as in `analysis.load`, or the folder cannot be written.
     """
     from . import exhibits, formats, sources
 
@@ -54,7 +54,7 @@ def exhibit(name: str, out: str, sweep: str | None, allow_missing: bool, profile
         The tables in Markdown (a figure has none), and the files written.
 
     Raises:
-        InputError: as `analysis.load`, `analysis.exhibits.make` and `save`.
+        InputError: as in `analysis.load`, `analysis.exhibits.make` and `save`.
     """
     from . import exhibits, formats, sources
 
@@ -65,7 +65,7 @@ def exhibit(name: str, out: str, sweep: str | None, allow_missing: bool, profile
 
 
 def everything(options: argparse.Namespace) -> None:
-    """Every figure and table that can be made; a line for each that cannot says why."""
+    """Make every figure and table that can be made. For each other one a line says why not."""
     from .exhibits import EXHIBITS
 
     made = 0
@@ -85,7 +85,7 @@ def write_report(options: argparse.Namespace) -> Path:
     """Write `<out>/report.html`.
 
     Raises:
-        InputError: as `analysis.report.page`, or the folder cannot be written.
+        InputError: as in `analysis.report.page`, or the folder cannot be written.
     """
     from .report import page
     from .sources import folder_of

@@ -54,7 +54,7 @@ def verdict(runs, measure) -> None:
 # %% [markdown]
 # ## One tidy table
 #
-# A row a logged line: the run's settings, then what was logged. `runs.table` has a row a run.
+# There is a row for each logged line: the run's settings, then what was logged. `runs.table` has a row for each run.
 
 # %%
 runs = load(SOURCE, "splits")
@@ -64,8 +64,9 @@ frame.groupby(["split", "seed"], observed=True)[["train/loss", "search/trials", 
 # %% [markdown]
 # ## Splits (the paper's Fig. 9)
 #
-# Split 1 is ADAMSLS: one step size for the whole network. More components search in turn, each only every so many
-# steps, so look for two things: does the training loss fall faster, and what do the further trials cost?
+# Split 1 is ADAMSLS: one step size for the whole network. If there are more components, they are searched in turn, so
+# each one is searched less often. Look for two things: does the training loss fall faster, and what do the further
+# trials cost?
 
 # %%
 show(exhibits.means(runs))
@@ -77,8 +78,8 @@ verdict(runs, LOSS)
 verdict(runs, ACCURACY)
 
 # %% [markdown]
-# The step sizes of all components of one run. Lines that lie on one another are components that no search has told
-# apart: under the joint test (`joint="always"`) a rejected move shrinks all of them unless one is to blame.
+# The step sizes of all components of one run. If lines lie on one another, no search has told these components apart:
+# under the joint test (`joint="always"`) a rejected move shrinks all of them unless one is to blame.
 
 # %%
 draw(exhibits.step_sizes(runs))
@@ -86,9 +87,9 @@ draw(exhibits.step_sizes(runs))
 # %% [markdown]
 # ## Merging (the paper's Fig. 2)
 #
-# With the strict Armijo test (`rounding=0`) step sizes can collapse near convergence, as rounding hides the decrease;
-# Algorithm 1 then merges the component that is below the threshold with the next smallest. The right panel shows how
-# many components are left; a flat line means that nothing was merged, and the thresholds then differ in nothing.
+# With the strict Armijo test (`rounding=0`) step sizes can collapse near convergence, as rounding hides the decrease.
+# Algorithm 1 then merges the component that is below the threshold with the next smallest one. The right panel shows
+# how many components are left. A flat line means that nothing was merged; then the thresholds make no difference.
 
 # %%
 runs = load(SOURCE, "merging")
@@ -122,9 +123,9 @@ verdict(runs, LOSS)
 # %% [markdown]
 # ## What so many seeds can see
 #
-# The least effect (mean difference in standard deviations of the differences) that a paired t-test finds four times of
-# five, and the least p that an exact sign-flip test can give: with five seeds and one task no exact test can be
-# significant at 5 %, whatever the differences are.
+# The table shows the least effect that a paired t-test finds four times out of five. (An effect is the mean difference,
+# in standard deviations of the differences.) Beside it is the least p that an exact sign-flip test can give. With five
+# seeds and one task no exact test can be significant at 5 %, whatever the differences are.
 
 # %%
 pd.DataFrame(

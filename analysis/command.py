@@ -1,4 +1,4 @@
-"""How a command line of analysis/ ends."""
+"""The exit status of the commands of analysis/."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from train.errors import InputError, one_line
 
 
 def status(command: Callable[[], object]) -> int:
-    """0; or 2, with one line on the standard error, where what was asked for cannot be done."""
+    """Run a command. Returns 0, or 2 with one line on the standard error if it cannot be done."""
     any_terminal()
     try:
         command()

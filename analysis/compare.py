@@ -1,4 +1,4 @@
-"""A sweep's arms compared: their means, and the tests of their differences. Numbers; `words` and `tables` say them."""
+"""Compares a sweep's arms: means, and tests of differences. It gives numbers; `words` and `tables` show them."""
 
 import itertools
 import math
@@ -15,11 +15,11 @@ from . import stats
 from .runs import Arm, Runs
 
 ALL = "all"
-"""in place of a condition: all of them together"""
+"""stands in the place of a condition and means all of them together"""
 
 
 class Measure(NamedTuple):
-    """A column of the table of runs: times `scale`, shown with at least `digits` decimals."""
+    """A column of the table of runs. It is multiplied by `scale` and shown with at least `digits` decimals."""
 
     name: str
     column: str
@@ -37,14 +37,14 @@ SECONDS = Measure("seconds a step", "seconds a step", digits=3)
 def with_costs(runs: Runs) -> pd.DataFrame:
     """The table of runs with the mean trials and seconds of a step."""
     table = runs.table.assign(**{TRIALS.column: runs.table["search/trials"] / runs.table["steps"]})
-    # Without the evaluations, which time/total of the summary counts as well.
+    # This is without the evaluations; time/total of the summary includes them.
     seconds = runs.history.groupby("run_id", sort=False, observed=True)["time/step"].mean()
     table[SECONDS.column] = table["run_id"].map(seconds).astype(float)
     return table
 
 
 def means(runs: Runs, measure: Measure) -> pd.DataFrame:
-    """A row an arm: its settings, then n, mean, standard_error, low, high of the measure and how many runs diverged."""
+    """A row for each arm: settings; n, mean, standard_error, low, high of the measure; the number of diverged runs."""
     table = with_costs(runs)
     table[measure.column] *= measure.scale
     rows = stats.summarise(table, runs.by, measure.column)
@@ -55,25 +55,26 @@ def means(runs: Runs, measure: Measure) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Differences:
-    """Each alternative against the first one, paired over seeds.
+    """Each alternative compared with the first one, paired over seeds.
 
     Args:
         measure: what differs, and its unit.
-        conditions: within which the alternatives are held against the first arm.
-        settings: those that tell the alternatives apart.
-        first: the arm that the others are held against.
+        conditions: the settings within which the alternatives are compared with the first arm.
+        settings: the settings that tell the alternatives apart.
+        first: the arm with which the others are compared.
         rows: the conditions (ALL: the pairs of all of them) and settings, then
 
             pairs: seeds that both arms have
             difference, low, high: the mean and its 95 % t interval
             effect_size: d_z, the mean over the standard deviation of the pairs' differences
-            detectable: the least true difference that so many pairs, so spread, find four times of five
-            p, holm: the paired t-test, and adjusted over the rows
-            p_exact, least_p: the sign-flip test, and the least p that it could have given
+            detectable: the least true difference that as many pairs with this spread find four times out of five
+            p, holm: p of the paired t-test, and p adjusted over the rows
+            p_exact, least_p: p of the sign-flip test, and the least p that it could have given
             enumerated: whether that test went through all signs
-            welch: no two arms' seeds are the same, and the interval and p are Welch's
+            welch: whether the two arms have no seeds in common; then the interval and p are of Welch's test
 
-            NaN where there is no such test: the pairs of different conditions have no common spread for Student's.
+            NaN means that there is no such test. Student's t-test, for one, needs a common spread, which the pairs of
+            different conditions do not have.
     """
 
     measure: Measure
@@ -84,15 +85,17 @@ class Differences:
 
 
 def differences(runs: Runs, measure: Measure) -> Differences | None:
-    """The tests within each condition (task, subset, data); with several, of the pairs of all of them as well, each a
-    block of the sign-flip test. None where the sweep has no alternatives.
+    """The tests within each condition (task, subset, data).
+
+    If there are several conditions, the pairs of all of them are tested as well; each pair is a block of the sign-flip
+    test. None: the sweep has no alternatives.
     """
     pairs = list(_pairs(runs, measure))
     if not pairs:
         return None
     rows = []
     for _, _, d, arms in pairs:
-        welch = arms is not None and len(d) < 2 <= min(map(len, arms))  # no common seeds, as in a partial look
+        welch = arms is not None and len(d) < 2 <= min(map(len, arms))  # no common seeds: a part of the runs is missing
         if arms is None:
             test = stats.PairedTest(len(d), float(d.mean()), *[math.nan] * 4)
         elif welch:
@@ -127,8 +130,9 @@ def differences(runs: Runs, measure: Measure) -> Differences | None:
 def _pairs(
     runs: Runs, measure: Measure
 ) -> Iterator[tuple[tuple[Any, ...], Arm, np.ndarray, tuple[np.ndarray, np.ndarray] | None]]:
-    """Condition and arm, the differences of its pairs (those seeds that both arms have), and both arms' values; no
-    values where the pairs are those of all conditions.
+    """Condition, arm, the differences of its pairs (the seeds that both arms have), and the values of both arms.
+
+    There are no values if the pairs are those of all conditions.
     """
     arms = [
         (key, values.set_index([*runs.conditions, "seed"])[measure.column] * measure.scale)
@@ -162,12 +166,13 @@ class Grid:
     """The means of every arm in every condition, and which differ from the first arm's.
 
     Args:
-        first: the arm that the others are held against.
-        conditions, settings: the columns of `rows` that they are in; the task is a condition where no other is.
-        rows: condition by condition, and last, where there are several, their mean (ALL): the settings, then n, mean,
-            standard_error, low, high and p: within a condition of the paired t-test, Holm-adjusted over conditions and
-            arms; of ALL of the sign-flip test of all pairs, Holm-adjusted over arms. NaN for the first arm.
-        least_p: the least p that any sign-flip test of all pairs could have given, before Holm; None without one.
+        first: the arm with which the others are compared.
+        conditions, settings: the columns of `rows` in which they are. The task is a condition if nothing else is.
+        rows: condition by condition, and last their mean (ALL) if there are several: the settings, then n, mean,
+            standard_error, low, high and p. Within a condition p is that of the paired t-test, Holm-adjusted over
+            conditions and arms. In the rows of ALL it is that of the sign-flip test of all pairs, Holm-adjusted over
+            arms. p is NaN for the first arm.
+        least_p: the least p that any sign-flip test of all pairs could have given, before Holm; None without a test.
     """
 
     measure: Measure
@@ -198,7 +203,7 @@ def grid(runs: Runs, measure: Measure) -> Grid:
     p = stats.holm(p.ravel()).reshape(p.shape)
     columns = [(condition, part, of_arms) for (condition, part), of_arms in zip(parts, p, strict=True)]
     least_p = None
-    if len(parts) > 1:  # the spread of a mean over conditions is that among seeds, each with all conditions
+    if len(parts) > 1:  # the spread of a mean over conditions is taken over seeds, each with all conditions
         flips = [stats.sign_flip((wide[arm] - wide.iloc[:, 0]).dropna()) for arm in others]
         over_all = wide.groupby("seed", sort=False).agg(lambda values: values.mean(skipna=False))
         columns.append(((ALL,) * len(conditions), over_all, stats.holm([flip.p for flip in flips])))
@@ -211,11 +216,11 @@ def grid(runs: Runs, measure: Measure) -> Grid:
 
 
 def _wide(runs: Runs, measure: Measure) -> pd.DataFrame:
-    """A row a condition and seed, a column an arm. NaN is a run that is not there: a loss that blew up is infinite."""
+    """A row for each condition and seed, a column for each arm. NaN: no run; infinite: the loss blew up."""
     values = runs.table.assign(**{measure.column: runs.table[measure.column].fillna(math.inf) * measure.scale})
     index = [*runs.conditions, "seed"]
     wide = values.pivot_table(measure.column, index, runs.compared, sort=False, dropna=False, observed=True)
-    return wide.dropna(axis="columns", how="all")  # an optimizer is not there at each value of what it does not read
+    return wide.dropna(axis="columns", how="all")  # an optimizer has one run only along a setting that it does not read
 
 
 def _arms(runs: Runs, wide: pd.DataFrame) -> list[Arm]:
@@ -228,7 +233,7 @@ def _paired(part: pd.DataFrame, arm: Any) -> stats.PairedTest:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Whether all arms are alike, and every pair of them.
+    """Tests that all arms are alike, and that each pair of them is.
 
     Args:
         arms: in the order of the ranks.
@@ -248,7 +253,7 @@ class Ranking:
 
 
 def ranking(runs: Runs, measure: Measure) -> Ranking | None:
-    """Friedman's test and all pairs; None where fewer than three arms are compared."""
+    """Friedman's test and all pairs; None if fewer than three arms are compared."""
     if not runs.compared:
         return None
     wide = _wide(runs, measure).dropna()
@@ -272,7 +277,7 @@ def ranking(runs: Runs, measure: Measure) -> Ranking | None:
 
 
 def _settings(names: list[str], values: list[tuple[Any, ...]]) -> pd.DataFrame:
-    """Columns of settings, as objects: 10 beside "qkv" stays 10, and None stays None."""
+    """Columns of settings, as objects, so that 10 beside "qkv" stays 10, and None stays None."""
     columns = zip(*values, strict=True)
     return pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in zip(names, columns, strict=True)})
 

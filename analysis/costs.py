@@ -1,4 +1,4 @@
-"""What a candidate costs until it is as good as the baseline: steps, seconds, learning rates. Numbers only."""
+"""What a candidate costs until it is as good as the baseline, in steps, seconds and learning rates. Numbers only."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,18 +15,18 @@ from .curves import half_an_epoch
 from .runs import Arm, Runs
 
 BASELINE = next(candidate for candidate in CANDIDATES.values() if not candidate.searches)
-"""what is tuned, and what the line searches are held against"""
+"""the candidate that is tuned and with which the line searches are compared"""
 
 
 class Speed(NamedTuple):
     """How soon an arm reaches the baseline's final training loss.
 
     Args:
-        conditions: and other settings, in the order of `Speeds.by`.
-        merges: components merged in a run.
-        pairs: runs with a baseline of the same seed, of which so many `reached` its loss.
-        steps, seconds: of training until then, over those that did.
-        in_steps, in_seconds: speed-ups against the baseline's whole run: their geometric mean and its t interval.
+        conditions: the conditions and other settings, in the order of `Speeds.by`.
+        merges: number of components merged in a run.
+        pairs: number of runs with a baseline of the same seed; `reached` is the number of them that reached its loss.
+        steps, seconds: training until then, over the runs that reached it.
+        in_steps, in_seconds: speed-ups over the baseline's whole run, as geometric mean and its t interval.
     """
 
     conditions: Arm
@@ -48,8 +48,8 @@ class Speeds(NamedTuple):
 def speeds(runs: Runs) -> Speeds:
     """Each optimizer's speed, within each condition and choice of the other settings.
 
-    The loss is the moving average of the mini-batch losses over half an epoch, from the step on that it has seen as
-    many; the baseline's final one is that of its last step, with the same task and seed.
+    The loss is the moving average of the mini-batch losses over half an epoch. It counts from the step on at which half
+    an epoch is over. The baseline's final loss is this average at its last step, with the same task and seed.
 
     Raises:
         InputError: the sweep does not have the baseline beside other candidates.
@@ -89,7 +89,7 @@ def speeds(runs: Runs) -> Speeds:
 
 
 def _courses(runs: Runs, by: list[str]) -> pd.DataFrame:
-    """A row a run: its settings `by`, optimizer, seed and merges, and step by step its smoothed loss and seconds."""
+    """A row for each run: settings `by`, optimizer, seed, merges, and its smoothed loss and seconds step by step."""
     spans, table = half_an_epoch(runs), runs.table.set_index("run_id")
     rows = []
     for run_id, run in runs.steps.groupby("run_id", sort=False, observed=True):
@@ -107,7 +107,7 @@ def _courses(runs: Runs, by: list[str]) -> pd.DataFrame:
 
 
 class Untuned(NamedTuple):
-    """An optimizer that needs no learning rate: its accuracy, and its time in runs of the baseline."""
+    """An optimizer without a learning rate: its accuracy, and its time in units of a run of the baseline."""
 
     optimizer: str
     accuracy: stats.Estimate
@@ -118,8 +118,8 @@ class Budget(NamedTuple):
     """What tuning costs.
 
     Args:
-        tuned: expected accuracy of the best of k learning rates of the baseline: mean and standard_error over k.
-        untuned: the others.
+        tuned: expected accuracy of the best of k learning rates of the baseline: mean and standard_error for each k.
+        untuned: the other optimizers.
     """
 
     tuned: pd.DataFrame
@@ -127,7 +127,7 @@ class Budget(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Accuracy over the learning rates of those that have one, beside those that have none.
+    """Accuracy over the learning rate for optimizers that have one, and accuracy of those that have none.
 
     Args:
         tuned: for each choice of the other settings, `stats.Estimate`'s numbers over the rates.
@@ -139,7 +139,7 @@ class Rates(NamedTuple):
 
 
 def rates(runs: Runs) -> Rates:
-    """Means over seeds, each learning rate by itself. Arms are choices of all that varies but the learning rate."""
+    """Means over seeds for each learning rate. An arm is a choice of all varied settings but the learning rate."""
     by = [key for key in runs.by if key != "learning_rate"]
     tuned: dict[Arm, pd.DataFrame] = {}
     untuned: dict[Arm, stats.Estimate] = {}
@@ -155,16 +155,16 @@ def rates(runs: Runs) -> Rates:
 
 
 class Hindsight(NamedTuple):
-    """What needs no learning rate against one that has the best of its rates, chosen on the rows that are shown.
+    """An arm without a learning rate compared with an arm at its best rate, which is chosen on the rows that are shown.
 
     Args:
-        conditions: of the row, in the order of `Hindsights.by`; all of them ALL: the mean over the conditions.
-        untuned, tuned: the arms, without the learning rate.
-        rate: the best one of this condition; None in the mean.
-        difference: of accuracy, untuned minus tuned, in points: paired over seeds; in the mean, over the means of each
+        conditions: conditions of the row, in the order of `Hindsights.by`. If all are ALL, it is the mean over them.
+        untuned, tuned: the two arms, without the learning rate.
+        rate: the best rate of this condition; None in the mean.
+        difference: untuned minus tuned accuracy in points, paired over seeds. In the mean it is over the means of each
             seed.
-        cost: CPU seconds (seconds, where no run has them) of a run of the untuned arm's training over one of the tuned
-            arm's: the geometric mean over pairs.
+        cost: CPU seconds of training of an untuned run over those of a tuned one, as geometric mean over pairs. If no
+            run has CPU seconds, it is of seconds.
     """
 
     conditions: Arm
@@ -184,7 +184,7 @@ class Hindsights(NamedTuple):
 
 
 def hindsight(runs: Runs) -> Hindsights:
-    """Each arm without a learning rate against each arm with one, at its best rate in each condition."""
+    """Compare each arm without a learning rate with each arm that has one, at its best rate in each condition."""
     by = [key for key in runs.compared if key != "learning_rate"]
     conditions = runs.conditions or ["task"]
     table = runs.table.assign(
@@ -211,7 +211,7 @@ def hindsight(runs: Runs) -> Hindsights:
 
 
 def _hindsight(condition: Arm, arm: Arm, other: Arm, pairs: pd.DataFrame) -> Hindsight:
-    seeds = pairs.groupby(level="seed")  # of one condition: a row each
+    seeds = pairs.groupby(level="seed")  # one row for each arm of a condition
     rates = pairs["learning_rate_tuned"].unique()
     return Hindsight(
         condition,
@@ -226,14 +226,14 @@ def _hindsight(condition: Arm, arm: Arm, other: Arm, pairs: pd.DataFrame) -> Hin
 
 
 def _cost(runs: Runs) -> pd.Series:
-    """CPU seconds of all steps of a run, by run id; NaN of older runs, which have none, beside newer ones."""
+    """CPU seconds of all steps of a run, by run id. NaN for older runs, which have none, if there are newer ones."""
     steps = runs.steps
     seconds = steps["time/cpu" if "time/cpu" in steps else "time/step"]
     return seconds.groupby(steps["run_id"], observed=True).sum(min_count=1).astype(float)
 
 
 def budget(runs: Runs) -> Budget:
-    """Each choice of k of the sweep's learning rates is as likely as any other; each is a whole run."""
+    """What tuning costs, if all choices of k learning rates are equally likely and each rate costs a whole run."""
 
     def percent(table: pd.DataFrame) -> Any:
         return ACCURACY.scale * table[ACCURACY.column]

@@ -1,4 +1,4 @@
-"""Numbers over training: a curve an arm, its mean over seeds and the mean's standard error. `figures` draws them."""
+"""Numbers over training: for each arm the mean over seeds and its standard error. `figures` draws them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class Curves:
 
     Args:
         x: samples, steps or epochs.
-        y: what it is, with its unit.
-        of_arm: columns mean and standard_error over x; NaN from where a run has blown up.
-        decades: whether it spans decades, and belongs on a log scale.
-        evaluated: the epochs that have a value, where not all have.
+        y: what the number is, with its unit.
+        of_arm: columns mean and standard_error over x. They are NaN from where on a run has blown up.
+        decades: whether it spans decades, and is drawn on a log scale.
+        evaluated: the epochs that have a value, if not all have one.
         counts: whether it counts something.
     """
 
@@ -38,7 +38,7 @@ class Curves:
 
 
 def half_an_epoch(runs: Runs) -> pd.Series:
-    """Steps over which each run's training loss is smoothed, by run id: half an epoch, whatever its batches' size."""
+    """Steps over which each run's training loss is smoothed, by run id: half an epoch, whatever the batch size."""
     table = runs.table.set_index("run_id")
     return (SMOOTHED_EPOCHS * (table["steps"] / table["epochs"])).clip(lower=1)
 
@@ -59,7 +59,7 @@ def accuracy(runs: Runs) -> Curves:
 
 
 def by_epoch(runs: Runs, measure: Measure) -> Curves:
-    """What was logged in the measure's column after each epoch that has it."""
+    """The measure's column after each epoch for which it was logged."""
     lines = runs.epochs.dropna(subset=measure.column)
     evaluated = () if len(lines) == len(runs.epochs) else tuple(sorted(lines["epoch"].unique()))
     curves = _curves(runs, lines, lambda _, run: measure.scale * run.set_index("epoch")[measure.column])
@@ -67,7 +67,7 @@ def by_epoch(runs: Runs, measure: Measure) -> Curves:
 
 
 def trials(runs: Runs) -> Curves:
-    """Trials of the line search: 1 where the first step size that was tried is taken."""
+    """Trials of the line search. 1 means that the first step size tried was taken."""
     return by_step(runs, TRIALS._replace(column="search/trials"))
 
 
@@ -88,12 +88,12 @@ def components_left(runs: Runs) -> Curves:
 
 
 def mean_step_size(runs: Runs) -> Curves:
-    """Over all components."""
+    """Mean step size of all components."""
     return Curves("steps", "mean step size", _of_step_sizes(runs, lambda sizes: sizes.mean(axis=1)), decades=True)
 
 
 def smallest_step_size(runs: Runs) -> Curves:
-    """Of all components."""
+    """Smallest step size of all components."""
     return Curves("steps", "smallest step size", _of_step_sizes(runs, lambda sizes: sizes.min(axis=1)), decades=True)
 
 
@@ -133,8 +133,9 @@ class StepSizes:
 
 
 def all_components(runs: Runs) -> StepSizes:
-    """Each component that the run began with, through all merges. The run is the one with the most components at its
-    first step, and of those the first.
+    """Step sizes of all components with which a run began, through all merges.
+
+    The run is the first of those with the most components at their first step.
     """
     first = runs.history.drop_duplicates("run_id").set_index("run_id").filter(like=STEP_SIZE)
     run_id = str(first.notna().sum(axis=1).idxmax())
@@ -142,7 +143,7 @@ def all_components(runs: Runs) -> StepSizes:
 
 
 def lowest_component(runs: Runs) -> StepSizes:
-    """The one component, of all runs, whose step size falls lowest."""
+    """The component of all runs whose step size falls lowest."""
     each = runs.steps.groupby("run_id", observed=True, sort=False)
     run_id = str(each.apply(lambda run: np.nanmin(_sizes(run).to_numpy())).idxmin())
     sizes = _named(_of_run(runs, run_id))
@@ -155,7 +156,7 @@ def _of_run(runs: Runs, run_id: str) -> pd.DataFrame:
 
 
 def _sizes(steps: pd.DataFrame) -> pd.DataFrame:
-    """Step sizes of one run's steps: a column a component that is there at any time."""
+    """Step sizes of one run by step, with a column for each component that there ever is."""
     return steps.set_index("step").filter(like=STEP_SIZE).dropna(axis="columns", how="all")
 
 
@@ -164,7 +165,7 @@ def _named(sizes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _followed(sizes: pd.DataFrame) -> pd.DataFrame:
-    """Each component that the run began with, under its own name through all merges (`a+b` holds a and b)."""
+    """The components with which the run began, each under its own name through all merges (`a+b` holds a and b)."""
     parts = {column: column.split("+") for column in sizes}
     return pd.DataFrame(
         {

@@ -1,4 +1,4 @@
-"""The study's W&B workspaces, built in code: a view for each figure of the paper, with standard-error bands."""
+"""The study's W&B workspaces, built in code. Each figure of the paper has a view with standard-error bands."""
 
 import json
 from dataclasses import dataclass, field
@@ -18,12 +18,13 @@ class View:
     """One workspace: the runs of a sweep on a task, a line for each value of a setting.
 
     Attributes:
-        figure: of the paper, or what it shows.
-        sweep: whose runs are shown.
+        figure: the figure of the paper, or what the view shows.
+        sweep: the sweep whose runs are shown.
         setting: the Config field whose values are the lines.
-        task: of the runs that are shown.
-        only: Config field -> the value that all runs shown have, where a mean over its values would mean nothing.
-        step_sizes: whether the step sizes come first.
+        task: the task of the runs that are shown.
+        only: Config field -> value that all shown runs have, as a mean over its values would mean nothing.
+        step_sizes: whether the panels of step sizes come first.
+        beside: further settings; each choice of `setting` and of these is a line.
     """
 
     figure: str
@@ -32,15 +33,20 @@ class View:
     task: str
     only: dict[str, Any] = field(default_factory=dict)
     step_sizes: bool = False
+    beside: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> list[str]:
+        return [self.setting, *self.beside]
 
     @property
     def name(self) -> str:
         only = "".join(f", {key} {value}" for key, value in self.only.items())
-        return f"{self.figure}: {self.setting} on {self.task} ({self.sweep}{only})"
+        return f"{self.figure}: {', '.join(self.lines)} on {self.task} ({self.sweep}{only})"
 
 
 def views() -> list[View]:
-    """Of each sweep, those on its tasks, and on its optimizers where they are not the lines."""
+    """The views of each sweep: one for each task, and one for each optimizer if these are not the lines."""
     return [
         *_of("Fig. 1", "merging", "rounding", step_sizes=True),
         *_of("Fig. 2", "merging", "merge_threshold", apart="rounding"),
@@ -52,10 +58,19 @@ def views() -> list[View]:
         *(view for setting in ("rounding", "direction", "growth") for view in _of("Ablation", "criterion", setting)),
         *_of("Ablation", "interval", "max_interval", apart="optimizer"),
         *_of("Ablation", "joint", "joint"),
+        *_of("Rates and hindsight", "untuned", "optimizer", beside=("learning_rate", "beta1")),
+        *_of("Rates and hindsight", "learning-rates", "optimizer", beside=("learning_rate",)),
     ]
 
 
-def _of(figure: str, sweep: str, setting: str, apart: str | None = None, step_sizes: bool = False) -> list[View]:
+def _of(
+    figure: str,
+    sweep: str,
+    setting: str,
+    apart: str | None = None,
+    step_sizes: bool = False,
+    beside: tuple[str, ...] = (),
+) -> list[View]:
     """A view for each task of the sweep's file, and for each value of a setting that is to be kept apart."""
     parameters = yaml.safe_load((SWEEPS / f"{sweep}.yaml").read_text(encoding="utf-8"))["parameters"]
 
@@ -63,14 +78,14 @@ def _of(figure: str, sweep: str, setting: str, apart: str | None = None, step_si
         return parameters[key].get("values") or [parameters[key]["value"]]
 
     return [
-        View(figure, sweep, setting, task, only, step_sizes)
+        View(figure, sweep, setting, task, only, step_sizes, beside)
         for task in values("task")
         for only in ([{apart: value} for value in values(apart)] if apart else [{}])
     ]
 
 
 def workspaces(entity: str, project: str) -> list[Any]:
-    """A wandb_workspaces.Workspace for each of `views()`; no network is used."""
+    """A wandb_workspaces.Workspace for each of `views()`. This uses no network."""
     return [_workspace(view, entity, project) for view in views()]
 
 
@@ -78,35 +93,28 @@ def _workspace(view: View, entity: str, project: str) -> Any:
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as ws
 
+    grouped: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
+    if not view.beside:  # a panel groups by one setting; without it, it takes the groups of the run set below
+        grouped["groupby"] = reports.Config(view.setting)
+
     def panel(metric: str, axis: str, **settings: Any) -> Any:
-        return reports.LinePlot(
-            title=metric,
-            x=axis,
-            y=[metric],
-            groupby=reports.Config(view.setting),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stderr",
-            max_runs_to_show=100,
-            **settings,
-        )
+        return reports.LinePlot(title=metric, x=axis, y=[metric], max_runs_to_show=100, **grouped, **settings)
+
+    def bars(metric: str) -> Any:
+        return reports.BarPlot(title=metric, metrics=[metric], **grouped)
 
     learning = [
         panel("train/loss", "samples", log_y=True, smoothing_type="exponential", smoothing_factor=0.8),
         panel("eval/accuracy", "epoch"),
         panel("train/epoch_loss", "epoch", log_y=True),
         panel("eval/loss", "epoch"),
+        *([bars("eval/accuracy")] if view.beside else []),
     ]
     searching = [
         reports.LinePlot(title="step sizes", x="step", metric_regex="step_size/.*", log_y=True, max_runs_to_show=100),
         panel("search/trials", "step", smoothing_type="exponential", smoothing_factor=0.8),
         panel("time/step", "step"),
-        reports.BarPlot(
-            title="search/failures",
-            metrics=["search/failures"],
-            groupby=reports.Config(view.setting),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stderr",
-        ),
+        bars("search/failures"),
     ]
     sections = [
         ws.Section(name="Learning", panels=learning, is_open=True),
@@ -118,19 +126,19 @@ def _workspace(view: View, entity: str, project: str) -> Any:
         name=view.name,
         sections=sections[::-1] if view.step_sizes else sections,
         runset_settings=ws.RunsetSettings(
-            # By group and tags: a setting called sweep would be taken for the run's sweep on the server.
+            # Group and tags select the runs: the server would take a setting called sweep for its own.
             filters=[
                 ws.Metric("Group") == view.sweep,
                 ws.Tags().isin([view.task]),
                 *(ws.Config(f"{key}.value") == value for key, value in view.only.items()),
             ],
-            groupby=[ws.Config(view.setting)],
+            groupby=[ws.Config(key) for key in view.lines],
         ),
     )
 
 
 def main(args: list[str]) -> str:
-    """Save the workspaces to `--entity`, or write them to a file where none is given; returns what to tell.
+    """Save the workspaces to `--entity`, or write them to a file if none is given. Returns a message about it.
 
     Raises:
         InputError: a wrong argument, W&B cannot be reached, or the file cannot be written.
@@ -144,7 +152,7 @@ def main(args: list[str]) -> str:
     if options.entity:
         try:
             return "\n".join(workspace.save().url for workspace in built)
-        except Exception as error:  # of several libraries: no key, no network, no such project
+        except Exception as error:  # several libraries raise here: no key, no network, no such project
             raise InputError(
                 f"--entity={options.entity}: W&B did not take the workspaces ({one_line(error)[:160]}); "
                 "allowed: an entity of yours after `wandb login`, or none for a file"
@@ -158,5 +166,5 @@ def main(args: list[str]) -> str:
 
 
 def as_dict(workspace: Any) -> dict[str, Any]:
-    """A workspace as it goes over the wire."""
+    """A workspace as it is sent to the server."""
     return json.loads(workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))

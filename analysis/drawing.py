@@ -1,4 +1,4 @@
-"""One panel: numbers on axes."""
+"""Draws numbers on the axes of one panel."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ X_NAMES = {"samples": "training samples processed", "steps": "optimizer steps", 
 
 
 def curves(axes: Axes, shown: Curves, looks: Looks) -> None:
-    """A line an arm, and a band of one standard error around it."""
+    """A line for each arm, with a band of one standard error around it."""
     for arm, curve in shown.of_arm.items():
         look = looks.of_arm[arm]
         _curve(axes, curve, look if shown.x == "epochs" else Look(look.label, look.style | {"marker": ""}))
@@ -48,7 +48,7 @@ def _curve(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
 
 def _counts(axes: Axes) -> None:
     for line, width in zip(axes.lines, np.linspace(3.2, 1.0, len(axes.lines)), strict=True):
-        line.set_linewidth(width)  # arms that count alike are seen beneath one another
+        line.set_linewidth(width)  # of arms with equal counts the lower line can still be seen
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -56,7 +56,7 @@ def _counts(axes: Axes) -> None:
 def step_sizes(
     axes: Axes, sizes: pd.DataFrame, colours: Iterable[Any], widths: Iterable[float | None] = itertools.repeat(None)
 ) -> None:
-    """Step sizes (log scale) of one run over its steps: a line a component."""
+    """Step sizes (log scale) of one run over its steps, with a line for each component."""
     for name, colour, width in zip(sizes, colours, widths, strict=False):
         label = words.component(name)
         axes.plot(sizes.index, sizes[name], label=label, color=colour, linewidth=width, drawstyle="steps-post")
@@ -66,7 +66,7 @@ def step_sizes(
 
 
 def bars(axes: Axes, rows: pd.DataFrame, measure: Measure, looks: Looks) -> None:
-    """A bar an arm: `compare.means` of the measure, with its standard error and its mean as a text."""
+    """A bar for each arm: `compare.means` of the measure, with its standard error, and its mean as a text."""
     digits = words.decimals(rows["mean"], measure.digits)
     arms = rows[looks.by].itertuples(index=False, name=None)
     for place, (arm, mean, error) in enumerate(zip(arms, rows["mean"], rows["standard_error"], strict=True)):
@@ -80,8 +80,10 @@ def bars(axes: Axes, rows: pd.DataFrame, measure: Measure, looks: Looks) -> None
 
 
 def budget(axes: Axes, found: Budget, looks: Looks) -> None:
-    """The best of k learning rates, and each candidate without one: a point at the time of one run, and its level as a
-    dotted line to read the crossing at.
+    """The best of k learning rates, and each candidate without one.
+
+    A candidate without a rate is a point at the time of one run, with a dotted line at its level, on which the crossing
+    can be read.
     """
     tuned = of_candidate(BASELINE.key)
     _curve(axes, found.tuned, Look(f"{tuned.label}, best of k rates", tuned.style | {"marker": "o"}))
@@ -97,7 +99,7 @@ def budget(axes: Axes, found: Budget, looks: Looks) -> None:
 
 
 def rates(axes: Axes, found: Rates, looks: Looks) -> None:
-    """A line over the learning rates for each that has one, a level for each that has none; bands of one error."""
+    """A line over the learning rate for each arm that has one, a level for each other; bands of one standard error."""
     for arm, curve in found.tuned.items():
         _curve(axes, curve, looks.of_arm[arm])
     for arm, accuracy in found.untuned.items():
@@ -115,10 +117,10 @@ def rates(axes: Axes, found: Rates, looks: Looks) -> None:
 
 
 def log_scale(axes: Axes) -> None:
-    """Limits from the lines and their bands; what is 0 is left out, and a band that comes near 0, which on this scale
-    is far away, is followed down to a tenth of the lowest line.
+    """A log scale. Its limits come from the lines and their bands.
 
-    Labels in between where there are few decades.
+    A band that comes near 0, which on this scale is far away, is followed down to a tenth of the lowest line.
+    Zeros are left out. If there are few decades, labels stand in between as well.
     """
     panels = axes.get_shared_y_axes().get_siblings(axes)
     lines = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for panel in panels for line in panel.lines])

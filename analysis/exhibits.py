@@ -1,6 +1,6 @@
-"""Everything that the paper shows, and what we show beside it: a name, the sweep it comes from, how it is made.
+"""Everything that the paper shows, and what we show beside it. Each exhibit has a name, its sweeps, and a function.
 
-A further exhibit is one function, from a sweep's runs to numbers to what is shown, and one row of EXHIBITS.
+To add an exhibit, write a function (a sweep's runs -> numbers -> what is shown) and a row of EXHIBITS.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,25 +26,25 @@ Shown = Figure | list[Table]
 
 
 def means(runs: Runs) -> Table:
-    """A row an arm: accuracy, loss, trials and seconds over its seeds."""
+    """A row for each arm: accuracy, loss, trials and seconds over its seeds."""
     of = {measure: compare.means(runs, measure) for measure in (ACCURACY, LOSS, TRIALS, SECONDS)}
     return tables.means(of, runs.by, words.heading(runs))
 
 
 def differences(runs: Runs, measure: Measure) -> list[Table]:
-    """The tests against the first arm; none where there is but one."""
+    """The tests against the first arm; none if there is only one arm."""
     tested = compare.differences(runs, measure)
     return [tables.differences(tested)] if tested else []
 
 
 def ranking(runs: Runs, measure: Measure) -> list[Table]:
-    """The tests of all pairs; none where there are fewer than three arms."""
+    """The tests of all pairs; none if there are fewer than three arms."""
     ranked = compare.ranking(runs, measure)
     return [tables.ranking(ranked)] if ranked else []
 
 
 def grid(runs: Runs, measure: Measure) -> Table:
-    """A row an arm, a column a task."""
+    """A row for each arm, a column for each task."""
     return tables.grid(compare.grid(runs, measure), words.heading(runs, timed=False))
 
 
@@ -62,12 +62,12 @@ def results(runs: Runs) -> list[Table]:
 
 
 def speeds(runs: Runs) -> list[Table]:
-    """The text's numbers."""
+    """The numbers that the paper has in its text."""
     return [tables.speeds(costs.speeds(runs), words.heading(runs))]
 
 
 def hindsight(runs: Runs) -> list[Table]:
-    """What needs no learning rate against the best of ADAM's."""
+    """Candidates that need no learning rate, compared with the best rate of ADAM."""
     return [tables.hindsight(costs.hindsight(runs), words.heading(runs))]
 
 
@@ -97,7 +97,7 @@ def accuracies(runs: Runs) -> Figure:
 
 
 def by_batch(runs: Runs) -> Figure:
-    """The paper's Fig. 8: a line a batch size."""
+    """The paper's Fig. 8, with a line for each batch size."""
     return losses(runs, ["batch_size"])
 
 
@@ -107,7 +107,7 @@ def average_step_sizes(runs: Runs) -> Figure:
 
 
 def smallest_step_sizes(runs: Runs) -> Figure:
-    """The smallest step size of all components: does a strict test let it collapse where a tolerant one does not?"""
+    """The smallest step size of all components: does it collapse with a strict test, and not with a tolerant one?"""
     return _panels(runs, curves.smallest_step_size, "Smallest step size of all components")
 
 
@@ -141,7 +141,7 @@ def cost(runs: Runs) -> Figure:
 
 
 def budget(runs: Runs) -> Figure:
-    """What ADAM costs before it is as good: expected validation accuracy of the best of k learning rates tried."""
+    """What ADAM costs until it is as good: expected validation accuracy of the best of k learning rates."""
     rates = ", ".join(words.level(rate) for rate in sorted(runs.table["learning_rate"].dropna().unique()))
     what = f"Expected validation accuracy of the best of k of {costs.BASELINE.name}'s learning rates (k from left to "
     what += f"right, each a whole run; chosen from {rates} on the rows shown, which favours {costs.BASELINE.name}) "
@@ -151,7 +151,7 @@ def budget(runs: Runs) -> Figure:
 
 
 def rates(runs: Runs) -> Figure:
-    """Accuracy over ADAM's learning rate, and beside it what needs none."""
+    """Accuracy over ADAM's learning rate, and the accuracy of candidates that need none."""
     lines = [key for key in runs.compared if key != "learning_rate"] or ["optimizer"]
     parts = _parts(runs, [*runs.compared], costs.rates)
     what = f"Validation accuracy over the peak learning rate of {costs.BASELINE.name}, and as levels that of the "
@@ -167,12 +167,12 @@ def _panels(
     lines: Sequence[str] | None = None,
     draw: Callable[..., None] = drawing.curves,
 ) -> Figure:
-    """A panel for each value of what is not a line: each task, or each optimizer.
+    """A panel for each value of a setting that is not shown as lines: each task, or each optimizer.
 
-    Alternatives have the same y-axis, so that they can be compared across panels; tasks have their own.
+    Panels of alternatives have the same y-axis, so that they can be compared. Panels of tasks have their own.
 
     Args:
-        numbers: of the runs of a panel.
+        numbers: the runs of a panel -> their numbers.
         what: the caption's first words.
         lines: the varied settings whose values are the lines of a panel; None: the alternatives.
     """
@@ -183,7 +183,7 @@ def _panels(
 
 
 def _pairs(runs: Runs, left: Callable[[Runs], Curves], right: Callable[[Runs], Curves], what: str) -> Figure:
-    """Two numbers of the alternatives side by side, a row of panels for each condition."""
+    """Two numbers of the alternatives side by side, with a row of panels for each condition."""
     shown = _parts(runs, runs.compared, lambda part: (left(part), right(part)))
     return figures.pairs(shown, _looks(runs, runs.compared), words.caption(runs, runs.compared, what))
 
@@ -205,8 +205,8 @@ class Exhibit(NamedTuple):
     """One figure, or some tables that belong together.
 
     Args:
-        title: what it is, and the paper's number of it.
-        sweeps: the sweeps that have what it needs; the first that there is is taken.
+        title: what it is, and its number in the paper.
+        sweeps: the sweeps that have what it needs. The first one that exists is taken.
         needs: settings that the sweep must vary.
         make: the runs of the sweep -> what is shown.
     """
@@ -273,14 +273,14 @@ EXHIBITS = {
 
 
 RESULTS = ("table1", "table2")
-"""those that have all tests of their sweep"""
+"""the exhibits that have all tests of their sweep"""
 
 
 def source(name: str, out: str, sweep: str | None = None) -> str:
-    """The sweep that an exhibit is made from: the one asked for, or the first of its own that is there.
+    """The sweep that an exhibit is made from: the one asked for, or the first of its sweeps that exists.
 
     Raises:
-        InputError: none of its sweeps is there.
+        InputError: none of its sweeps exists.
     """
     if sweep:
         return sweep
@@ -292,7 +292,7 @@ def source(name: str, out: str, sweep: str | None = None) -> str:
 
 
 def make(name: str, runs: Runs) -> Shown:
-    """The figure or the tables.
+    """Make the figure or the tables.
 
     Raises:
         InputError: the sweep does not vary what is shown.

@@ -1,4 +1,4 @@
-"""Numbers -> figures: panels with a legend and a caption. Nothing here computes a statistic."""
+"""Makes figures of numbers: panels with a legend and a caption. Nothing here computes a statistic."""
 
 import io
 import textwrap
@@ -18,15 +18,15 @@ from .curves import Curves, StepSizes
 from .looks import VERMILION, Looks
 
 SIZE = (7.0, 2.6)
-"""inches: the text width of a paper with two columns, and a row of panels; what is above and below comes on top"""
+"""inches: the text width of a paper with two columns, and the height of a row of panels without legend and caption"""
 COLUMN = (3.5, 2.3)
-"""inches: the width of one of its columns, and its panel"""
+"""inches: the width of one column of such a paper, and the height of a panel in it"""
 ROW = 2.1
-"""inches: a further row of panels"""
+"""inches: the height of a further row of panels"""
 LINE = 0.16, 0.125
-"""inches: a line of the legend, and of the caption"""
+"""inches: the heights of a line of the legend, and of the caption"""
 CHARACTERS_AN_INCH = 19.7
-"""of the caption"""
+"""characters of the caption in an inch"""
 STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -46,7 +46,7 @@ STYLE: Any = {
     "grid.linewidth": 0.5,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 200,
-    "pdf.fonttype": 42,  # text that can be searched and edited
+    "pdf.fonttype": 42,  # makes text that can be searched and edited
 }
 
 
@@ -88,7 +88,7 @@ def panels(
 
 
 def pairs(shown: Sequence[Panel], looks: Looks, caption: str) -> Figure:
-    """Two measures side by side, a row for each panel, whose numbers are two Curves."""
+    """Two measures side by side, with a row for each Panel, whose numbers are two Curves."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(SIZE[0], SIZE[1] + ROW * (len(shown) - 1)))
         grid = figure.subplots(len(shown), 2, squeeze=False)
@@ -104,7 +104,7 @@ def pairs(shown: Sequence[Panel], looks: Looks, caption: str) -> Figure:
 
 
 def bars(shown: Sequence[Panel], looks: Looks, caption: str) -> Figure:
-    """A column a measure, a row for each panel, whose numbers are `compare.means` of each measure."""
+    """A column for each measure, a row for each Panel, whose numbers are `compare.means` of each measure."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(SIZE[0], 0.4 + len(shown) * (0.4 + 0.2 * len(looks.of_arm))))
         grid = figure.subplots(len(shown), 2, squeeze=False, sharex="col")
@@ -131,12 +131,12 @@ def component(shown: StepSizes, caption: str) -> Figure:
 
 
 def components(shown: StepSizes, caption: str) -> Figure:
-    """The line search from inside: every component's step size."""
+    """The step sizes of all components."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE)
         count = shown.sizes.shape[1]
         colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.8, count))  # from input to output
-        widths = np.linspace(2.8, 1.0, count)  # components that share a step size are seen beneath one another
+        widths = np.linspace(2.8, 1.0, count)  # if components share a step size, the lower line can still be seen
         drawing.step_sizes(figure.subplots(), shown.sizes, colours, widths)
         figure.legend(loc="outside right upper", title="component", title_fontsize=8, labelspacing=0.35)
         _caption(figure, caption)
@@ -144,7 +144,7 @@ def components(shown: StepSizes, caption: str) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write PNG (200 dpi) and PDF beside each other; `path` is theirs without the ending."""
+    """Write a PNG (200 dpi) and a PDF beside each other. `path` is their path without the ending."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "pdf")]
     for ending, file in zip(("png", "pdf"), files, strict=True):
@@ -173,9 +173,9 @@ def write(figure: Figure, file: Any, ending: str) -> None:
 
 
 def _frame(figure: Figure, looks: Looks, caption: str) -> None:
-    """The legend above the panels and the caption below, neither at the cost of the panels' height.
+    """Add the legend above the panels and the caption below. The figure grows; the panels keep their height.
 
-    One legend for all panels, outside of the data; what any panel has, once.
+    All panels share one legend outside of the data. It has what any panel has, but each thing once.
     """
     of_label: dict[str, Any] = {}
     for axes in figure.axes:

@@ -44,7 +44,7 @@ def escaped(text: str) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """A `table*` environment each, over both columns of a paper, with booktabs' rules; the heading is the caption."""
+    """A `table*` environment for each table, over both columns of a paper, with booktabs' rules and a caption."""
     parts = []
     for table in tables:
         cells = table.cells.map(_tex).rename(columns=_tex)
@@ -62,7 +62,7 @@ def latex(tables: Sequence[Table]) -> str:
 
 
 def _pipes(cells: pd.DataFrame) -> str:
-    """A pipe table; pandas' own has headers padded beyond what fits the terminal."""
+    """A pipe table. (In that of pandas, headers are padded beyond the width of a terminal.)"""
     columns = []
     for name, right in ((name, is_number(cells[name])) for name in cells):
         texts = [escaped(text) for text in (name, *cells[name])]
@@ -74,7 +74,7 @@ def _pipes(cells: pd.DataFrame) -> str:
 
 
 def is_number(column: pd.Series) -> bool:
-    """Whether a column of texts is set like numbers, to the right."""
+    """Whether a column of texts is aligned to the right, like numbers."""
     return bool(column.str.match(r"[-−+<]?\d|–").mean() > 0.5)
 
 

@@ -1,4 +1,4 @@
-"""How an arm is named and drawn: the same in all panels, a candidate and a split the same in all figures."""
+"""How arms are named and drawn. An arm looks the same in all panels; a candidate or a split does so in all figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from train.candidates import CANDIDATES
 from . import words
 from .runs import UNREAD, Arm
 
-# After Okabe and Ito: apart for the common kinds of colour blindness too (held by a test).
+# After Okabe and Ito. They can be told apart with the common kinds of colour blindness, which a test checks.
 BLACK, INDIGO, SKY, VERMILION, GREEN = "#222222", "#4B3FBF", "#56B4E9", "#D55E00", "#009E73"
 SPLIT_COLOURS = {"1": BLACK, "4": INDIGO, "7": SKY, "10": VERMILION, "qkv": GREEN}
 COLOURS = (BLACK, INDIGO, SKY, VERMILION, GREEN, "#CC79A7", "#8C6D31", "#888888")
 MARKERS = "osD^vPX<"
 DASHES: Any = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 ORDERED = ("batch_size", "learning_rate", "merge_threshold")
-"""settings whose values are numbers of one kind: a scale of colours from dark to light"""
+"""settings whose values are ordered: their colours go from dark to light"""
 
 
 class Look(NamedTuple):
@@ -45,8 +45,10 @@ def of_candidate(optimizer: str) -> Look:
 
 
 def looks(by: Sequence[str], arms: Sequence[Arm]) -> Looks:
-    """One setting is told by the colour. Of several, the one with the fewest values is told by the dashes, the others
-    by the colour.
+    """The looks of all arms.
+
+    The colour shows the value of a setting. If there are several settings, the dashes show that with the fewest values,
+    and the colour shows the others.
     """
     values = [list(dict.fromkeys(of_setting)) for of_setting in zip(*arms, strict=True)]
     few = [place for place, of_setting in enumerate(values) if len(by) > 1 and len(of_setting) <= len(DASHES)]
@@ -55,12 +57,12 @@ def looks(by: Sequence[str], arms: Sequence[Arm]) -> Looks:
     colours = _colours([by[place] for place in coloured], [tuple(arm[place] for place in coloured) for arm in arms])
     of_arm = {}
     for place, (arm, colour) in enumerate(zip(arms, colours, strict=True)):
-        # Later lines are thinner, so that one which lies on an earlier one does not hide it.
+        # Later lines are thinner, so that they do not hide an earlier line on which they lie.
         style = {"color": colour, "marker": MARKERS[place % len(MARKERS)], "linewidth": 1.9 - 0.9 * place / len(arms)}
         if dashed is not None:
             style["linestyle"] = DASHES[values[dashed].index(arm[dashed])]
         others = [value for name, value in zip(by, arm, strict=True) if name != "optimizer"]
-        if "optimizer" in by and others and set(others) == {UNREAD}:  # nothing but the candidate tells it apart
+        if "optimizer" in by and others and set(others) == {UNREAD}:  # only the candidate tells it from others
             style |= {"color": CANDIDATES[arm[by.index("optimizer")]].colour, "linestyle": "-"}
         of_arm[arm] = Look(words.arm(by, arm), style)
     return Looks(list(by), of_arm)

@@ -1,4 +1,4 @@
-"""python -m analysis.notebook OUT: the notebook made from its script, and executed on the sweeps in OUT."""
+"""python -m analysis.notebook OUT: makes the notebook from its script, and executes it on the sweeps in OUT."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ def build() -> nbformat.NotebookNode:
     """The notebook without results, from the script; the same bytes each time."""
     notebook = jupytext.read(SCRIPT)
     for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number}"  # jupytext makes them up anew
+        cell["id"] = f"cell-{number}"  # jupytext invents new ones each time
     return notebook
 
 
@@ -30,7 +30,7 @@ def execute(source: str) -> nbformat.NotebookNode:
     """Run all cells on a source of sweeps (as `analysis.load` takes it).
 
     Raises:
-        InputError: a cell fails, as where a sweep is not there or not finished.
+        InputError: a cell fails, for instance because a sweep is not there or not finished.
     """
     notebook = build()
     root = str(HERE.parent)

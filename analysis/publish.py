@@ -1,4 +1,4 @@
-"""python -m analysis.publish NAME: a sweep's finished tables and figures as media of a W&B run of their own."""
+"""python -m analysis.publish NAME: logs a sweep's tables and figures as media of a W&B run of their own."""
 
 import html
 import sys

@@ -25,14 +25,14 @@ from .runs import Runs
 HERE = Path(__file__).parent
 TITLE = "Fine-tuning Transformers with line searches: results"
 DEVIATIONS = HERE.parent / "docs" / "deviations.md"
-"""a heading, then where we differ from the paper"""
+"""a page with a heading and a list of what differs from the paper"""
 READABLE = 6
 """rem of the page for an inch of a figure, at least: a narrow screen scrolls it sideways, as it does a table"""
 LIBRARIES = ("numpy", "pandas", "scipy", "statsmodels", "matplotlib")
 
 
 def page(out: str, allow_missing: bool = False, profile: str | None = None) -> str:
-    """The HTML of the page: what the sweeps at `out` allow, and why the rest is not on it.
+    """The HTML of the page: all exhibits that the sweeps at `out` allow, and reasons why others are missing.
 
     Raises:
         InputError: no figure or table can be made.

@@ -1,4 +1,4 @@
-"""The runs of one sweep as tidy tables: what the rest of this package reads."""
+"""The runs of one sweep as tidy tables, which the rest of this package reads."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ import pandas as pd
 from train.candidates import CANDIDATES, reads
 from train.errors import InputError
 
-# What is learned: results are compared within a task, never between tasks.
+# Settings of what is learned. Results are compared within them, never between tasks.
 CONDITIONS = ("task", "subset", "data")
 UNREAD = "–"
-"""in an arm, in place of a setting that its optimizer does not read"""
+"""stands in an arm for a setting that its optimizer does not read"""
 Arm = tuple[Any, ...]
-"""the values of some settings that tell runs apart; None is a value, UNREAD none"""
+"""values of some settings that tell runs apart. None is a value; UNREAD means that there is none"""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Sweep:
     """A sweep as it was last called.
 
     Args:
-        name, profile, label: of the sweep, and of what it was called with.
+        name, profile, label: name of the sweep, its profile, and a label of how it was called.
         varied: the settings that the sweep varies, without the seed.
         fixed: the settings that all runs have in common.
         folder: where its tables and figures are written.
@@ -67,7 +67,7 @@ class Runs(Sweep):
 
     @property
     def by(self) -> list[str]:
-        """The settings that tell the runs apart, but for the seed."""
+        """The settings that tell the runs apart, without the seed."""
         return self.varied or ["optimizer"]
 
     def arms(self, by: Sequence[str]) -> list[Arm]:
@@ -76,13 +76,13 @@ class Runs(Sweep):
         return list(dict.fromkeys(_arm(by, values, optimizer) for *values, optimizer in rows))
 
     def arm_of(self, by: Sequence[str], values: Sequence[Any]) -> Arm:
-        """The arm with these values of the settings `by`, which are the conditions' or tell the optimizer."""
+        """The arm with these values of the settings `by`, which are conditions or name the optimizer."""
         optimizer = values[by.index("optimizer")] if "optimizer" in by else self.table["optimizer"].iloc[0]
         return _arm(by, values, optimizer)
 
     @property
     def steps(self) -> pd.DataFrame:
-        """The lines of optimizer steps: a loss may be NaN, the time of a step is not."""
+        """The lines of optimizer steps. They are found by the time of a step, as a loss may be NaN."""
         return self.history.dropna(subset="time/step")
 
     @property
@@ -92,13 +92,13 @@ class Runs(Sweep):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One tidy table for a notebook: a row a logged line, beside what is known of its run.
+        """One tidy table for a notebook: a row for each logged line, with what is known of its run.
 
         Columns: `run_id`; every Config field under its own name; `diverged`; then the line's keys: `step`, `samples`
         (training rows seen so far), `epoch`, `train/loss` (of the mini-batch), `step_size/<component>`,
         `search/component`, `search/trials`, `search/accepted`, `search/merged`, `time/step` (seconds), and after an
         epoch `eval/accuracy` (0 to 1), `eval/loss`, `train/epoch_loss`, `time/total` (seconds).
-        Settings are categories: ten million lines of them take a byte each.
+        Settings are categories, so that each one takes a byte a line.
         """
         lines = self.history.drop(columns=[*self.varied, "seed"])
         keys = [key for key in (*self.fixed, *self.varied, "seed", "diverged") if key not in lines]
@@ -108,12 +108,12 @@ class Runs(Sweep):
         return pd.concat([lines[["run_id"]], pd.DataFrame(settings), lines.drop(columns="run_id")], axis=1)
 
     def only(self, table: pd.DataFrame, varied: Sequence[str]) -> "Runs":
-        """Those runs of `table`, among which `varied` is what varies."""
+        """Only the runs in `table`. Among them the settings `varied` vary."""
         history = self.history[self.history["run_id"].isin(table["run_id"])]
         return dataclasses.replace(self, table=table, history=history, varied=list(varied))
 
     def parts(self, within: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], "Runs"]]:
-        """The runs of each choice of the varied settings that are not `within`, and that choice."""
+        """The runs for each choice of the varied settings that are not in `within`, with that choice."""
         by = [key for key in self.varied if key not in within]
         if not by:
             yield (), self
@@ -136,11 +136,11 @@ class Runs(Sweep):
 
 
 def _arm(by: Sequence[str], values: Sequence[Any], optimizer: str) -> Arm:
-    there = (None if value != value else value for value in values)  # pandas makes NaN of None
+    there = (None if value != value else value for value in values)  # pandas turns None into NaN
     return tuple(value if reads(optimizer, key) else UNREAD for key, value in zip(by, there, strict=True))
 
 
 def _category(values: pd.Series, codes: np.ndarray) -> pd.Categorical:
-    """One value a run, repeated for its lines; None is no category but a missing one."""
+    """One value for each run, repeated for its lines. None becomes a missing value, not a category."""
     of_run, categories = pd.factorize(values.astype(object), use_na_sentinel=True)
     return pd.Categorical.from_codes(of_run[codes], categories)

@@ -12,11 +12,11 @@ from scipy import special, stats
 from statsmodels.stats.power import TTestPower
 
 ENUMERATED_AT_MOST = 20
-"""differences up to which all 2^n signs are enumerated"""
+"""up to this many differences all 2^n signs are enumerated"""
 NEGLIGIBLE = 1e-12
-"""spread, relative to the values, that is only their rounding"""
+"""a spread below this, relative to the values, is only their rounding"""
 RANK_SUMS_AT_MOST = 100_000
-"""possible rank sums up to which Friedman's exact distribution is found"""
+"""up to this many possible rank sums Friedman's distribution is computed exactly"""
 
 
 class Estimate(NamedTuple):
@@ -49,7 +49,7 @@ def estimate(values: ArrayLike, confidence: float = 0.95) -> Estimate:
 def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
     """`estimate` of a column in each group: the columns `by`, n, mean, standard_error, low, high."""
     groups = list(frame.groupby(list(by), sort=False, dropna=False)[value])
-    # As objects, 10 beside "qkv" or None stays 10.
+    # Settings are objects, so that 10 beside "qkv" or None stays 10.
     keys = pd.DataFrame([key for key, _ in groups], columns=list(by), dtype=object)
     return keys.join(pd.DataFrame([estimate(values) for _, values in groups], columns=Estimate._fields))
 
@@ -105,8 +105,8 @@ def sign_flip(differences: ArrayLike, draws: int = 200_000, seed: int = 0) -> Si
 
         p = #{signs s in {-1, 1}^n : |sum s_i d_i| >= |sum d_i|} / 2^n
 
-    Over several tasks hand in the differences of all tasks and seeds: every pair is a block whose sign flips by itself.
-    Up to 20 pairs all signs are enumerated; with more, `draws` random ones give (1 + count) / (1 + draws).
+    For several tasks pass the differences of all tasks and seeds: each pair is a block whose sign flips by itself. Up
+    to 20 pairs all signs are enumerated. With more, `draws` random ones give (1 + count) / (1 + draws).
 
     Returns:
         p, and the smallest p that differences of these sizes could have had (2 / 2^n if none is 0): with five pairs
@@ -118,12 +118,12 @@ def sign_flip(differences: ArrayLike, draws: int = 200_000, seed: int = 0) -> Si
         return SignFlipTest(d.size, np.nan, np.nan, True)
     exact = d.size <= ENUMERATED_AT_MOST
     if exact:
-        sums = d[:1]  # s and -s give the same |sum|: the first sign stays
+        sums = d[:1]  # s and -s give the same |sum|, so the first sign stays
         for size in d[1:]:
             sums = np.concatenate([sums + size, sums - size])
     else:
         sums = np.concatenate([signs @ d for signs in _random_signs(d.size, draws, seed)])
-    ties = NEGLIGIBLE * d.sum()  # sums that differ in their rounding only are ties
+    ties = NEGLIGIBLE * d.sum()  # sums that differ only by rounding are ties
     uncounted = 0 if exact else 1
 
     def p_of(value: float) -> float:
@@ -135,7 +135,7 @@ def sign_flip(differences: ArrayLike, draws: int = 200_000, seed: int = 0) -> Si
 
 @functools.lru_cache(maxsize=2)
 def _random_signs(n: int, draws: int, seed: int) -> list[np.ndarray]:
-    """Kept, as every pair of arms of a sweep needs the same ones, and drawing them takes most of the test's time."""
+    """Random signs. They are kept, as all pairs of arms need the same ones, and drawing takes most of a test's time."""
     random = np.random.default_rng(seed)
     return [(random.integers(0, 2, (1000, n)) * 2 - 1).astype(np.int8) for _ in range(0, draws, 1000)]
 
@@ -145,14 +145,14 @@ def holm(p: ArrayLike) -> np.ndarray:
 
         adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j))
 
-    NaN, a test that was not made, is no member of the family.
+    NaN means that a test was not made. It does not count in m.
     """
     values = np.asarray(p, dtype=float)
     adjusted = np.full(values.shape, np.nan)
     made = np.flatnonzero(~np.isnan(values))
     ascending = made[np.argsort(values[made], kind="stable")]
     factors = np.arange(len(made), 0, -1)
-    # Not statsmodels' multipletests: it collects garbage at each call, a tenth of a second beside a large table.
+    # statsmodels' multipletests is not used: it collects garbage at each call, which takes 0.1 s beside a large table.
     adjusted[ascending] = np.minimum(1, np.maximum.accumulate(factors * values[ascending]))
     return adjusted
 
@@ -184,7 +184,7 @@ def welch(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> WelchTest:
 
 
 def detectable(differences: ArrayLike, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The least true difference that the paired t-test of so many pairs, so spread, finds with this power.
+    """The least true difference that the paired t-test finds with this power, with as many pairs and this spread.
 
         d_z(n, power, alpha) * s_d
 
@@ -258,21 +258,21 @@ def friedman(values: ArrayLike) -> FriedmanTest:
 
 
 def _ranks(block: np.ndarray) -> np.ndarray:
-    """1 for the largest; ties share their mean."""
+    """Ranks: 1 for the largest value; ties share their mean rank."""
     ascending = np.sort(block)
     apart = np.diff(ascending, prepend=ascending[0]) > NEGLIGIBLE * np.abs(block).max()
     return stats.rankdata(-np.cumsum(apart)[np.searchsorted(ascending, block)])
 
 
 def _rank_sums(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ordered vectors of rank sums that come of arranging each block's ranks anew, and the share of each."""
+    """All ordered vectors of rank sums that arrangements of the ranks in each block give, and the share of each."""
     k = ranks.shape[1]
-    digits = (2 * k * len(ranks) + 1) ** np.arange(k - 1)  # twice a rank is whole; the last sum follows of the others
+    digits = (2 * k * len(ranks) + 1) ** np.arange(k - 1)  # 2 ranks are whole; the last sum follows
     share: np.ndarray = np.ones(1)
-    sums = ranks[:1]  # all treatments are alike: the first block may stay as it is
+    sums = ranks[:1]  # as treatments may be renamed, the first block stays as it is
     for block in ranks[1:]:
         arrangements = np.array(list(itertools.permutations(block)))
-        each = np.sort((sums[:, None] + arrangements).reshape(-1, k))  # and it does not matter whose sum is which
+        each = np.sort((sums[:, None] + arrangements).reshape(-1, k))  # for the same reason the sums are sorted
         codes = np.rint(2 * each[:, :-1]).astype(np.int64) @ digits
         _, first, place = np.unique(codes, return_index=True, return_inverse=True)
         share = np.bincount(place, weights=np.repeat(share / len(arrangements), len(arrangements)))

@@ -1,4 +1,4 @@
-"""Numbers -> tables of texts; every number comes from `compare` and `costs`, every word from `words`."""
+"""Makes tables of texts. Every number comes from `compare` or `costs`, every word from `words`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from .stats import ENUMERATED_AT_MOST, Estimate
 
 
 def means(of: Mapping[Measure, pd.DataFrame], settings: Sequence[str], about: str) -> Table:
-    """A row an arm: n, each measure's mean ± standard error over seeds, and how many runs diverged.
+    """A row for each arm: n, mean ± standard error over seeds of each measure, and the number of diverged runs.
 
     Args:
-        of: a measure -> `compare.means` of it.
-        settings: those that tell the arms apart.
+        of: measure -> `compare.means` of it.
+        settings: the settings that tell the arms apart.
         about: what was run.
     """
     first = next(iter(of.values()))
@@ -36,9 +36,9 @@ def _mean_errors(rows: pd.DataFrame, measure: Measure) -> list[str]:
 
 
 def grid(found: Grid, about: str) -> Table:
-    """The paper's Tables I and II: a row an arm, a column a task, then the mean over tasks; mean ± standard error.
+    """The paper's Tables I and II: a row for each arm, a column for each task, and the mean over tasks.
 
-    A mark says that the arm differs from the first one.
+    A cell is mean ± standard error. A mark means that the arm differs from the first one.
     """
     columns = list(found.rows.groupby(found.conditions, sort=False, dropna=False))
     cells = {name: [words.named(value) for value in columns[0][1][name]] for name in found.settings}
@@ -56,7 +56,7 @@ def grid(found: Grid, about: str) -> Table:
 
 
 def differences(tested: Differences) -> Table:
-    """Each alternative against the first one, within each condition and over all."""
+    """Each alternative compared with the first one, within each condition and over all."""
     digits = words.difference_digits(tested)
     texts = {
         "pairs": ["Welch" if row.welch else str(row.pairs) for row in tested.rows.itertuples()],
@@ -90,7 +90,7 @@ def differences(tested: Differences) -> Table:
 
 
 def ranking(ranked: Ranking) -> Table:
-    """Friedman's test that all arms are alike, and every pair of them."""
+    """Friedman's test that all arms are alike, and the tests of all pairs."""
     names, rows, test = [words.arm(ranked.settings, values) for values in ranked.arms], ranked.rows, ranked.friedman
     digits = words.decimals(rows["difference"], ranked.measure.digits)
     cells = {
@@ -114,7 +114,7 @@ def ranking(ranked: Ranking) -> Table:
 
 
 def speeds(found: Speeds, about: str) -> Table:
-    """The text's numbers: merges, and steps and seconds until the baseline's final training loss is reached."""
+    """The numbers in the paper's text: merges, and steps and seconds to the baseline's final training loss."""
     rows: list[dict[str, Any]] = [
         {name: words.level(value) for name, value in zip(found.by, row.conditions, strict=True)}
         | {
@@ -137,7 +137,7 @@ def speeds(found: Speeds, about: str) -> Table:
 
 
 def hindsight(found: Hindsights, about: str) -> Table:
-    """Accuracy and cost of what needs no learning rate, beside the best rate of what has one."""
+    """Accuracy and cost of arms without a learning rate, beside arms at their best rate."""
     rows: list[dict[str, Any]] = [
         {name: words.level(value) for name, value in zip(found.by, row.conditions, strict=True)}
         | {

@@ -1,4 +1,4 @@
-"""Numbers, settings and sweeps as texts. Nothing here computes a statistic."""
+"""Writes numbers, settings and sweeps as texts. Nothing here computes a statistic."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from .runs import UNREAD, Arm, Runs
 from .stats import Estimate
 
 NONE = "–"
-"""a number that there is not"""
+"""what is shown for a number that does not exist"""
 COMMON = {
     "model": "{}",
     "data": "{}",
@@ -25,13 +25,13 @@ COMMON = {
     "batch_size": "batch {}",
     "max_length": "at most {} tokens",
 }
-"""how settings that do not vary are said in the heading"""
+"""how the heading names settings that do not vary"""
 TITLES = {"merge_threshold": "merge threshold", "batch_size": "batch", "learning_rate": "learning rate"}
-"""settings as words, where their names are not"""
+"""words for settings whose names are not words"""
 SPEAKING = ("optimizer", "task", "subset", "model", "data")
 """settings whose values are told without their names"""
 MARKS = {0.001: "***", 0.01: "**", 0.05: "*"}
-"""adjusted p below which a difference has a mark"""
+"""bound -> mark of differences whose adjusted p is below it"""
 SIGNIFICANT = 0.05
 
 # -- numbers
@@ -40,7 +40,7 @@ SIGNIFICANT = 0.05
 def number(value: float, digits: int, signed: bool = False) -> str:
     if math.isnan(value):
         return NONE
-    value = round(value, digits) + 0.0  # no minus before a zero
+    value = round(value, digits) + 0.0  # turns -0.0 into 0.0
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
@@ -48,8 +48,9 @@ MOST_DECIMALS = 6
 
 
 def decimals(values: Iterable[float], least: int) -> int:
-    """So many that the smallest of the values keeps two digits, between `least` and 6; a value that would be 0 with
-    six is a rounding error, and has no say.
+    """The number of decimals, from `least` to 6, with which the smallest of the values keeps two digits.
+
+    A value that would be 0 with six decimals is a rounding error and does not count.
     """
     sizes = [abs(value) for value in values if math.isfinite(value) and round(value, MOST_DECIMALS) != 0]
     return min(MOST_DECIMALS, max(least, 1 - math.floor(math.log10(min(sizes))))) if sizes else least
@@ -73,7 +74,7 @@ def mark(p: float) -> str:
 
 
 def mean_error(each: Estimate, digits: int) -> str:
-    """Mean ± standard error, the mean alone of one run; a loss that blew up is said to have."""
+    """Mean ± standard error; only the mean for a single run; "not finite" for a loss that blew up."""
     if each.n == 0:
         return NONE
     if not math.isfinite(each.mean):
@@ -83,7 +84,7 @@ def mean_error(each: Estimate, digits: int) -> str:
 
 
 def between(low: float, high: float, digits: int) -> str:
-    """An interval; none of one run."""
+    """An interval; a dash for a single run."""
     return NONE if low != low else f"{number(low, digits)} to {number(high, digits)}"
 
 
@@ -114,7 +115,7 @@ def level(value: Any) -> str:
 
 
 def named(value: Any) -> str:
-    """A setting's value as a label, a candidate as the paper writes it."""
+    """A setting's value as a label. A candidate is written as in the paper."""
     text = level(value)
     return CANDIDATES[text].name if text in CANDIDATES else text
 
@@ -134,7 +135,7 @@ def setting_of(key: str, value: Any) -> str:
 
 
 def heading(runs: Runs, timed: bool = True) -> str:
-    """What was run, so that a reader knows what was left out against the paper; and on what, where that was timed."""
+    """What was run, so that a reader can compare it with the paper, and on which machine if it was timed."""
     text = f"Sweep {runs.name}, profile {runs.profile}: {setting(runs)}, {seeds(runs)}."
     machines = runs.table[["device", "threads"]].drop_duplicates().itertuples(index=False)
     where = (
@@ -150,7 +151,7 @@ def heading(runs: Runs, timed: bool = True) -> str:
 
 
 def setting(runs: Runs) -> str:
-    """What all runs have in common: model, data, sizes."""
+    """What all runs share: model, data, sizes."""
     parts = [form.format(named(runs.fixed[key])) for key, form in COMMON.items() if key in runs.fixed]
     parts = ["1 epoch" if part == "1 epochs" else part for part in parts]
     rows = dict.fromkeys(f"{rows:,}" for rows in runs.table["samples"] // runs.table["epochs"])
@@ -160,7 +161,7 @@ def setting(runs: Runs) -> str:
 
 
 def seeds(runs: Runs) -> str:
-    """Their number, a range where it differs among the arms, and which they are."""
+    """How many seeds there are (a range if arms differ), and which."""
     of_an_arm = runs.table.groupby(runs.by, dropna=False)["seed"].nunique()
     low, high = of_an_arm.min(), of_an_arm.max()
     names = sorted(runs.table["seed"].unique())
@@ -170,7 +171,7 @@ def seeds(runs: Runs) -> str:
 
 
 def smoothing(runs: Runs) -> str:
-    """Of a curve of every step."""
+    """How a curve with a value at every step is smoothed."""
     spans = curves.half_an_epoch(runs)
     low, high = spans.min(), spans.max()
     span = f"{low:.0f} steps" if low == high else f"{low:.0f} to {high:.0f} steps, half an epoch"
@@ -178,11 +179,11 @@ def smoothing(runs: Runs) -> str:
 
 
 def caption(runs: Runs, lines: Sequence[str], what: str, drawn: str = "bands") -> str:
-    """What a figure shows, of which runs.
+    """What a figure shows, and of which runs.
 
     Args:
         lines: the settings whose values are its lines.
-        drawn: how the standard errors are.
+        drawn: how the standard errors are drawn.
     """
     panels = [key for key in runs.varied if key not in lines]
     one = runs.table.groupby([*panels, *lines] or ["optimizer"], dropna=False).size().max() == 1
@@ -216,13 +217,13 @@ def _of_sweep(runs: Runs) -> str:
 
 
 def difference_digits(tested: Differences) -> int:
-    """The decimals of the differences: as many as their intervals' widths need."""
+    """Decimals of the differences: as many as the widths of their intervals need."""
     widths = (tested.rows["high"] - tested.rows["low"]).loc[lambda width: width > 0]
     return decimals(widths if len(widths) else tested.rows["difference"], tested.measure.digits)
 
 
 def verdict(tested: Differences) -> str:
-    """What the paired tests say, in a sentence of Markdown: which arms differ after Holm, what could have been seen."""
+    """The result of the paired tests in a sentence: which arms differ after Holm, and what could have been seen."""
     rows, digits, name = tested.rows, difference_digits(tested), tested.measure.name
     if all(round(difference, digits) == 0 for difference in rows["difference"]):
         return f"**{name}**: all arms have the same results as the first one, to the digits shown."

@@ -1,4 +1,4 @@
-"""What accepts a trial point, how a step size shrinks and how it grows: numbers and callables, no model."""
+"""What accepts a trial point, how a step size shrinks, and how it grows. It works on numbers, without a model."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,10 +7,10 @@ from typing import Protocol
 
 
 class Criterion(Protocol):
-    """What accepts a trial point, and what it remembers from one search of a component to the next."""
+    """It decides whether a trial point is accepted, and may remember something for a component's next search."""
 
     def begin(self, slope: float) -> None:
-        """A search begins, at a point with this slope <g, d>."""
+        """A search begins at a point where the slope <g, d> is `slope`."""
 
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
         """Whether the decrease is enough.
@@ -18,7 +18,7 @@ class Criterion(Protocol):
         Args:
             base: f(w).
             trial: f at the trial point; one that is not finite is rejected.
-            predicted: its change to first order, eta <g, d>, negative for a descent direction.
+            predicted: the change of f to first order, eta <g, d>. It is negative for a descent direction.
             tolerance: how much of base - trial may be rounding, in units of f.
         """
 
@@ -26,7 +26,7 @@ class Criterion(Protocol):
         """The search has accepted its last trial, and the weights move."""
 
     def state_dict(self) -> dict[str, float]:
-        """What it remembers, for a checkpoint."""
+        """Return what it remembers, for a checkpoint."""
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from what `state_dict` gave."""
@@ -51,13 +51,13 @@ class Armijo:
         self.c = c
 
     def begin(self, slope: float) -> None:
-        """Each search is judged by itself."""
+        """Do nothing: each search is judged by itself."""
 
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
         return math.isfinite(trial) and trial <= base + self.c * predicted + tolerance
 
     def end(self, base: float, trial: float) -> None:
-        """Each search is judged by itself."""
+        """Do nothing: each search is judged by itself."""
 
     def state_dict(self) -> dict[str, float]:
         return {}
@@ -74,12 +74,12 @@ class Smoothed:
         s = \beta s' + (1 - \beta)\,|\langle g, d\rangle|
 
     where h' is h at the last accepted trial and s' is s at the last search; both start from 0. eta is the trial's step
-    size; where components move by different ones, their mean weighted by the slopes. A single mini-batch whose
-    loss falls by less than c times what its slope predicts no longer shrinks the step size, and one that falls by more
-    no longer lets it grow. With beta = 0 this is Armijo's condition.
+    size. If components move by different step sizes, eta is the mean of these, weighted by the slopes. A single
+    mini-batch whose loss falls by less than c times what its slope predicts no longer shrinks the step size, and one
+    whose loss falls by more no longer lets it grow. With beta = 0 this is Armijo's condition.
 
     Args:
-        c: as of `Armijo`.
+        c: as in `Armijo`.
         smoothing: beta, 0 <= beta < 1.
     """
 
@@ -113,13 +113,14 @@ class NonMonotone:
     r"""Sufficient decrease from a mean of past losses, as in PoNoS (Galli, Rauhut and Schmidt 2023, Eq. 4 and 5).
 
     .. math:: f(w + \eta d) \le \max(C, f(w)) + c\,\eta\,\langle g, d\rangle + \tau, \qquad
-        C = \frac{\beta q C' + f(w)}{\beta q + 1}, \qquad q = \beta q' + 1
+        C = \frac{\beta q' C' + f(w)}{\beta q' + 1}, \qquad q = \beta q' + 1
 
-    where C' and q are those of the last accepted search, both from 0 (Zhang and Hager 2004). A mini-batch whose loss is
-    below the mean may rise up to it, so step sizes are larger. With beta = 0 this is Armijo's condition.
+    where C' and q' are C and q after the last accepted search; both start from 0 (Zhang and Hager 2004). If the loss of
+    a mini-batch is below the mean C, the trial may rise up to C, so step sizes are larger. With beta = 0 this is
+    Armijo's condition.
 
     Args:
-        c: as of `Armijo`.
+        c: as in `Armijo`.
         smoothing: beta, 0 <= beta <= 1.
     """
 
@@ -128,7 +129,7 @@ class NonMonotone:
         self.mean = self.weight = 0.0
 
     def begin(self, slope: float) -> None:
-        """The reference needs the loss, which comes with the trial."""
+        """Do nothing: the mean needs the loss, which comes with the trial."""
 
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
         reference = max(self._mean(base), base)
@@ -156,13 +157,14 @@ CRITERIA: dict[str, Callable[[float, float], Criterion]] = {
 """name -> criterion of (c, smoothing)"""
 
 
-# Rejected trials of a search before the precision of the loss is measured: a search that needs fewer has other reasons.
+# The precision of the loss is measured after this many rejected trials of a search. A search that rejects fewer has
+# other reasons than rounding.
 MEASURED_AFTER = 3
 
 
 @dataclass(frozen=True)
 class Backtracking:
-    """What backtracking found: the last step size tried, the loss there, the trials that it took."""
+    """What backtracking found: the last step size that it tried, the loss there, and the number of trials."""
 
     step_size: float
     value: float
@@ -184,8 +186,8 @@ def backtrack(
 ) -> Backtracking:
     """Shrink the step size by `factor` from `start` until the criterion accepts it (paper Sec. III-A).
 
-    The search fails, `accepted` False, where the slope promises no finite decrease, after `max_trials`, and where the
-    next step size would promise a decrease too small to be resolved: below that level only chance accepts.
+    The search fails (`accepted` is False) if the slope promises no finite decrease, after `max_trials`, or if the next
+    step size would promise a decrease that is too small to be resolved. Below that level trials are accepted by chance.
 
     Args:
         evaluate: step size -> loss of the trial point.
@@ -196,9 +198,9 @@ def backtrack(
         tolerance: how much of a change of the loss may be rounding.
         factor: delta of the paper, 0 < factor < 1.
         max_trials: evaluations at most.
-        measure: by one more evaluation, or three, what of a change of the loss may be rounding. It is asked after
-            `MEASURED_AFTER` rejected trials; the largest step size that this tolerance accepts is taken then, without
-            another trial.
+        measure: measures, by one or three more evaluations, how much of a change of the loss may be rounding. It is
+            called after `MEASURED_AFTER` rejected trials. Then the largest step size tried that this tolerance accepts is taken,
+            without another trial.
     """
     step_size, value, tried = start, math.nan, []
     for trials in range(max_trials):
@@ -223,10 +225,10 @@ def growth(steps: int, growth_steps: float) -> float:
 
     .. math:: \eta_k = \eta_{k-1} \cdot 2^{b/m}
 
-    where m/b, in the paper "a constant that does normally not need to be tuned", is `growth_steps`, the steps in which
-    a step size may double: 500 in the published code, an epoch in Vaswani et al. 2019.
+    where m/b is `growth_steps`, the number of steps in which a step size may double. In the paper it is "a constant
+    that does normally not need to be tuned". It is 500 in the published code, and an epoch in Vaswani et al. 2019.
 
     Args:
-        steps: since the last search of the step size.
+        steps: number of steps since the last search of the step size.
     """
     return 2 ** (steps / growth_steps)

@@ -1,4 +1,4 @@
-"""The average of the iterates: for a run whose number of steps nobody knows."""
+"""The average of the iterates, for a run whose number of steps is not known."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 KEY = "average"
-"""of a parameter's state"""
+"""where the average is kept in a parameter's state"""
 
 State = Mapping[Tensor, dict[str, Any]]
 
@@ -17,7 +17,8 @@ def share(step: int, power: float) -> float:
 
     .. math:: \bar w_k = \bar w_{k-1} + \frac{a + 1}{k + a} (w_k - \bar w_{k-1}), \qquad k = 1, 2, \ldots
 
-    a = 0 is the mean of all iterates; with a larger one early ones count less: the mean age is about k / (a + 2) steps.
+    With a = 0 this is the mean of all iterates. With a larger a, early iterates count less: the mean age is about
+    k / (a + 2) steps.
 
     Args:
         step: k.
@@ -27,7 +28,7 @@ def share(step: int, power: float) -> float:
 
 
 def update(parameters: Iterable[Tensor], state: State, part: float) -> None:
-    """Move the average of each parameter that has ever had a gradient by that part of the way to its weights."""
+    """Move averages by the share `part` of the way to the weights, for all parameters that have ever had a gradient."""
     followed = [p for p in parameters if KEY in state.get(p, ()) or p.grad is not None]
     for parameter in followed:
         if KEY not in state[parameter]:
@@ -37,7 +38,7 @@ def update(parameters: Iterable[Tensor], state: State, part: float) -> None:
 
 
 def swap(parameters: Iterable[Tensor], state: State) -> None:
-    """The average into the parameters, and their weights into its place."""
+    """Put the average into the parameters, and their weights into its place."""
     for parameter in parameters:
         if KEY in state.get(parameter, ()):
             weights = parameter.detach().clone()

@@ -1,4 +1,4 @@
-"""adam.c from Python: built by the machine's C compiler at its first use, a fifth of a second in every process."""
+"""Calls adam.c from Python. The machine's C compiler builds it in a fifth of a second, once a process."""
 
 import ctypes
 import functools
@@ -18,27 +18,30 @@ from .merging import Group
 from .points import Point, State
 
 SOURCE = Path(__file__).with_name("adam.c")
-# Of arithmetic, nothing but the order of a sum of at most 4,096 terms is left to the compiler.
+# These flags leave one thing of the arithmetic to the compiler: the order of a sum of at most 4,096 terms.
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC", "-shared")
 FUNCTIONS = {torch.float32: "place_float", torch.float64: "place_double"}
-# Entries that are worth a thread of their own.
+# With this many entries a thread of its own is worth what it costs.
 SHARE = 2**16
 
 
 def place(
     group: Group, points: Sequence[Point], states: Mapping[Tensor, State], size: float
 ) -> tuple[list[Tensor], list[Point]]:
-    """Write trial points w + eta d. d is that of `plain_directions`, without momentum and amsgrad; a decoupled weight
-    decay lambda makes it d - lambda w, another one makes the g in it g + lambda w.
+    """Write trial points w + eta d.
+
+    d is the direction of `plain_directions`, without momentum and amsgrad. A decoupled weight decay lambda makes it
+    d - lambda w. A coupled one replaces the g in it by g + lambda w.
 
     Args:
-        states: Adam's, before this step.
+        states: Adam's state of each parameter, before this step.
         size: eta.
 
     Returns:
-        <g, d>, <w, d> and |d|^2 of those that were written (the last two are 0 without a coupled decay), in float64,
-        shape [3], for each data type; and the points that were not: those that are not in main memory, or not in one
-        piece, or of other data types, or that Adam has not moved before.
+        - For each data type a tensor of shape [3] in float64: <g, d>, <w, d> and |d|^2 of the points that were written.
+          The last two are 0 without a coupled decay.
+        - The points that were not written. They are not in main memory, or not in one piece, or of other data types, or
+          Adam has not moved them before.
     """
     taken: dict[torch.dtype, list[Point]] = {}
     left = []
@@ -98,7 +101,11 @@ def _array(kind: Any, values: Sequence[float]) -> Any:
 
 
 def library() -> ctypes.CDLL:
-    """Raises: RuntimeError: there is no C compiler, or it fails; says how."""
+    """The compiled code.
+
+    Raises:
+        RuntimeError: there is no C compiler, or it fails. The error says how.
+    """
     found = _library(os.environ.get("CC", ""))
     if isinstance(found, str):
         raise RuntimeError(
@@ -114,16 +121,16 @@ def is_available() -> bool:
 
 @functools.cache
 def _library(compiler: str) -> ctypes.CDLL | str:
-    """Or why there is none."""
+    """The compiled code, or a text that says why there is none."""
     try:
         command = shlex.split(compiler) or ["cc"]
         try:
-            return _build([*command, "-march=native"])  # for this very processor, where the compiler knows what that is
+            return _build([*command, "-march=native"])  # made for this processor, if the compiler knows it
         except subprocess.CalledProcessError:
             return _build(command)
     except subprocess.CalledProcessError as error:
         return f"{compiler or 'cc'}: {(error.stderr.strip().splitlines() or [error])[0]}"
-    # No compiler, no place for its output, or none that this process may load; it hangs; quotes that do not close.
+    # There is no compiler, or it hangs; its output has no place, or may not be loaded; a quote in CC does not close.
     except (OSError, AttributeError, subprocess.TimeoutExpired, ValueError) as error:
         return f"{compiler or 'cc'}: {error}"
 
@@ -148,5 +155,5 @@ def _build(command: list[str]) -> ctypes.CDLL:
 
 @functools.cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Of this process: threads do not live through a fork. A call through ctypes leaves the interpreter to others."""
+    """One pool a process, as threads do not survive a fork. During a call ctypes frees the interpreter's lock."""
     return ThreadPoolExecutor(threads)

@@ -12,25 +12,25 @@ from torch.nn import Module, ModuleList, RNNBase, Sequential
 Group = dict[str, Any]
 Rule = Callable[[str], str]
 
-# One segment of a parameter's name, in the spellings of BERT, DistilBERT, MPNet, T5, BART, DeBERTa, LLaMA ...
+# How BERT, DistilBERT, MPNet, T5, BART, DeBERTa, LLaMA ... name the projections: one segment of a parameter's name.
 _PROJECTIONS = {
     "query": {"query", "q", "q_lin", "q_proj", "query_proj", "to_q", "wq"},
     "key": {"key", "k", "k_lin", "k_proj", "key_proj", "to_k", "wk"},
     "value": {"value", "v", "v_lin", "v_proj", "value_proj", "to_v", "wv"},
 }
-# ... and of those that hold all three in one weight: GPT-2, ModernBERT, torch, GPT-NeoX, Phi-3, timm.
+# The same of models that hold all three in one weight: GPT-2, ModernBERT, torch, GPT-NeoX, Phi-3, timm.
 _FUSED = {"c_attn", "Wqkv", "in_proj_weight", "in_proj_bias", "query_key_value", "qkv_proj", "qkv"}
 _ATTENTION = re.compile(r"att(entio)?n", re.IGNORECASE)
 _NORM = re.compile(r"norm|(^|\.)ln", re.IGNORECASE)
 _EMBEDDING = re.compile(r"embed|relative|position", re.IGNORECASE)
-# A layer's own norms, by the half that they belong to. Others belong where they stand.
+# Names of a layer's norms that tell which half they belong to. Other norms belong where they stand.
 _OF_ATTENTION = re.compile(r"^(input_layernorm|layernorm_before|layer_norm|\w*att(entio)?n_(layer_?)?norm)$")
 _OF_FEED_FORWARD = re.compile(r"^(post_attention\w*|layernorm_after|full_layer\w*|final\w*|ffn\w*|mlp\w*)$")
 _NUMBERED = re.compile(r"^(?:layer_?)?(?:norm|ln)_?(\d+)$")
 
 
 def split(model: Module, components: int | str | Rule) -> list[Group]:
-    """Param groups over all trainable parameters of the model, one a component.
+    """Divide all trainable parameters of the model into param groups, one for each component.
 
     Layers are what lists of modules hold (ModuleList, or Sequential with blocks of one class), the blocks below the
     stages where layers come in stages (Swin, ConvNeXt, ResNet), and the layers of torch's LSTM, GRU and RNN.
@@ -41,15 +41,15 @@ def split(model: Module, components: int | str | Rule) -> list[Group]:
             - 1: the whole network;
             - 2: the encoder | the head;
             - L >= 3: the embeddings | L - 2 groups of layers | the head (what follows the layers). Where there are
-              fewer layers than groups, half-layers (attention | feed-forward) are the units instead; where nothing
-              is trainable before the layers, or after them, there are more groups instead;
+              fewer layers than groups, half-layers (attention | feed-forward) are grouped instead of layers. Where
+              nothing is trainable before the layers, or after them, there are more groups of layers instead;
             - "qkv": all query | all key | all value projections | the rest;
             - a function of a parameter's name that returns its component's name.
 
     Returns:
         Dictionaries with "name" and "params", in the order of the network's layers. Layers are counted from 1, as in
-        the paper: "layers_2-3"; half-layers are "1a" (attention) and "1f" (feed-forward). Of encoder-decoders and
-        two towers each stack has groups of its own, as many as its share of the layers: "decoder_layers_2-3".
+        the paper: "layers_2-3". Half-layers are "1a" (attention) and "1f" (feed-forward). In encoder-decoders and in
+        models of two towers each stack has groups of its own ("decoder_layers_2-3"), in proportion to its layers.
 
     Raises:
         ValueError: the model does not have these components.
@@ -102,7 +102,7 @@ def _instead_of_qkv(named: list[tuple[str, torch.nn.Parameter]]) -> str:
 
 @dataclass
 class _Layer:
-    """One layer: where it stands in its stack, from 1, the path that its parameters share, and their names."""
+    """One layer: its place in its stack (from 1), the path that its parameters share, and their names."""
 
     number: int
     prefix: str
@@ -114,9 +114,9 @@ class _Stack:
     """Layers that follow one another: an encoder's, a decoder's, a tower's.
 
     Attributes:
-        path: of the list that holds them.
-        name: where there are several stacks, what tells this one from the others, as "decoder_".
-        layers: those with parameters of ours.
+        path: path of the list that holds the layers.
+        name: what tells this stack from the others, such as "decoder_"; empty if it is the only one.
+        layers: those layers that have parameters to be divided.
     """
 
     path: str
@@ -126,7 +126,7 @@ class _Stack:
 
 @dataclass
 class _Unit:
-    """A layer or a half of one, as it is shown and with its parameters' names."""
+    """A layer or half of a layer: how it is shown, and the names of its parameters."""
 
     stack: str
     label: str
@@ -134,7 +134,7 @@ class _Unit:
 
 
 def _layers(model: Module, named: list[tuple[str, torch.nn.Parameter]], components: int) -> list[Group]:
-    """For L >= 2: where each parameter lies among the layers decides."""
+    """The groups for L >= 2: the place of a parameter among the layers decides."""
     stacks = _stacks(model, [name for name, _ in named])
     if not stacks:
         raise ValueError(f"no trainable parameters in the encoder layers; no split {components}, allowed: 1, or a rule")
@@ -163,7 +163,7 @@ def _label(first: _Unit, last: _Unit) -> str:
 
 
 def _bundles(stacks: Sequence[_Stack], groups: int, outside: int) -> Iterator[list[_Unit]]:
-    """The layers, or their halves, in so many groups."""
+    """The layers, or their halves, in this many groups."""
     count = sum(len(stack.layers) for stack in stacks)
     split_up = _halves if count < groups else _whole
     units = [[unit for layer in stack.layers for unit in split_up(stack, layer, count, outside)] for stack in stacks]
@@ -183,7 +183,7 @@ def _bundles(stacks: Sequence[_Stack], groups: int, outside: int) -> Iterator[li
 
 
 def _shares(sizes: Sequence[int], groups: int) -> list[int]:
-    """So many groups among stacks of these sizes, at least one each: the next one where a group is largest."""
+    """Share the groups among stacks of these sizes, at least one each. A further one goes where a group is largest."""
     shares = [1] * len(sizes)
     for _ in range(groups - len(sizes)):
         largest = max(range(len(sizes)), key=lambda j: sizes[j] / shares[j])
@@ -196,7 +196,7 @@ def _whole(stack: _Stack, layer: _Layer, count: int, outside: int) -> Iterator[_
 
 
 def _halves(stack: _Stack, layer: _Layer, count: int, outside: int) -> Iterator[_Unit]:
-    """A layer's parameters up to the attention's last one, and from there on; its norms beside what they belong to."""
+    """Divide a layer after the last parameter of its attention. Norms go to the half that they belong to."""
     inside = [name.removeprefix(layer.prefix) for name in layer.names]
     attention = [position for position, name in enumerate(inside) if _is_attention(name)]
     stop = attention[-1] + 1 if attention else 0
@@ -217,12 +217,12 @@ def _halves(stack: _Stack, layer: _Layer, count: int, outside: int) -> Iterator[
 
 
 def _is_attention(name: str) -> bool:
-    """The segment that names the attention is no norm: `post_attention_layernorm` belongs to the feed-forward half."""
+    """Whether a segment names the attention without naming a norm, unlike `post_attention_layernorm` (feed-forward)."""
     return any(_ATTENTION.search(segment) and not _NORM.search(segment) for segment in name.split("."))
 
 
 def _half_of_norm(name: str, attentions: int) -> int | None:
-    """0 or 1 for a norm of the layer's own whose name says which half it belongs to."""
+    """The half (0 or 1) that a norm belongs to, or None if its name does not tell."""
     if (numbered := _NUMBERED.match(name)) is not None:
         return int(int(numbered.group(1)) > attentions)
     if not _NORM.search(name):
@@ -231,7 +231,7 @@ def _half_of_norm(name: str, attentions: int) -> int | None:
 
 
 def _around(stacks: Sequence[_Stack], names: Sequence[str]) -> dict[str, str]:
-    """Component of each parameter outside of the layers: embeddings or head; what is in between joins the layers."""
+    """Component of each parameter outside of the layers: embeddings or head. What lies in between joins a layer."""
     owner = {name: (stack, layer) for stack in stacks for layer in stack.layers for name in layer.names}
     inside = [position for position, name in enumerate(names) if name in owner]
     place: dict[str, str] = {}
@@ -239,7 +239,7 @@ def _around(stacks: Sequence[_Stack], names: Sequence[str]) -> dict[str, str]:
         if name in owner:
             continue
         before, after = position > inside[0], position < inside[-1]
-        if "logit" in name:  # of a similarity: CLIP has it in front
+        if "logit" in name:  # a similarity's: in CLIP it stands in front
             place[name] = "head"
         elif not before or (_EMBEDDING.search(name) and not _within(stacks, name)):
             place[name] = "embeddings"
@@ -264,7 +264,7 @@ def _within(stacks: Sequence[_Stack], name: str) -> bool:
 
 
 def _shared(one: str, other: str) -> int:
-    """Segments that two names have in common at their start."""
+    """Number of segments that two names have in common at their start."""
     pairs = zip(one.split("."), other.split("."), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -273,7 +273,7 @@ def _shared(one: str, other: str) -> int:
 
 
 def _stacks(model: Module, names: Sequence[str]) -> list[_Stack]:
-    """The model's stacks of layers, in order, of those that have a tenth of the largest one's parameters."""
+    """The stacks of layers in order, without those that have less than a tenth of the largest one's parameters."""
     found = list(_find(model, ""))
     if not found:
         raise ValueError("the model has no list of encoder layers; allowed: split 1, or a rule")
@@ -302,7 +302,7 @@ def _stacks(model: Module, names: Sequence[str]) -> list[_Stack]:
 
 
 def _lies_in(name: str, prefix: str) -> bool:
-    """A prefix is a path with a dot behind it, or one that ends in an LSTM's layer: "lstm.*_l0"."""
+    """Whether a parameter lies below a prefix: a path with a dot at its end, or an LSTM's layer ("lstm.*_l0")."""
     if "*" not in prefix:
         return name.startswith(prefix)
     path, layer = prefix.split("*")
@@ -357,7 +357,7 @@ def _main_list(member: Module, path: str) -> list[str]:
 
 
 def _are_stages(members: Sequence[Module], with_list: Sequence[bool]) -> bool:
-    """Layers are alike; stages differ in width, or are bare lists of blocks, or one module that is a list (ALBERT)."""
+    """Layers are alike. Stages differ in width, or are bare lists of blocks, or one module that is a list (ALBERT)."""
     if all(isinstance(member, (ModuleList, Sequential)) for member in members):
         return all(with_list)
     if len(members) == 1:
@@ -376,7 +376,7 @@ def _unnumbered(path: str) -> str:
 
 
 def _titles(paths: Sequence[str]) -> list[str]:
-    """Of several stacks, what tells each from the others: "encoder_", "decoder_"; of one, nothing."""
+    """What tells each of several stacks from the others ("encoder_", "decoder_"); empty if there is only one."""
     if len(paths) == 1:
         return [""]
     segments = [path.split(".") for path in paths]

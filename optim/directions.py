@@ -1,4 +1,4 @@
-"""The directions d that are tested: the gradient's and Adam's, for moments that have not seen the gradient yet."""
+"""The directions d that are tested: the gradient's and Adam's. They do not change the moments."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ class Gradient(Direction):
 
     .. math:: b = \mu b_{k-1} + (1 - \tau) g, \qquad b_1 = g
 
-    or with Nesterov's d = -(g + mu b), where mu is the momentum, tau the dampening, and g has a coupled weight decay in
-    it. Where <g, d> is not below 0 nothing moves, but b does.
+    or, with Nesterov's momentum, d = -(g + mu b). Here mu is the momentum and tau the dampening; g includes a coupled
+    weight decay. If <g, d> is not below 0, the weights stay and only b is updated.
     """
 
     def of(
@@ -49,8 +49,8 @@ class Adam(Direction):
     v is updated first, in a copy; the move updates it again, for good.
 
     Args:
-        momentum: whether d is the move that Adam takes, m_hat / (sqrt(v_hat) + eps), instead of that without momentum.
-        by_c: whether C code writes trial points where it can (`compiled`); None: where there is a compiler.
+        momentum: whether d is Adam's own move, -m_hat / (sqrt(v_hat) + eps), instead of the one without momentum.
+        by_c: whether C code writes trial points where it can (`compiled`); None: yes, if there is a compiler.
     """
 
     def __init__(self, momentum: bool = False, by_c: bool | None = None) -> None:
@@ -92,7 +92,7 @@ def with_decay(decay: float, parameters: list[Tensor], gradients: list[Tensor]) 
 
 
 def plain_directions(group: Group, beta1: float, gradients: list[Tensor], states: Sequence[State]) -> list[Tensor]:
-    r"""The move of Adam per unit of step size,
+    r"""Adam's move per unit of step size,
 
     .. math:: d = -\hat m / (\sqrt{\hat v} + \epsilon), \qquad m = \beta_1 m_{k-1} + (1 - \beta_1) g, \quad
         v = \beta_2 v_{k-1} + (1 - \beta_2) g^2
@@ -107,7 +107,7 @@ def plain_directions(group: Group, beta1: float, gradients: list[Tensor], states
     if seen:
         v = torch._foreach_mul([state["exp_avg_sq"] for state in states], beta2)
         torch._foreach_addcmul_(v, gradients, gradients, value=1 - beta2)
-        # Stays on its device, where it is one: reading it would wait for the accelerator.
+        # A tensor of its device: reading its values here would wait for the accelerator.
         steps = torch.stack([state["step"] for state in states]).double() + 1
     else:
         v = torch._foreach_mul(torch._foreach_mul(gradients, gradients), 1 - beta2)
@@ -126,13 +126,15 @@ def plain_directions(group: Group, beta1: float, gradients: list[Tensor], states
 
 
 def fused_direction(group: Group, gradient: Tensor, state: State, scratch: Scratch) -> Tensor:
-    r"""The same for one vector in main memory, without momentum and amsgrad, in one pass of torch's Adagrad kernel.
+    r"""`plain_directions` of one vector in main memory, without momentum and amsgrad, by torch's Adagrad kernel.
+
+    It takes one pass over memory:
 
     .. math:: d = -\frac1q \frac{g}{\sqrt{S + g^2} + \epsilon / q}, \qquad
         S = \frac{\beta_2}{1 - \beta_2} v_{k-1}, \quad q^2 = \frac{1 - \beta_2}{1 - \beta_2^k}
 
-    is Adagrad's move from 0 at step size 1/q, when S is the sum of squares that it has seen so far; q sqrt(S + g^2) is
-    sqrt(v_hat).
+    is Adagrad's move from 0 at step size 1/q, if S is the sum of squares that Adagrad has seen so far, because
+    q sqrt(S + g^2) is sqrt(v_hat).
 
     Args:
         state: torch's state of the vector before this step k; empty at the first one.

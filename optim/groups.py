@@ -18,7 +18,7 @@ COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched
 
 
 class Components(torch.optim.Optimizer):
-    """The state of a line search, component by component: a param group is one, `group["lr"]` its step size.
+    """The state of a line search. Each param group is a component, and `group["lr"]` is its step size.
 
     Attributes:
         settings: of the search.
@@ -29,7 +29,7 @@ class Components(torch.optim.Optimizer):
         search: the record of the last step's search.
         counts: evaluations, searches, trials, failures, ... since the start.
         evaluator: the closures' evaluations.
-        sizes: of the components as they were given: name -> number of parameters.
+        sizes: the components as they were given: name -> number of parameters.
     """
 
     settings: Settings
@@ -43,13 +43,13 @@ class Components(torch.optim.Optimizer):
     sizes: dict[str, int]
 
     def _criterion(self) -> Criterion:
-        """A new one, as the settings say."""
+        """A new criterion, as the settings say."""
         raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a component, at any time; its turn comes last.
+        """Add a component. This may be done at any time; its turn comes last.
 
-        Its step size starts from the one that all groups share or, where components have their own, from their mean.
+        If all groups share one step size, it takes that one. If components have their own, it starts from their mean.
 
         Raises:
             ValueError: the group has no parameters, complex ones, a name that is taken, or a setting out of range.
@@ -59,7 +59,7 @@ class Components(torch.optim.Optimizer):
             super().add_param_group(param_group)  # which says what is wrong
         group = dict(param_group)
         refuse(group)
-        # A number beyond all that merges have used up.
+        # A number that no earlier group had, also not one that was merged away.
         name = group.setdefault("name", f"group_{len(self.sizes)}" if self.sizes else "all")
         if not isinstance(name, str) or not name or name in self.sizes or "+" in name:
             raise ValueError(f"component name {name!r}; allowed: a new string without '+'")
@@ -88,7 +88,7 @@ class Components(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        # In a group: torch.distributed.checkpoint drops what is beside groups and state, and names that are new to it.
+        # It is kept in a group, as torch.distributed.checkpoint drops all but groups and state, and names new to it.
         state["param_groups"][0]["line_search"] = {
             "progress": self.turns.progress.as_dict(),
             "criteria": {name: kept for name, each in self.criteria.items() if (kept := each.state_dict())},
@@ -99,12 +99,12 @@ class Components(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume bit for bit, in the middle of a cycle and after merges; merges since the state was saved are undone.
 
-        What an older version did not save starts as in a new optimizer. torch.distributed.checkpoint's state dicts are
-        loaded as well, unless they are flattened, or of components that have been merged.
+        What an older version did not save starts as in a new optimizer. State dicts of torch.distributed.checkpoint
+        are loaded as well, unless they are flattened or components had been merged.
 
         Raises:
-            ValueError: the state is of other components, of an optimizer without a line search, or of a newer version.
-                Nothing has changed then.
+            ValueError: the state belongs to other components, to an optimizer without a line search, or to a newer
+                version. Then nothing has changed.
         """
         holders = (*state_dict["param_groups"], state_dict)  # beside the groups in older versions
         own = next((holder["line_search"] for holder in holders if "line_search" in holder), None)

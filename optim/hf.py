@@ -25,7 +25,7 @@ from . import LineSearch, split
 
 __all__ = ["LineSearchMixin", "LineSearchTrainer"]
 
-# These set the step size, from one that they remember; all others of torch's multiply the one that is there.
+# These schedulers compute the step size from one that they remember. All others of torch multiply the present one.
 _SETTING = (
     lr_scheduler.LambdaLR,
     lr_scheduler.OneCycleLR,
@@ -40,29 +40,32 @@ _ALLOWED_SCHEDULES = (
     "ExponentialLR"
 )
 
-# Where descendants of Trainer add up what they log, in compute_loss: TRL's, sentence-transformers'.
+# Attributes in which descendants of Trainer (TRL, sentence-transformers) add up in compute_loss what they log.
 _COUNTED = ("_metrics", "_total_train_tokens", "accum_loss_components")
 
 
 class LineSearchMixin:
-    r"""Before a Trainer's class: `class Mine(LineSearchMixin, Seq2SeqTrainer)`.
+    r"""A mix-in that stands before a Trainer's class: `class Mine(LineSearchMixin, Seq2SeqTrainer)`.
 
-    A batch is one `optimizer.step` over its micro-batches, which minimises what Trainer does,
+    A batch is one `optimizer.step` over its micro-batches. It minimises the same function as Trainer,
 
     .. math:: f(w) = \frac{1}{m} \sum_{j=1}^m \ell_j(w) \quad\text{or}\quad f(w) = \frac{1}{n} \sum_{j=1}^m s_j(w)
 
-    for models that return the mean loss l_j of micro-batch j, or divide the sum s_j of its tokens' losses by the n of
-    the whole batch (`num_items_in_batch`). Which of the two a model does is asked of it, once, where there are several
-    micro-batches or processes: some take the number and leave it unused, and Trainer's loss is then m times too large.
+    where the first is for models that return the mean loss l_j of micro-batch j. The second is for models that divide
+    s_j, the sum of its tokens' losses, by the number n of items in the whole batch (`num_items_in_batch`). If there are
+    several micro-batches or processes, the class finds out once which of the two a model does: some models take the
+    number and do not use it, and then Trainer's own loss is m times too large.
 
     What differs from Trainer:
 
-    - `learning_rate` in the logs is the step size, the mean where components have their own, which are logged beside
-      it as `step_size/<component>`; `search/trials` and so on are the last step's. The argument is not used.
-    - There is no schedule unless one is asked for; see "Raises". Trainer's default, a linear one, is not one.
-      `lr_scheduler_type="cosine"` is the optimizer's `total_steps`: moves fall to 0, searches are as without it.
-    - Nothing is clipped by Trainer, whose default of max_grad_norm=1.0 is not used: the optimizer's clip_norm clips
-      before the search. `grad_norm` is logged as the gradient was searched, so clipped where it is.
+    - `learning_rate` in the logs is the step size. If components have their own, it is their mean, and each one is
+      logged beside it as `step_size/<component>`. `search/trials` and so on are of the last step. The argument
+      `learning_rate` is not used.
+    - There is no schedule unless one is asked for. Trainer's default, the linear one, does not count as asked for.
+      `lr_scheduler_type="cosine"` sets the optimizer's `total_steps`: moves fall to 0, and searches stay as they are.
+      "Raises" says what is refused.
+    - Trainer does not clip: its default of max_grad_norm=1.0 is not used. The optimizer's clip_norm clips before the
+      search. `grad_norm` in the logs is of the gradient that was searched, after clipping.
     - The move is made when the last micro-batch has come, so the callbacks on_pre_optimizer_step and on_optimizer_step
       both come after it.
 
@@ -77,8 +80,8 @@ class LineSearchMixin:
 
     Raises:
         TypeError: the optimizer has no line search.
-        ValueError: a schedule that sets step sizes, clipping by Trainer, fp16, DeepSpeed or FSDP are asked for, or
-            the weights are float16; says what is allowed.
+        ValueError: a schedule that sets step sizes, clipping by Trainer, fp16, DeepSpeed or FSDP is asked for, or the
+            weights are float16. The error says what is allowed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -122,7 +125,7 @@ class LineSearchMixin:
     # -- optimizer and schedule ---------------------------------------------------------------------------
 
     def create_optimizer(self: Any, model: Any = None) -> Any:
-        """The one that was given, or the class that was, over all trainable parameters."""
+        """The optimizer that was given, or one of the class that was given, over all trainable parameters."""
         if self.optimizer is None:
             kind, settings = self.optimizer_cls_and_kwargs
             settings = dict(settings)
@@ -131,7 +134,7 @@ class LineSearchMixin:
         return self.optimizer
 
     def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
-        """None unless one is asked for. Trainer calls this when it has wrapped the optimizer, before it trains."""
+        """No schedule unless one is asked for. Trainer has wrapped the optimizer when it calls this before training."""
         self._held = []
         if self.optimizer is not self._search():
             self.optimizer.step = _moved_already
@@ -155,7 +158,7 @@ class LineSearchMixin:
         return math.fsum(sizes) / len(sizes)
 
     def _clip_grad_norm(self: Any, model: Any) -> None:
-        """The optimizer has, where it should."""
+        """Do nothing: the optimizer clips, if it is asked to."""
 
     # -- the step -----------------------------------------------------------------------------------------
 
@@ -193,7 +196,7 @@ class LineSearchMixin:
 
     @contextmanager
     def _uncounted(self: Any) -> Iterator[None]:
-        """A batch's loss once more: what its trainer has counted in compute_loss stays."""
+        """Around a further evaluation of a batch's loss: what the trainer counts in compute_loss is put back."""
         before = {name: copy.deepcopy(vars(self)[name]) for name in _COUNTED if name in vars(self)}
         try:
             yield
@@ -202,12 +205,12 @@ class LineSearchMixin:
 
     def _loss(self: Any, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
         with self.compute_loss_context_manager():
-            # A copy, as Trainer takes the labels out.
+            # Trainer takes the labels out of its inputs, so it gets a copy.
             loss = self.compute_loss(model, copy.copy(inputs), num_items_in_batch=num_items_in_batch)
         return loss.mean() if self.args.n_gpu > 1 else loss
 
     def _divides(self: Any, model: Any, inputs: Any, num_items_in_batch: Any) -> bool:
-        """Whether the loss is divided by the number of items: half as large for twice as many?"""
+        """Whether the model divides the loss by the number of items: is it half as large for twice the number?"""
         if self._divides_by_items is None:
             devices = [self.args.device] if self.args.device.type == "cuda" else []
             with torch.no_grad(), torch.random.fork_rng(devices), self._uncounted():
@@ -215,12 +218,12 @@ class LineSearchMixin:
                 once, twice = (float(self._loss(model, inputs, times * num_items_in_batch)) for times in (1, 2))
                 model.train()
             if not (math.isfinite(once) and once):
-                return True  # nothing is known, ask again
+                return True  # this tells nothing: ask again at the next batch
             self._divides_by_items = abs(twice / once - 0.5) < 0.25
         return self._divides_by_items
 
     def log(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """With the last step's search, and the step size of each component."""
+        """Log the last step's search, and the step size of each component, beside Trainer's own values."""
         search = self._search()
         if "learning_rate" in logs and search.search is not None:
             logs["search/trials"] = search.search.trials
@@ -236,23 +239,23 @@ class LineSearchTrainer(LineSearchMixin, Trainer):
 
 
 class _NoSchedule:
-    """What Trainer asks of a schedule, where there is none."""
+    """What Trainer takes for a schedule if there is none."""
 
     def __init__(self, optimizer: LineSearch) -> None:
         self.optimizer = optimizer
 
     def step(self, *args: Any) -> None:
-        """Leaves the step sizes to the search."""
+        """Do nothing: the search chooses step sizes."""
 
     def get_last_lr(self) -> list[float]:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lr_lambdas": []}  # so that a plain Trainer's LambdaLR can load it, and step says what is wrong
+        return {"lr_lambdas": []}  # a plain Trainer's LambdaLR can load this; then step says what is wrong
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is no state."""
 
 
 def _moved_already(closure: Any = None) -> None:
-    """In place of the wrapper's step, which Trainer calls after `training_step` has moved."""
+    """Takes the place of the wrapper's step, which Trainer calls after `training_step` has moved already."""

@@ -1,4 +1,4 @@
-"""The conductor: a mix-in that gives one of torch's optimizers its step sizes by line searches."""
+"""A mix-in that gives one of torch's optimizers its step sizes by line searches; it conducts the other modules."""
 
 import math
 from collections import Counter
@@ -20,9 +20,9 @@ from .search import Found, Rule, Search, resolves, search, search_jointly, tange
 from .settings import Settings, refuse, refuse_types, require, take
 from .turns import Turn, Turns
 
-# What a param group shows as its step size before the first search where no start was given.
+# The step size that a param group shows before the first search, if no start was given.
 UNKNOWN = 0.1
-# Rounding errors by which the loss may differ at the same weights: accelerators sum in another order each time.
+# At the same weights the loss may differ by this many rounding errors: accelerators sum in another order each time.
 REPEATED = 25.0
 _CLOSURE = (
     "call step(closure); in Hugging Face's Trainer take LineSearchTrainer from plasls.hf, or LineSearchMixin before "
@@ -33,16 +33,16 @@ _CLOSURE = (
 class LineSearch(Components):
     r"""Mix-in over a torch optimizer: `class AdamSLS(LineSearch, torch.optim.Adam)`.
 
-    The mix-in chooses each param group's step size `group["lr"]`, the host moves with it. A step on the mini-batch
-    loss f at w:
+    The mix-in chooses each param group's step size `group["lr"]`, and the host (torch's optimizer) moves with it.
+    A step on the mini-batch loss f at w has these parts:
 
     1. f(w) and g = grad f(w): one forward, one backward;
     2. the direction d that is tested (`Direction`), and the slope <g, d>;
     3. trial points w + eta d until the criterion accepts an eta (paper Eq. 1 and 5, `Armijo`);
-    4. from the unmoved w, the host's own step with the accepted step sizes (Eq. 7).
+    4. the host's own step from the unmoved w, with the accepted step sizes (Eq. 7).
 
-    With `components` (PLASLS) the param groups are components with a step size each, and after the first steps exactly
-    one of them is searched a step (Eq. 6). Otherwise all groups share one step size.
+    With `components` (PLASLS) each param group is a component with a step size of its own, and after the first steps
+    each step searches exactly one of them (Eq. 6). Otherwise all groups share one step size.
 
     Step sizes may be set between steps, by hand or by torch's schedulers, as numbers or tensors of one number. The next
     search of that component starts there. If all groups share one step size, the first group's counts. A step size of
@@ -76,12 +76,12 @@ class LineSearch(Components):
         refuse(settings)
         self.direction: Direction = direction
         self.criteria: dict[str, Criterion] = {"all": self._criterion()}
-        """what accepts a trial of the whole network, and of each component alone"""
+        """what accepts a trial: "all" of the whole network, a component's name of that component alone"""
         self.turns = Turns(self.settings, self.components)
         self.search = None
         self.counts: Counter[str] = Counter()
         self.evaluator = Evaluator(self.counts, grad_scaler)
-        self.sizes: dict[str, int] = {}  # of the components as they were given: name -> number of parameters
+        self.sizes: dict[str, int] = {}  # the components as they were given: name -> number of parameters
         shown = self.settings.initial_step_size or UNKNOWN
         super().__init__(params, lr=shown, **settings)  # type: ignore[call-arg]
 
@@ -103,22 +103,22 @@ class LineSearch(Components):
         """Search, then move.
 
         Args:
-            closure: returns the mini-batch loss, or the losses of its examples, shape [n], averaged in float64;
-                forward only, or in torch's style with zero_grad and backward inside (then each trial costs
-                a backward as well). A list of forward-only closures is one step over the mean of their losses. None:
-                move with the last step sizes on the gradients present, without a search.
+            closure: returns the mini-batch loss, or the losses of its examples, shape [n], which are averaged in
+                float64. It is forward only, or in torch's style with zero_grad and backward inside; then each trial
+                costs a backward as well. A list of forward-only closures is one step over the mean of their losses.
+                None: move with the last step sizes along the gradients that are present, without a search.
 
         Returns:
-            The loss at w_k, detached; None without a closure. With several processes this rank's own; `search.base`
-            is the mean over all.
+            The loss at w_k, detached; None without a closure. With several processes it is this rank's own loss, and
+            `search.base` is the mean over all ranks.
 
         Raises:
-            FloatingPointError: too many steps in a row without a finite loss and gradient. Weights, moments and step
-                sizes are as they were.
-            TypeError: what was given is no closure and no list of them.
-            RuntimeError: the loss is none, or has no graph; no closure was given before the first search, or the first
-                one of a resumed run in which no step was without; or no closure and no new gradients; or another
-                rank has raised an exception, or differs from this one (see `Ranks`).
+            FloatingPointError: too many steps in a row had no finite loss and gradient. Weights, moments and step sizes
+                are as they were.
+            TypeError: what was given is no closure and no list of closures.
+            RuntimeError: what the closure returned is no loss, or has no graph. Or no closure was given, although there
+                has been no search yet, or there are no new gradients, or the run was resumed and no step before had
+                been without a closure. Or another rank has raised an exception, or differs from this one (see `Ranks`).
         """
         if self.turns.progress.shows_average:
             raise RuntimeError("the parameters hold the average of the iterates; call optimizer.train() before step()")
@@ -146,7 +146,7 @@ class LineSearch(Components):
         return f.value
 
     def _search(self, turn: Turn, f: Evaluation, memory: Mapping[Tensor, Tensor]) -> Found | None:
-        """Search this step's step sizes and set them; None where f or its gradient is not finite."""
+        """Search this step's step sizes and set them. None: f or its gradient is not finite, and nothing is set."""
         if not math.isfinite(f.base):
             return None
         settings, before = self.settings, self._step_sizes()
@@ -186,7 +186,7 @@ class LineSearch(Components):
             criterion.end(f.base, found.value)
             for group, size in zip(self.param_groups, turn.sizes(found), strict=True):
                 group["lr"] = size
-        else:  # what it remembers may be why: a decrease that a move with momentum has undone, say
+        else:  # the criterion may remember a decrease that a move with momentum has undone: then no trial is accepted
             criterion.load_state_dict({})
         self._record(turn, line, found, before)
         return found
@@ -199,7 +199,7 @@ class LineSearch(Components):
         return f.rounding_error(self.settings.loss_scale or 0.0, self.turns.progress.error_at(f.base))
 
     def _measure(self, f: Evaluation, line: TrialPoints) -> float:
-        """The same, after a measurement."""
+        """Measure the rounding error of f; return `_tolerance`, which then follows from it."""
         if f.base:
             progress = self.turns.progress
             progress.measured_error, progress.measured_at = line.change_by_rounding(), abs(f.base)
@@ -227,7 +227,7 @@ class LineSearch(Components):
         )
 
     def _step_untested(self, f: Evaluation) -> Found | None:
-        """A step between searches takes the last step sizes; returns as `_search`."""
+        """A step between searches, which takes the last step sizes. It returns what `_search` does."""
         if not self._is_finite(f, known=()):
             return None
         sizes = self._step_sizes()
@@ -240,11 +240,11 @@ class LineSearch(Components):
         progress, ranks = self.turns.progress, self.evaluator.ranks
 
         def check() -> None:
-            # A trainer that has no closures must not go on with a checkpoint's step sizes either.
+            # A trainer without closures must not go on with the step sizes of a checkpoint either.
             searched = progress.accepted_once and (self.search is not None or progress.moved_unasked)
             if not searched and any(sizes):
                 raise RuntimeError(f"step() was given no closure, so there is no loss to search on: {_CLOSURE}")
-            # DistributedDataParallel writes new gradients over the old ones: a change as well.
+            # DistributedDataParallel writes new gradients over the old ones, which counts as a change, too.
             if are_left(self._parameters(), changes=1 if ranks.count == 1 else 0):
                 raise RuntimeError(
                     "step() was given no closure and has no new gradients: the last step has moved with these; where "
@@ -259,12 +259,12 @@ class LineSearch(Components):
         leave(self._parameters())
 
     def _move(self, frozen: Sequence[Group]) -> None:
-        """The host's own step; a frozen group's moments are updated, its weights stay, bit for bit."""
+        """The host's own step. The moments of a frozen group are updated; its weights stay, bit for bit."""
         sizes, factor = self._step_sizes(), self.turns.move_factor()
         for group in self.param_groups:
             group["lr"] *= factor
         kept = [(p, p.detach().clone()) for group in frozen for p in group["params"] if p.grad is not None]
-        # Called below torch's hook wrapper, which is around this class's step already: hooks fire once.
+        # Torch's hook wrapper is around this class's step already. Hooks fire once, as the host's step has none here.
         step: Any = super().step
         try:
             step.__wrapped__(self) if getattr(step, "hooked", False) else step()
@@ -279,25 +279,25 @@ class LineSearch(Components):
             averaging.update(self._parameters(), self.state, part)
 
     def decay_over(self, total_steps: int) -> None:
-        """Let the moves fall to 0 over so many steps, counted from the start, as the setting `total_steps` does.
+        """Let the moves fall to 0 over this many steps, counted from the start, as the setting `total_steps` does.
 
         For trainers that know the number of steps only after the optimizer is made.
 
         Raises:
-            ValueError: it is no whole number from 1.
+            ValueError: `total_steps` is no whole number of at least 1.
         """
         self.settings = self.turns.settings = take(Settings, vars(self.settings) | {"total_steps": total_steps})
 
     def eval(self) -> None:
-        """Put the average of the iterates into the parameters, where one is kept (`averaging`), until `train`.
+        """Put the average of the iterates into the parameters until `train`, if one is kept (`averaging`).
 
-        Buffers stay as the iterates have left them: statistics of BatchNorm are made anew by
-        torch.optim.swa_utils.update_bn.
+        Buffers stay as the iterates have left them. torch.optim.swa_utils.update_bn computes the statistics of
+        BatchNorm anew.
         """
         self._show(average=True)
 
     def train(self) -> None:
-        """Put the iterates back into the parameters; a new optimizer is here."""
+        """Put the iterates back into the parameters. A new optimizer has them there already."""
         self._show(average=False)
 
     @torch.no_grad()
@@ -309,7 +309,7 @@ class LineSearch(Components):
     def _merge(self) -> None:
         if self.components is None or self.turns.progress.whole_network_phase or self.search is None:
             return
-        if hasattr(self.step, "_wrapped_by_lr_sched"):  # torch's schedulers count the groups, once and for all
+        if hasattr(self.step, "_wrapped_by_lr_sched"):  # torch's schedulers count the groups only once
             return
         names = [group["name"] for group in self.param_groups]
         merged = merge_smallest(self.param_groups, self.components.merge_threshold)
@@ -320,7 +320,7 @@ class LineSearch(Components):
         self.turns.merge(names.index(merged[1]), len(self.param_groups))
 
     def _criterion_of(self, turn: Turn) -> Criterion:
-        """Of the component that is searched alone, or of the whole network."""
+        """The criterion of the component that is searched alone, or of the whole network."""
         alone = turn.component is not None and not turn.joint
         name = self.param_groups[turn.moving[0]]["name"] if alone else "all"
         return self.criteria.setdefault(name, self._criterion())  # new where components were merged
@@ -328,7 +328,7 @@ class LineSearch(Components):
     # -- what a step needs --------------------------------------------------------------------------------
 
     def _step_sizes(self) -> list[float]:
-        """As floats, whatever a scheduler, a user or a checkpoint has put there."""
+        """The step sizes as floats, whatever a scheduler, a user or a checkpoint has put there."""
         for group in self.param_groups:
             try:
                 size = float(group["lr"])
@@ -347,14 +347,14 @@ class LineSearch(Components):
         return Alone(group["name"], group["params"])
 
     def _clip_gradients(self) -> None:
-        """From here on this is the gradient."""
+        """Clip the gradients. All that follows takes these for the gradient."""
         if self.settings.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self._parameters(), self.settings.clip_value)
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters(), self.settings.clip_norm)
 
     def _is_finite(self, f: Evaluation, known: Iterable[int]) -> bool:
-        """Whether f and its gradient are; those of the groups `known` have shown it in their slopes, at no cost."""
+        """Whether f and its gradient are finite. The slopes of the groups `known` have shown it for their gradients."""
         known = set(known)
         rest = [p for j, group in enumerate(self.param_groups) if j not in known for p in group["params"]]
         finite = f.is_finite(rest)

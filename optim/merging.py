@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper on param groups, and its inverse: components with vanishing step sizes are merged."""
+"""Merges components with vanishing step sizes (the paper's Algorithm 1, on param groups), and undoes it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +10,9 @@ _OWN = {"params", "param_names", "name", "lr"}
 def merge_smallest(groups: list[Group], threshold: float) -> tuple[str, str] | None:
     """Merge the two components with the smallest step sizes if the smallest is at most `threshold`.
 
-    The merged component stands where the first of the two stood; its step size is their mean. The moments live
-    with the parameters and are not touched. Only components with equal settings (weight decay, betas, ...) are merged.
+    The merged component stands where the first of the two stood, and its step size is the mean of the two. The moments
+    are kept with the parameters and do not change. Only components with equal settings (weight decay, betas, ...) are
+    merged.
 
     Args:
         groups: param groups with "name" and "lr" (the step size); changed in place.
@@ -36,7 +37,7 @@ def merge_smallest(groups: list[Group], threshold: float) -> tuple[str, str] | N
 
 
 def join(groups: list[Group], kept: Group, absorbed: Group) -> None:
-    """Move the parameters of `absorbed` behind those of `kept`, which takes both names and the mean step size."""
+    """Append the parameters of `absorbed` to those of `kept`, which takes both names and the mean step size."""
     for key in ("params", "param_names"):
         if key in kept:
             kept[key] = [*kept[key], *absorbed[key]]
@@ -46,12 +47,12 @@ def join(groups: list[Group], kept: Group, absorbed: Group) -> None:
 
 
 def regrouped(groups: Sequence[Group], counts: Mapping[str, int], names: Sequence[str]) -> list[Group]:
-    """The same parameters in groups of the given names, as after the merges that these tell of: "a+b" is a and b.
+    """Put the same parameters into groups of other names. A name tells of merges: "a+b" has been made of a and b.
 
     Args:
-        groups: as they are now, merged in any way.
-        counts: of the components as they were before all merges: name -> number of parameters.
-        names: of the groups that are wanted.
+        groups: the groups as they are now, merged in any way.
+        counts: the components before all merges: name -> number of parameters.
+        names: names of the groups that are wanted.
 
     Raises:
         ValueError: the names are not of these components.
@@ -76,7 +77,7 @@ def regrouped(groups: Sequence[Group], counts: Mapping[str, int], names: Sequenc
 
 
 def _settings(group: Group) -> Group:
-    # initial_lr, max_lr, swa_lr ...: notes of schedulers
+    # schedulers keep initial_lr, max_lr, swa_lr ... there
     return {key: value for key, value in group.items() if key not in _OWN and not key.endswith("_lr")}
 
 

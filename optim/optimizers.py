@@ -1,4 +1,4 @@
-"""The optimizers, each a pairing with its formula: one of torch's, the direction that is tested, and the turns."""
+"""The optimizers. Each one pairs an optimizer of torch's with a tested direction and a rule of turns."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -50,20 +50,20 @@ SALSA: dict[str, Any] = {
     "max_interval": 10,
     "betas": (0.0, 0.999),
 }
-"""SaLSA's search as AdamSLS's settings."""
+"""The settings that give AdamSLS the search of SaLSA."""
 
 
 @documented(Settings)
 class SGDSLS(LineSearch, torch.optim.SGD):
-    r"""SGD with one step size for the whole network, searched at every step (paper Sec. III-A, Eq. 1).
+    r"""SGD with one step size for the whole network, found by line searches (paper Sec. III-A, Eq. 1).
 
     .. math:: w_{k+1} = w_k - \eta_k g_k, \qquad f_k(w_k - \eta_k g_k) \le f_k(w_k) - c\,\eta_k \|g_k\|^2
 
-    where g_k is the gradient of the mini-batch loss f_k at w_k and eta_k is the accepted step size. With momentum the
-    direction that torch.optim.SGD moves along takes the place of -g, in the test and in the move. Where it does not
-    descend, nothing moves in that step.
+    where g_k is the gradient of the mini-batch loss f_k at w_k and eta_k is the accepted step size. With momentum, the
+    direction along which torch.optim.SGD moves takes the place of -g, in the test and in the move. In a step in which
+    it does not descend, nothing moves.
 
-    The other arguments are torch.optim.SGD's own, without lr; `LineSearch` says what holds for all optimizers here.
+    The other arguments are torch.optim.SGD's own, without lr. `LineSearch` says what holds for all optimizers here.
     """
 
     def __init__(self, params: Iterable[Any], **settings: Any) -> None:
@@ -72,7 +72,7 @@ class SGDSLS(LineSearch, torch.optim.SGD):
 
 @documented(AdamSettings, Settings)
 class AdamSLS(LineSearch, torch.optim.Adam):
-    r"""Adam with one step size for the whole network, searched at every step (paper Eq. 3 to 5).
+    r"""Adam with one step size for the whole network, found by line searches (paper Eq. 3 to 5).
 
     .. math::
         d_k = -g_k / (\sqrt{\hat v_k} + \epsilon), \qquad
@@ -80,14 +80,15 @@ class AdamSLS(LineSearch, torch.optim.Adam):
 
         w_{k+1} = w_k - \eta_k \hat m_k / (\sqrt{\hat v_k} + \epsilon)
 
-    where m and v are Adam's moments, with this step's gradient in them, and the hats are their bias corrections. The
-    search tests d, Adam's direction without momentum. The move has the momentum that betas asks for; by default none.
+    where m and v are Adam's moments, with this step's gradient in them, and a hat means that the bias is corrected. The
+    search tests d, Adam's direction without momentum. The move has the momentum that betas asks for; by default that
+    is none.
 
     With a weight_decay of lambda the search tests :math:`f + \lambda/2\,\|w\|^2`. A decoupled weight decay is not the
-    gradient of any function. Then f itself is tested, along d - lambda w: a step is accepted only if f falls although
-    the decay draws the weights to 0.
+    gradient of any function. Then the search tests f itself, along d - lambda w. A step is accepted only if f falls
+    although the decay draws the weights towards 0.
 
-    The other arguments are torch.optim.Adam's own (betas, eps, fused, ...), without lr; `LineSearch` says what holds
+    The other arguments are torch.optim.Adam's own (betas, eps, fused, ...), without lr. `LineSearch` says what holds
     for all optimizers here.
 
     Raises:
@@ -97,14 +98,14 @@ class AdamSLS(LineSearch, torch.optim.Adam):
     def __init__(self, params: Iterable[Any], **settings: Any) -> None:
         own = take(AdamSettings, settings)
         if own.compiled:
-            compiled.library()  # or the error that says why not
+            compiled.library()  # raises the error that says why there is none
         direction = Adam(momentum=own.direction == "momentum", by_c=own.compiled)
         super().__init__(params, direction, betas=own.betas, **settings)
 
 
 @documented(ComponentSettings, AdamSettings, Settings)
 class PLASLS(AdamSLS):
-    r"""Adam with a step size for each component, one of them searched a step (paper Sec. III-C, Eq. 6 and 7).
+    r"""Adam with a step size for each component. A search looks for one of them (paper Sec. III-C, Eq. 6 and 7).
 
     .. math:: w^{(j)}_{k+1} = w^{(j)}_k - \eta^{(j)} \hat m^{(j)}_k / (\sqrt{\hat v^{(j)}_k} + \epsilon)
         \quad\text{for all components } j
@@ -132,12 +133,16 @@ class SaLSA(AdamSLS):
         h_k = \beta h_{k-1} + (1 - \beta) (f_k(w_k) - f_k(w_k + \eta_k d_k)), \qquad
         s_k = \beta s_{k-1} + (1 - \beta) |\langle g_k, d_k \rangle|
 
-    with d as of `AdamSLS`, beta = 0.9 and c = 0.5 (its code; 0.3 in its paper). A rejected step size shrinks by 0.8,
-    the next search starts from 1.1 times the accepted one, and searches come up to 10 steps apart (`Turns.drift`).
+    with d as in `AdamSLS`, beta = 0.9 and c = 0.5, as in its code; its paper has c = 0.3. A rejected step size is
+    multiplied by 0.8. The next search starts from 1.1 times the accepted one. Searches come up to 10 steps apart
+    (`Turns.drift`).
 
-    The published package differs in these points: between searches it moves with momentum 0.9 and 1.1 times the
-    step size, where this class moves as it does after a search; its bias correction is one step ahead; it draws
-    dropout from the clock; it accepts a trial of exactly the same loss, where here rounding has a measured tolerance.
+    The published package differs in these points:
+
+    - Between searches it moves with momentum 0.9 and 1.1 times the step size. This class moves as after a search.
+    - Its bias correction is one step ahead.
+    - It draws dropout from the clock.
+    - It accepts a trial with exactly the same loss. Here rounding has a measured tolerance.
     """
 
     def __init__(self, params: Iterable[Any], **settings: Any) -> None:

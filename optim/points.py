@@ -15,17 +15,17 @@ from .merging import Group
 State = Mapping[str, Any]
 """The host's state of one parameter, as in `optimizer.state[parameter]`."""
 
-# Entries of the weights that are worked on at a time: what one operation writes, the next one finds in the cache (2^18
-# floats are 1 MiB; smaller chunks cost more calls). An accelerator gains by few large operations instead.
+# This many entries of the weights are worked on at a time. On a CPU the next operation then finds in the cache what the
+# last one has written (2^18 floats are 1 MiB; smaller chunks cost more calls). An accelerator gains by few large ones.
 CHUNK, ON_ACCELERATOR = 2**18, 2**24
-# What is copied into one piece with others, so that operations are fewer: below it a call costs more than the copy.
+# Tensors of fewer entries are copied into one piece, so that operations are fewer: a call costs more than the copy.
 SMALL = 2**14
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
 class Direction(Protocol):
-    """The direction d that a search tests. It is no part of the move, which is the host's own step."""
+    """The direction d that a search tests. The move does not use it: that is the host's own step."""
 
     def of(
         self,
@@ -35,64 +35,65 @@ class Direction(Protocol):
         states: list[State],
         scratch: "Scratch",
     ) -> Sequence[Tensor]:
-        """d for slices of the group's parameters; the host's moments stay as they are.
+        """d for slices of the group's parameters. The host's moments stay as they are.
 
         Args:
             group: the param group.
-            parameters: slices of some of its parameters, of one device and data type: several of any shape, or one
-                vector, in which several parameters may lie behind one another.
+            parameters: slices of some of its parameters, of one device and data type. They are several tensors of any
+                shape, or one vector in which several parameters may lie behind one another.
             gradients: their gradients.
-            states: the host's state of each one, where tensors of the parameter's shape are the same slice; all are
-                empty where the host has not seen the parameters yet.
+            states: the host's state of each one. Of its tensors of the parameter's shape it holds the same slice. All
+                states are empty if the host has not seen the parameters yet.
             scratch: memory for vectors that are not needed after the next call.
         """
 
     def place(
         self, group: Group, points: list["Point"], states: Mapping[Tensor, State], size: float
     ) -> tuple[list[Tensor], list["Point"]]:
-        """Write trial points w + eta d at once, where a direction can do so faster than through `of`; none by default.
+        """Write trial points w + eta d at once, if that is faster than through `of`. By default none is written.
 
         Args:
             group: the param group.
-            points: of its parameters.
+            points: those of its parameters.
             states: the host's state of each parameter.
             size: eta.
 
         Returns:
-            <g, d>, <w, d> and |d|^2 of those that were written, in terms of shape [3], the last two wanted only for
-            a coupled weight decay; and the points that were not written.
+            - Tensors of shape [3], whose sum is <g, d>, <w, d> and |d|^2 of the points that were written. The last two
+              are needed only for a coupled weight decay.
+            - The points that were not written.
         """
         return [], points
 
 
 class TrialPoints:
-    r"""The line of one step's search: while it is open the parameters hold trial points, afterwards the old weights.
+    r"""The line of one step's search. While it is open the parameters hold trial points, afterwards the old weights.
 
-    The trial point is the one copy of the weights that is held: d is made anew for each point, a chunk at a time. While
-    trials are evaluated, it is what the parameters hold; on leaving, these are the unmoved ones, bit for bit.
+    Only one copy of the weights is kept, the trial point: d is computed anew for each point, a chunk at a time. While
+    trials are evaluated, the parameters hold the trial point. At the end they hold the unmoved weights, bit for bit.
 
-    With a coupled weight decay lambda the host minimises f + lambda/2 |w|^2, so that is what is tested. Along the line
-    its change is known in closed form, without a difference of large numbers,
+    With a coupled weight decay lambda the host minimises f + lambda/2 |w|^2, so that sum is tested. The change of its
+    second term along the line is known in closed form, without a difference of large numbers:
 
     .. math:: \frac\lambda2 |w + \eta d|^2 - \frac\lambda2 |w|^2
         = \lambda \Big(\eta \langle w, d\rangle + \frac{\eta^2}2 |d|^2\Big)
 
-    which each trial's value has in it; `base` stays f(w), and the slope is that of the sum.
+    It is added to the value of each trial. `base` stays f(w), and the slope is that of the sum.
 
     Args:
         direction: d.
         groups: the param groups that move.
         states: the host's state of each parameter.
-        sizes: step sizes of the first trial point, which is made in the same pass over d as the slopes.
+        sizes: step sizes of the first trial point. It is written in the same pass over d that computes the slopes.
         base: f(w).
         tolerance: how much of a change of f may be rounding.
         evaluate: f at the weights that the parameters hold.
-        mean: over all ranks, of a tensor of numbers.
-        memory: what the trial point of a parameter may be written into (see `last_gradients`).
+        mean: takes the mean of a tensor of numbers over all ranks.
+        memory: tensors into which the trial point of a parameter may be written (see `last_gradients`).
         still: parameters of other groups, which do not move.
 
     Attributes:
-        slopes: <g, d> for each group, with a coupled weight decay <g + lambda w, d>.
+        slopes: <g, d> for each group; <g + lambda w, d> with a coupled weight decay.
     """
 
     slopes: list[float]
@@ -127,7 +128,7 @@ class TrialPoints:
             unmoved = (p for group in self._groups for p in group["params"] if p.grad is None)
             self._still += [(parameter, parameter.detach()) for parameter in unmoved]
             device = self._groups[0]["params"][0].device
-            # One gather for all slopes: with several ranks each one is a message.
+            # All slopes go into one gather, as each gather is a message between ranks.
             dots = torch.stack([of_group.to(device) for of_group in self._place(self._sizes)])
             gd, self._wd, self._dd = self._mean(dots).T.tolist()
             self.slopes = [slope + decay * wd for slope, decay, wd in zip(gd, self._decays, self._wd, strict=True)]
@@ -137,11 +138,11 @@ class TrialPoints:
         return self
 
     def value(self, sizes: Sequence[float]) -> float:
-        """f at the trial point where each group has moved by its step size, plus the change of the decay's term."""
+        """f where each group has moved by its step size, plus the change of the weight decay's term."""
         if list(sizes) != self._sizes:
             self._place(sizes)
             self._sizes = list(sizes)
-        for point in chain.from_iterable(self._points):  # also where the closure has given a parameter other data
+        for point in chain.from_iterable(self._points):  # also if the closure has given a parameter other data
             point.show()
         for parameter, held in self._still:
             _give(parameter, held)
@@ -200,13 +201,13 @@ class TrialPoints:
 
 
 class Scratch:
-    """Vectors that each chunk's arithmetic overwrites: memory that is in the cache, as it was used a moment ago."""
+    """Vectors that each chunk's arithmetic overwrites, as this memory was used a moment ago and is in the cache."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[torch.dtype, int], Tensor] = {}
 
     def __call__(self, like: Tensor, count: int) -> list[Tensor]:
-        """So many vectors of the size and type of `like`, with anything in them."""
+        """`count` vectors of the size and type of `like`, not initialised."""
         rows = self._rows.get((like.dtype, count))
         if rows is None or rows.shape[1] < like.numel():
             rows = self._rows[like.dtype, count] = like.new_empty(count, like.numel())
@@ -216,9 +217,9 @@ class Scratch:
 class Point:
     """One parameter's unmoved values and those of the trial point.
 
-    They change places as the parameter's storage, which copies nothing. Where others hold that storage, too (a view
-    that the caller keeps, a weight shared by two parameters), they must see the trial point as well: then the trial
-    point is written into it, and the unmoved values are the copy.
+    The parameter's storage is exchanged for the other one's, which copies nothing. But a view that the caller keeps, or
+    a second parameter that shares the weight, holds that storage as well and must see the trial point. Then the trial
+    point is written into it, and the unmoved values are copied.
     """
 
     def __init__(self, parameter: Tensor, memory: Tensor | None) -> None:
@@ -230,7 +231,7 @@ class Point:
 
     @property
     def gradient(self) -> Tensor:
-        """Not the same tensor after an evaluation with a backward pass of its own."""
+        """Asked for each time: a closure with a backward pass of its own makes another tensor of it."""
         assert self.parameter.grad is not None
         return self.parameter.grad
 
@@ -253,7 +254,7 @@ class _Slice:
     """A part of one parameter.
 
     Attributes:
-        moments: the host's state of it where that has the parameter's shape, the same part.
+        moments: the same part of those tensors of the host's state that have the parameter's shape.
         state: the rest of the host's state.
         flat: whether these are vectors in main memory.
     """
@@ -272,15 +273,15 @@ class _Slice:
         return *types, self.flat, *self.moments, *((name, self._known(value)) for name, value in self.state.items())
 
     def _known(self, value: Any) -> Any:
-        """Numbers that one operation on several slices needs to be equal: only where reading them waits for nothing."""
+        """A number that must be equal in all slices of one operation. It is read only if that waits for nothing."""
         return value.item() if self.flat and isinstance(value, Tensor) and value.numel() == 1 else None
 
 
 class _Chunk:
     """Slices of several parameters that are worked on together.
 
-    In main memory small ones are laid out one behind the other, as copies, so that an operation is one call; for an
-    accelerator torch's operations on lists do that.
+    In main memory small ones are copied one behind the other, so that an operation is one call. On an accelerator
+    torch's operations on lists do that.
     """
 
     def __init__(self, slices: list[_Slice]) -> None:
@@ -331,7 +332,7 @@ def _chunks(points: Iterable[Point], states: Mapping[Tensor, State]) -> Iterator
 
 
 def _slices(point: Point, state: State, limit: int) -> list[_Slice]:
-    """Of at most so many entries; a parameter that does not lie in one piece is taken whole."""
+    """Slices of at most `limit` entries. A parameter that does not lie in one piece is not cut."""
     own = (point.unmoved, point.trial, point.gradient)
     moments = {name: value for name, value in state.items() if getattr(value, "shape", None) == point.unmoved.shape}
     if point.unmoved.ndim == 0 or not all(tensor.is_contiguous() for tensor in (*own, *moments.values())):
@@ -346,10 +347,10 @@ def _slices(point: Point, state: State, limit: int) -> list[_Slice]:
 
 
 def last_gradients(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
-    """Of the step before, where nobody else holds them: memory that trial points may be written into.
+    """The gradients of the step before, if nobody else holds them: trial points may be written into their memory.
 
-    In main memory a fresh page costs more than the arithmetic that fills it, so what `zero_grad` would free lives
-    through the forward pass. On an accelerator torch keeps memory at hand itself.
+    In main memory a fresh page costs more than the arithmetic that fills it. So the memory that `zero_grad` would free
+    is kept through the forward pass. On an accelerator torch keeps memory at hand itself.
     """
     return {p: p.grad for p in parameters if p.grad is not None and p.is_cpu and _may_be_overwritten(p)}
 
@@ -367,7 +368,7 @@ def _may_be_overwritten(parameter: Tensor) -> bool:
 
 
 def _references() -> int:
-    """sys.getrefcount of a gradient that only its parameter holds, asked for as above."""
+    """sys.getrefcount of a gradient that only its parameter holds, read in the same way as above."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
     gradient = parameter.grad
@@ -386,7 +387,7 @@ def _is_shared(tensor: Tensor) -> bool:
 
 
 def coupled_decay(group: Group) -> float:
-    """lambda, where the host adds lambda w to the gradient; 0 where it decays weights by themselves, or not at all."""
+    """lambda, if the host adds lambda w to the gradient; 0 if it decays weights directly, or not at all."""
     return 0.0 if group.get("decoupled_weight_decay", False) else float(group.get("weight_decay", 0.0))
 
 

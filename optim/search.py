@@ -1,4 +1,4 @@
-"""The search for step sizes along a line of trial points: numbers only, the line is anything with values and slopes."""
+"""The search for step sizes along a line of trial points. It needs numbers only: the line's values and slopes."""
 
 import math
 import sys
@@ -9,11 +9,11 @@ from typing import Protocol
 from .armijo import Armijo, Backtracking, Criterion, backtrack
 from .settings import Settings
 
-# A component that is to blame for a rejected joint trial shrinks alone to a tenth, before all shrink: what a tenth of
-# its move does not cure, it has not caused.
+# A component that is to blame for a rejected joint trial shrinks alone, down to this share. If the trial is rejected
+# even then, the component was not the cause, and all shrink.
 SMALLEST_SHARE = 0.1
-# Nothing is known before the first accepted step size, so its search may take so many times max_trials: 1,000 halvings
-# reach from 0.1 to where float64 ends.
+# Nothing is known before the first accepted step size, so its search may take this many times max_trials. 1,000
+# halvings reach from 0.1 to the smallest float64.
 FIRST_SEARCH = 10
 
 
@@ -48,8 +48,8 @@ class Rule:
         factor: delta, by which a rejected step size shrinks.
         max_trials: evaluations at most.
         bracketing: whether the step size is bracketed (`bracket`) instead of shrunk.
-        measure: the line's tolerance by one more evaluation or three, as of `backtrack`; it holds for the line from
-            then on.
+        measure: measures the line's tolerance by one or three more evaluations, as in `backtrack`. It holds from then
+            on.
     """
 
     criterion: Criterion
@@ -62,10 +62,10 @@ class Rule:
     def of(
         cls, settings: Settings, criterion: Criterion, first: bool, measure: Callable[[], float] | None = None
     ) -> "Rule":
-        """By the settings.
+        """The rule that the settings ask for.
 
         Args:
-            criterion: of all searches but the first.
+            criterion: the criterion of all searches but the first.
             first: whether no step size has been accepted yet.
             measure: as above.
         """
@@ -77,7 +77,7 @@ class Rule:
 
     @property
     def max_shrinks_of_one(self) -> int:
-        """22 at delta = 0.9."""
+        """How often one component shrinks alone until `SMALLEST_SHARE`: 22 times at delta = 0.9."""
         return math.ceil(math.log(SMALLEST_SHARE) / math.log(self.factor))
 
 
@@ -103,13 +103,13 @@ class Search:
     """The record of one step's search.
 
     Attributes:
-        component: the component that was searched; "all" is the whole network, "none" a step without a search.
+        component: the component that was searched. "all": the whole network; "none": the step had no search.
         before: its step size before the step.
         after: its step size after the step; equal to `before` if the search failed.
         trials: evaluations of the loss, without the one at w_k.
         base: the loss at w_k.
-        trial: the loss at the last trial point; NaN if there was none. With a coupled weight decay the change of its
-            term is added.
+        trial: the loss at the last trial point; NaN if there was none. It includes the change of a coupled weight
+            decay's term.
         slope: <g, d> per unit of step size, summed over what was searched.
         tolerance: the largest change of the loss that may be rounding.
         accepted: whether a step size was accepted. If not, what was searched did not move.
@@ -129,23 +129,24 @@ class Search:
 
 
 def search(line: Line, start: float, rule: Rule) -> Found:
-    """One step size for all that moves: the whole network, or one component alone (paper Eq. 6)."""
+    """Search one step size for all that moves: the whole network, or one component alone (paper Eq. 6)."""
     along: Along = lambda t: [t] * len(line.slopes)  # noqa: E731
     return _found((bracket if rule.bracketing else _backtrack)(line, along, start, rule), along)
 
 
 def search_jointly(line: Line, starts: Sequence[float], turn: int, rule: Rule) -> Found:
-    r"""The move of all components together, each with its own step size, is what is tested.
+    r"""Search with trials that move all components together, each with its own step size.
 
     .. math:: f\Big(w + \sum_j \eta^{(j)} d^{(j)}\Big) \le f(w) + c \sum_j \eta^{(j)} \langle g^{(j)}, d^{(j)}\rangle
 
-    In Eq. 6 and 7 of the paper each component is accepted alone, at another step, and then all move together, which
-    nothing has tested. With one first step that diverges on the 12-layer encoder (sst2 small, losses .85 .69 .70 where
-    this test gives .56 .19 .068); over 345 steps of mrpc the untested step sizes stay five to thirty times above those
-    that the whole network accepts (2.1e-4 against 7e-6 to 4e-5; losses .618 .534 .355 against .607 .493 .329).
+    In Eq. 6 and 7 of the paper each component is accepted alone, at another step, and then all move together. Nothing
+    has tested that move. With one first step it diverges on the 12-layer encoder (sst2 small, losses .85 .69 .70; this
+    test gives .56 .19 .068). Over 345 steps of mrpc the untested step sizes stay five to thirty times above those that
+    the whole network accepts (2.1e-4 against 7e-6 to 4e-5; losses .618 .534 .355 against .607 .493 .329).
 
-    A rejected trial is the fault of the searched component where the others alone would be accepted (one trial more).
-    Then it shrinks alone, to about a tenth; if that does not help, or the others are at fault, all shrink together.
+    After a rejected trial one more trial moves the others alone. If that one would be accepted, the searched component
+    is at fault and shrinks alone, to about a tenth. If that does not help, or the others are at fault, all shrink
+    together.
 
     Args:
         starts: step sizes of all components, from which the search starts.
@@ -176,28 +177,28 @@ def search_jointly(line: Line, starts: Sequence[float], turn: int, rule: Rule) -
 
 
 def resolves(line: Line, predicted: float) -> bool:
-    """Whether a change of f that is predicted to this size shows above rounding, well enough to learn from."""
+    """Whether a change of f of this predicted size is so far above rounding that one can learn from it."""
     return -predicted > 2 * line.tolerance
 
 
 def tangent_zero(line: Line) -> float:
-    """|f| / |<g, d>|, where the tangent of the loss reaches 0: of the right unit, if not of the right size."""
+    """|f| / |<g, d>|, where the tangent of the loss reaches 0: its unit is right, its size may not be."""
     size = abs(line.base) / max(abs(sum(line.slopes)), sys.float_info.min)
     return size if 0 < size < math.inf else 1.0
 
 
 def bracket(line: Line, along: "Along", start: float, rule: Rule) -> Backtracking:
-    r"""The first step size: near the minimum of the loss along d, from a start that may be wrong by many powers of ten.
+    r"""Find the first step size near the minimum of the loss along d. The start may be wrong by many powers of ten.
 
     Along a line a loss is close to a parabola f - s t + q t^2 with s = |<g, d>|. A trial at eta that falls by
 
     .. math:: r = \frac{f(w) - f(w + \eta d)}{\eta s}, \qquad t^* = \frac{\eta}{2 (1 - r)}
 
-    of what the slope predicts puts the parabola's minimum at t*. A trial is good where the criterion accepts it (with
-    c = 1/2: up to the minimum) or the loss cannot resolve its decrease, which is then too small a step. From a
-    good one the search goes on towards t*, from any other back to it, by a factor of 10 at most, or by more and more
-    where a trial tells nothing of the parabola; between a good one and a bad one it takes their geometric mean. It ends
-    at a good trial that is within a factor of 1.5 of t*, or of 3 of a bad one.
+    as a share of what the slope predicts puts the parabola's minimum at t*. A trial is good if the criterion accepts it
+    (with c = 1/2 this holds up to the minimum), or if its step is so small that the loss cannot resolve the decrease.
+    From a good trial the search goes on towards t*, from a bad one back towards it, by a factor of 10 at most. The
+    factor grows if trials tell nothing of the parabola. Between a good trial and a bad one the search takes their
+    geometric mean. It ends at a good trial that is within a factor of 1.5 of t*, or of 3 of a bad one.
     """
     good, bad = None, math.inf
     jump, size, trials = 10.0, start, 0

@@ -1,4 +1,4 @@
-"""The settings, each written once: its name, its default, what is allowed, what it means."""
+"""The settings. Each is written once, with its name, its default, what is allowed and what it means."""
 
 import functools
 import inspect
@@ -28,7 +28,7 @@ class Allowed(NamedTuple):
 
 
 def setting(default: Any, allowed: Allowed, meaning: str) -> Any:
-    """A dataclass field whose value is checked, and whose meaning is a part of `help`."""
+    """A dataclass field whose value is checked and whose meaning `help` shows."""
     return field(default=default, metadata={"allowed": allowed, "meaning": meaning})
 
 
@@ -256,10 +256,10 @@ class ComponentSettings:
 
 
 def take(kind: type[T], given: dict[str, Any]) -> T:
-    """The settings of one kind, out of the arguments that an optimizer was given; the others stay in `given`.
+    """Take the settings of one kind out of the arguments of an optimizer. The others stay in `given`.
 
     Raises:
-        ValueError: a value is out of range; says what is allowed.
+        ValueError: a value is out of range. The error says what is allowed.
     """
     for old, new in RENAMED.items():
         if old in given and new in {each.name for each in fields(kind)}:  # type: ignore[arg-type]
@@ -276,17 +276,21 @@ def take(kind: type[T], given: dict[str, Any]) -> T:
 
 
 def require(name: str, value: object, holds: bool, allowed: str) -> None:
-    """Raises: ValueError: it does not hold."""
+    """Check a setting.
+
+    Raises:
+        ValueError: the condition does not hold. The error says what is allowed.
+    """
     if not holds:
         raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
 
 
 def refuse(arguments: dict[str, Any]) -> None:
-    """Of torch's optimizers' arguments, those that a line search cannot have: for all groups, or for one.
+    """Refuse those arguments of torch's optimizers, or keys of one param group, that a line search cannot have.
 
     Raises:
         TypeError: there is an `lr`.
-        ValueError: one of the others is set.
+        ValueError: `maximize`, `capturable` or `differentiable` is set.
     """
     if "lr" in arguments:
         raise TypeError(
@@ -299,10 +303,10 @@ def refuse(arguments: dict[str, Any]) -> None:
 
 
 def refuse_types(groups: Iterable[dict[str, Any]]) -> None:
-    """Of param groups, those whose weights are of a type in which Adam's eps is 0: g / (sqrt(v) + eps) would be 0 / 0.
+    """Refuse weights of a type in which Adam's eps is 0, as g / (sqrt(v) + eps) would be 0 / 0.
 
     Raises:
-        ValueError: there is one.
+        ValueError: a param group has such weights.
     """
     for group in groups:
         for kind in {parameter.dtype for parameter in group["params"] if parameter.requires_grad}:
@@ -318,10 +322,10 @@ def refuse_types(groups: Iterable[dict[str, Any]]) -> None:
 
 
 def documented(*kinds: type, **defaults: Any) -> Callable[[type[T]], type[T]]:
-    """Class decorator: an optimizer's docstring and signature show its settings of these kinds.
+    """Class decorator that adds settings of these kinds to an optimizer's docstring and signature.
 
     Args:
-        defaults: those that differ from the settings' own.
+        defaults: defaults that differ from the settings' own.
     """
     known = [(each, defaults.get(each.name, each.default)) for kind in kinds for each in fields(kind)]
     as_keyword = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)

@@ -1,4 +1,4 @@
-"""Whose turn it is to be searched (paper Sec. III-C), and when: numbers only."""
+"""Which component is searched (paper Sec. III-C), and at which steps. It works on numbers only."""
 
 import math
 import warnings
@@ -10,15 +10,15 @@ from .armijo import growth
 from .search import Found
 from .settings import ComponentSettings, Settings
 
-# Whole-network searches in a row that take their first trial: then the step size has settled. One may be luck while
-# Adam's first directions still change from step to step. A choice: no run has compared it with 2 or 5.
+# The step size has settled when this many whole-network searches in a row have taken their first trial. A single one
+# may be luck, while Adam's first directions still change from step to step. No run has compared 3 with 2 or 5.
 SETTLED_AFTER = 3
 
-# A trial that falls by such a share of the predicted decrease is far on this side of the minimum: on a parabola it has
-# gone less than a fifth of the way.
+# A trial whose loss falls by this share of the predicted decrease is far from the minimum along the line: on a parabola
+# it has gone less than a fifth of the way.
 NEARLY_LINEAR = 0.9
 
-# Steps that are all searched before SaLSA's rule spreads the searches.
+# SaLSA's rule spreads searches only after this many steps, which are all searched.
 DRIFTS_AFTER = 9
 
 RENAMED = {"whole": "whole_network_phase", "since": "steps_since_search", "position": "next_component"}
@@ -33,7 +33,7 @@ class Turn:
         component: the position of the component whose turn it is; None: the whole network is searched.
         joint: whether all components move in the trials, each with its own step size.
         moving: the positions of the components that move in the trials.
-        starts: the step size of each component that the search starts from, also of those that do not move in it.
+        starts: the step size of each component from which the search starts, also of those that do not move in it.
     """
 
     component: int | None
@@ -47,7 +47,7 @@ class Turn:
         return [self.starts[j] for j in self.moving]
 
     def starting_at(self, size: float) -> "Turn":
-        """The same with another start of what is searched."""
+        """The same turn, but what is searched starts from `size`."""
         searched = self.moving if self.component is None else [self.component]
         return replace(self, starts=[size if j in searched else start for j, start in enumerate(self.starts)])
 
@@ -64,24 +64,24 @@ class Progress:
     """What must survive a checkpoint beside torch's own state.
 
     Attributes:
-        whole_network_phase: the whole-network searches (first steps) are not over.
+        whole_network_phase: whether the whole-network searches (first steps) are not over yet.
         first_trials: whole-network searches in a row that took their first trial.
         whole_steps: whole-network searches in that phase.
-        searches: component searches, for the joint test every few steps.
+        searches: component searches so far; the joint test every few steps needs it.
         next_component: the position of the component whose turn comes next.
-        accepted_once: a step size has been accepted.
-        moved_unasked: a step without a closure was taken, so that a resumed run may begin with one.
+        accepted_once: whether a step size has ever been accepted.
+        moved_unasked: whether a step without a closure was taken, so that a resumed run may begin with one.
         nonfinite: steps in a row with a loss or gradient that is not finite.
         interval: steps from one search to the next.
         steps_since_search: steps since the last search.
         steps: steps that have moved the weights.
-        nearly_linear: the last accepted trial fell by nearly all that its slope predicts.
-        unresolved: the last accepted trial's decrease was within rounding.
-        measured_error: of the loss by rounding, as last measured; 0: never.
-        measured_at: the loss where it was measured.
-        shows_average: the parameters hold the average of the iterates, which stand in its place.
-        fast_average: of the step sizes found, over about 10 searches.
-        slow_average: the same over about 100.
+        nearly_linear: whether the loss at the last accepted trial fell by nearly all that the slope predicts.
+        unresolved: whether the decrease at the last accepted trial was within rounding.
+        measured_error: the loss's error by rounding, as last measured; 0: it has not been measured.
+        measured_at: the loss at which it was measured.
+        shows_average: whether the parameters hold the average of the iterates; the state then holds the iterates.
+        fast_average: average of the step sizes found, over about 10 searches.
+        slow_average: the same over about 100 searches.
     """
 
     whole_network_phase: bool = True
@@ -104,12 +104,12 @@ class Progress:
     slow_average: float = 1e-8
 
     def error_at(self, loss: float) -> float:
-        """Of a loss by rounding, from the last measurement: in proportion where the loss has fallen since."""
+        """A loss's error by rounding as last measured, reduced in proportion if the loss has fallen since."""
         return self.measured_error * min(1.0, abs(loss) / self.measured_at)
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "Progress":
-        """Of a checkpoint, of this version or an older one; what that did not save starts anew.
+        """The progress in a checkpoint of this version or an older one. What an older one did not save starts anew.
 
         Raises:
             ValueError: a newer version has saved it.
@@ -137,11 +137,11 @@ class Turns:
         self.progress = Progress()
 
     def is_whole(self, count: int) -> bool:
-        """Whether all of so many components share one step size now."""
+        """Whether all `count` components share one step size now."""
         return self.components is None or self.progress.whole_network_phase or count == 1
 
     def next(self, sizes: Sequence[float]) -> Turn | None:
-        """The turn of this step, given the components' step sizes; None: a step between searches, which takes them."""
+        """This step's turn, given the components' step sizes. None: a step between searches, which takes these."""
         progress, count = self.progress, len(sizes)
         steps = progress.steps_since_search + 1
         if steps < progress.interval:
@@ -157,7 +157,7 @@ class Turns:
 
     def _growth(self, steps: int) -> float:
         by_search = self.settings.search_growth
-        if self.progress.unresolved:  # nothing would stop a step size that grows where every one of them is accepted
+        if self.progress.unresolved:  # every step size is accepted here: nothing would stop its growth
             by_search = 1.0
         elif by_search > 1 and self.progress.nearly_linear:
             by_search = max(self.settings.linear_growth, by_search)
@@ -168,7 +168,7 @@ class Turns:
         return joint == "always" or (isinstance(joint, int) and (self.progress.searches + 1) % joint == 0)
 
     def move_factor(self) -> float:
-        r"""The share of the step size that this step's move takes, as a part of `total_steps` K is done.
+        r"""The share of the step size that the move of step k takes, if the run has K = `total_steps` steps.
 
         .. math:: \frac{1 + \cos(\pi k / K)}{2}, \qquad k = 0, 1, \ldots
         """
@@ -185,14 +185,15 @@ class Turns:
         return (1 + math.cos(math.pi * done / total)) / 2
 
     def skip(self) -> None:
-        """A step without a search was done."""
+        """Note that a step without a search was done."""
         self.progress.steps_since_search += 1
 
     def count(self, turn: Turn, found: Found, decrease: float) -> None:
-        """A search was done: who is next, when, and whether the whole-network phase is over.
+        """Note that a search was done: who is next, when, and whether the whole-network phase is over.
 
         Args:
-            decrease: of the loss at the last trial, as a share of the predicted one; NaN where it is within rounding.
+            decrease: decrease of the loss at the last trial, as a share of the predicted one; NaN if it is within
+                rounding.
         """
         progress = self.progress
         progress.nearly_linear = found.accepted and decrease >= NEARLY_LINEAR
@@ -200,7 +201,7 @@ class Turns:
         progress.interval = self._interval(turn, found)
         progress.accepted_once |= found.accepted
         progress.steps_since_search = 0
-        # A step size that grows at each search is back where it was after the second trial.
+        # If a step size grows at each search, its second trial is about where the last search ended.
         at_once = found.accepted and found.trials <= (1 if self.settings.search_growth == 1 else 2)
         if turn.component is not None:
             progress.next_component = (turn.component + 1) % len(turn.starts)
@@ -220,7 +221,7 @@ class Turns:
             return self.drift(max(found.sizes))
         if settings.interval_growth is not None:
             halved = max(found.sizes) < max(turn.first_trial) / 2
-            # What is about to grow that much must not stay untested for many steps.
+            # A step size that is about to grow by linear_growth must not stay untested for many steps.
             jumps = progress.nearly_linear and 1 < settings.search_growth < settings.linear_growth
             unsettled = progress.accepted_once and (halved or jumps or not found.accepted)
             due = math.ceil((progress.steps + 1) / settings.interval_growth)
@@ -235,7 +236,7 @@ class Turns:
         .. math:: \min\!\left(n, \frac{1}{r - 1}\right), \qquad r = \max(a / b, b / a), \qquad
             a = 0.9 a' + 0.1 \eta, \quad b = 0.99 b' + 0.01 \eta
 
-        where a' and b' are a and b at the last search, both from a small number, eta is the step size found, and n is
+        where a' and b' are a and b at the last search (both start from 1e-8), eta is the step size found, and n is
         `max_interval`. The first nine steps are all searched.
         """
         progress = self.progress
@@ -248,7 +249,7 @@ class Turns:
         return min(self.settings.max_interval, math.ceil(1 / (drift + 1e-8)))
 
     def merge(self, absorbed: int, count: int) -> None:
-        """The component at position `absorbed` is gone; so many are left."""
+        """Note that the component at position `absorbed` has been merged away and `count` are left."""
         if absorbed < self.progress.next_component:
             self.progress.next_component -= 1
         self.progress.next_component %= count

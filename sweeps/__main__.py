@@ -65,7 +65,7 @@ def arguments(args: list[str]) -> tuple[argparse.Namespace, dict[str, list[str]]
 
 
 def main(args: list[str], run: str = "train.run:run") -> int:
-    """Exit status: 0 every cell is finished, 1 a cell failed or is damaged, 2 bad input.
+    """Exit status: 0 if every cell is finished, 1 if a cell failed or is damaged, 2 for bad input.
 
     Args:
         args: the command line.
@@ -74,7 +74,7 @@ def main(args: list[str], run: str = "train.run:run") -> int:
     any_terminal()
     stopping.listen(signal.SIGTERM, signal.SIGINT)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # A W&B service of the caller's would keep the run of a killed worker, and refuse it to the next one.
+    # A W&B service that the caller has started would keep the run of a killed worker, and refuse it to the next one.
     os.environ.pop("WANDB_SERVICE", None)
     try:
         return _sweep(*arguments(args), run)
@@ -93,7 +93,7 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
     workers = positive("workers", call.workers) if call.workers else min(cores, 4)
     storage = Storage(call.storage, positive("heartbeat", call.heartbeat))
     trials = positive("trials", call.trials) if call.trials else None
-    # A run a core and a thread each, rather than one run on all cores: small matrices keep threads waiting (LOG.md).
+    # One run with one thread on each core, not one run on all cores: with small matrices threads wait (LOG.md).
     changes.setdefault("threads", [str(max(1, cores // workers))])
     if trials and not (call.name or "").startswith(STUDY):
         raise InputError(f"--trials={trials}: the cells of a grid all run; allowed: with study-NAME")
@@ -162,7 +162,7 @@ def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
         missing = plan.one_trial * plan.missing() + _unfinished(untuned)
         line(space, plan.trials * len(plan.seeds) + len(untuned), missing)
 
-    wrong: dict[str, None] = {}  # one file with a mistake does not hide the others
+    wrong: dict[str, None] = {}  # a mistake in one file does not hide those in others
     for name, show in [*((name, of_sweep) for name in sweeps()), *((name, of_study) for name in studies())]:
         try:
             show(name)
@@ -175,7 +175,7 @@ def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
         print("once runs of the same kind have finished here, from those.")
     if None in sources:
         print("Unknown: nothing like it has been measured, and no run of the kind has finished here.")
-    for told in wrong:  # such as one on a profile, which all have read
+    for told in wrong:  # each once: a mistake in a profile is found by every file
         print(f"error: {told}", file=sys.stderr)
     return 2 if wrong else 0
 

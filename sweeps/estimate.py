@@ -1,4 +1,4 @@
-"""How long a sweep takes: training rows times what a row has taken, in finished runs here or else where we measured."""
+"""How long a sweep takes: training rows times the time of a row, from finished runs here or from our measurements."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -39,9 +39,9 @@ MEASURED: dict[tuple[str, int], dict[str, Cost]] = {
         "mnli": Cost(0.556, 0.175),
     },
 }
-# Of two runs at a time on two cores each is slower: 15 cells of the embedded profile took 15.4 min, not 10.6.
+# Two runs at a time on two cores slow each other: 15 cells of the embedded profile took 15.4 min, not 10.6.
 SIDE_BY_SIDE = 1.45
-# (training, validation) rows where counting them would be a download.
+# (training, validation) rows of data that would have to be downloaded to count them.
 ROWS = {
     "nyu-mll/glue": {"sst2": (67349, 872), "mrpc": (3668, 408), "qnli": (104743, 5463), "mnli": (392702, 9815)},
     "film-snippets": {"sst2": (9558, 900)},
@@ -50,13 +50,13 @@ ROWS = {
 
 class Estimate(NamedTuple):
     seconds: float
-    """of one worker"""
+    """seconds of one worker"""
     from_runs_here: bool
-    """whether finished runs here say so, and not our measurements"""
+    """whether they come from finished runs here, not from our measurements"""
 
 
 def estimate(cells: Iterable[Config]) -> Estimate | None:
-    """Time of the cells one after the other; None where nothing like one of them has been measured."""
+    """Time of the cells one after the other; None if nothing like one of them has been measured."""
     cells = list(cells)
     here = _seconds_a_row(cells)
     total, from_here = 0.0, bool(cells)
@@ -73,7 +73,7 @@ def estimate(cells: Iterable[Config]) -> Estimate | None:
 
 
 def _measured(config: Config, rows: tuple[int, int] | None) -> float | None:
-    """Seconds a training row, the evaluations shared out over the rows of an epoch."""
+    """Seconds for each training row. They include its share of the evaluations."""
     cost = MEASURED.get((Path(config.model).name, config.max_length), {}).get(config.task)
     if cost is None or rows is None:
         return None
@@ -84,7 +84,7 @@ def _measured(config: Config, rows: tuple[int, int] | None) -> float | None:
 
 
 def _rows(config: Config) -> tuple[int, int] | None:
-    """Training and validation rows of a run; None where only a download could tell."""
+    """Training and validation rows of a run; None if only a download could tell."""
     rows = ROWS.get(config.data, {}).get(config.task)
     if rows is None:
         files = [Path(config.data) / config.task / f"{part}.jsonl" for part in ("train", "validation")]
@@ -100,7 +100,7 @@ def _rows(config: Config) -> tuple[int, int] | None:
 
 
 def _kind(config: Config | dict[str, Any]) -> tuple[Any, ...]:
-    """Runs that are alike in this take alike long a training row."""
+    """Runs for which this is the same need about the same time for a training row."""
     values = config.as_dict() if isinstance(config, Config) else config
     rows = ("model", "data", "task", "subset", "max_length", "eval_rows", "eval_every")
     return tuple(values.get(key) for key in (*rows, "optimizer", "batch_size", "precision"))
@@ -114,6 +114,6 @@ def _seconds_a_row(cells: list[Config]) -> dict[tuple[Any, ...], float]:
             try:
                 summary = folder.summary()
                 found[_kind(folder.config())].append(summary["time/total"] / summary["samples"])
-            except (InputError, KeyError):  # of another version, or damaged: it tells nothing here
+            except (InputError, KeyError):  # it is of another version, or damaged
                 continue
     return {kind: median(values) for kind, values in found.items()}

@@ -1,4 +1,4 @@
-"""What is missing of a grid, run by a team: one waiting cell after the other, with a bar over the steps of all."""
+"""Runs what is missing of a grid by a team of processes, with one progress bar over the steps of all cells."""
 
 import functools
 import io
@@ -24,14 +24,15 @@ from .team import TRIES, Team, Tell, Worker, ended_by, send_output_to
 def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
     """Run one waiting cell after the other, in this process.
 
-    A cell that is stopped in any way, from SIGTERM to SIGKILL, stays marked as running, but without its lock: the
-    next to look at the queue finds it so, and train.run resumes it from its checkpoint.
+    A cell that is stopped in any way, from SIGTERM to SIGKILL, stays marked as running, but its lock is free. The next
+    process that looks at the queue notices this, and train.run resumes the cell from its checkpoint.
 
     Args:
         space: the sweep.
-        storage: as of Queue.
-        run: the importable name of train.run.run, or of another function of its kind.
-        tell: takes (what, run id, ...): started; step, done, in all; finished; failed.
+        storage: as in `Queue`.
+        run: importable name of train.run.run, or of another function of its kind.
+        tell: takes (what, run id, ...), where what is "started", "step" (then steps done, steps in all), "finished" or
+            "failed".
     """
     queue = Queue(space, storage)
     run_cell = pkgutil.resolve_name(run)
@@ -48,7 +49,7 @@ def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
             except DamagedRun as error:
                 cell.fail(one_line(error))
                 tell("failed", run_id)
-            except (InputError, OSError):  # nothing that another cell would do better
+            except (InputError, OSError):  # another cell would fail in the same way
                 traceback.print_exc()
                 raise
             except Exception as error:
@@ -58,17 +59,17 @@ def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
 
 
 def run_grid(space: Space, storage: Storage, workers: int, retry_failed: bool, run: str) -> int:
-    """Run what is missing of a sweep; return the exit status: 0 all finished, 1 a cell failed or is damaged.
+    """Run what is missing of a sweep. Returns the exit status: 0 all finished, 1 a cell failed or is damaged.
 
     Args:
         space: the sweep.
-        storage: as of Queue.
+        storage: as in `Queue`.
         workers: processes at a time.
-        retry_failed: run failed cells again.
-        run: as of `work`.
+        retry_failed: whether failed cells are run again.
+        run: as in `work`.
 
     Raises:
-        InputError: the sweep cannot run, or a cell could not for a reason that is the caller's to mend.
+        InputError: the sweep or a cell cannot run, for a reason that the caller can mend.
     """
     queue = Queue(space, storage)
     before = queue.finished()
@@ -118,12 +119,12 @@ class _Owner:
         self.deaths: Counter[str | None] = Counter()
 
     def run(self, workers: int) -> None:
-        """Until every cell is finished or failed, here or in another process."""
+        """Work until every cell has finished or failed, here or in another process."""
         team = self.team.workers
         while True:
             stopping.check()
             if len(team) < workers:
-                idle = sum(worker.task is None for worker in team)  # each of them will take one that waits
+                idle = sum(worker.task is None for worker in team)  # each of these workers will take a waiting cell
                 self.team.start(min(workers - len(team), self.queue.waiting() - idle))
             if team:
                 for worker, message in self.team.listen(1):
@@ -165,7 +166,7 @@ class _Owner:
         self.queue.refill(given_up=self.given_up())
 
     def given_up(self) -> dict[str, str]:
-        """Cells that have ended their processes again and again: out of memory, for one."""
+        """Cells that have ended their processes again and again, for instance because memory ran out."""
         return {
             run_id: f"its process was killed {deaths} times"
             for run_id, deaths in self.deaths.items()
@@ -174,9 +175,9 @@ class _Owner:
 
 
 class Progress:
-    """One bar over the steps of all cells; the time left comes from the steps done since the first one of this call.
+    """One bar over the steps of all cells. The time left comes from the steps done since the first one of this call.
 
-    A cell that has not told its number of steps is taken to have as many as the mean of those that have.
+    A cell that has not yet told its number of steps counts with the mean of those that have.
     """
 
     def __init__(self, name: str, queue: Queue, before: set[str]) -> None:
@@ -193,9 +194,9 @@ class Progress:
             miniters=0,
             smoothing=0,
             bar_format="{desc}, " + bar + "{n_fmt}/{total_fmt} steps, {elapsed} so far, about {remaining} left",
-            delay=0.001,  # nothing before there is something to show
+            delay=0.001,  # it shows nothing before the first step
         )
-        self.bar._time = time.monotonic  # tqdm's own clock may be set, and then knows no time left
+        self.bar._time = time.monotonic  # tqdm's own clock may be changed, and then it knows no time left
         self.bar.start_t = self.bar.last_print_t = time.monotonic()
         for run_id in before:
             self._seen_finished(run_id)
@@ -205,10 +206,10 @@ class Progress:
         self.fresh.add(run_id)
 
     def step(self, run_id: str, done: int, total: int) -> None:
-        if run_id in self.fresh:  # what its checkpoint has was not done in this call
+        if run_id in self.fresh:  # the steps of its checkpoint were not done in this call
             self.fresh.remove(run_id)
             self.bar.initial += done - self.done.get(run_id, 0)
-        if not self.stepping:  # downloads and imports come once, and say nothing about the steps to come
+        if not self.stepping:  # downloads and imports happen once, and say nothing about the steps to come
             self.stepping = True
             self.bar.start_t = time.monotonic()
         self.done[run_id], self.total[run_id] = done, total
@@ -219,7 +220,7 @@ class Progress:
         self._update()
 
     def say(self, line: str) -> None:
-        """A line of its own, above the bar where there is one."""
+        """Print a line, above the bar if there is one."""
         self.bar.write(line, file=sys.stderr)
 
     def __enter__(self) -> "Progress":
@@ -230,11 +231,11 @@ class Progress:
 
     def _seen_finished(self, run_id: str) -> None:
         folder = self.queue.folders[run_id]
-        # On a machine whose folders are not seen here a cell has had about as many steps as those here.
+        # A cell on a machine whose folders are not seen here counts with the mean steps of those here.
         known = round(sum(self.total.values()) / len(self.total)) if self.total else 0
         steps = known
         if folder.is_finished():
-            with suppress(InputError, KeyError):  # of a damaged file, which is told at the end
+            with suppress(InputError, KeyError):  # a damaged file is reported at the end
                 steps = int(folder.summary()["steps"])
         self.done[run_id] = self.total[run_id] = steps
         self.bar.initial += steps
@@ -249,7 +250,7 @@ class Progress:
 
 
 class _Lines(io.TextIOBase):
-    """Where there is no terminal, a line each time instead of a bar that is drawn again."""
+    """Without a terminal: a line each time, instead of a bar that is drawn again."""
 
     def write(self, text: str) -> int:
         if line := text.strip():

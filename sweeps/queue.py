@@ -1,13 +1,14 @@
-"""A sweep's cells as a queue that no kill empties or fills twice: an Optuna study beside the run folders.
+"""A sweep's cells as a queue: an Optuna study beside the run folders. A kill loses no cell and doubles none.
 
-Three records, each with one meaning, whatever the other two say:
-- a summary in a run folder: the cell is finished;
-- a lock on a run folder, which the kernel frees when its holder dies: the cell is being run;
-- the study: which cells wait, and which have failed.
+There are three records. Each has one meaning, whatever the other two say:
 
-Where the study is in a database, machines that do not see each other's run folders share it. What another one does is
-then in the study alone: a cell is being run there as long as the heartbeats of its trial come, and finished if its
-trial is complete.
+- A summary in a run folder means that the cell is finished.
+- A lock on a run folder means that the cell is being run. The kernel frees it when its holder dies.
+- The study says which cells wait, and which have failed.
+
+If the study is in a database, machines that do not see each other's run folders can share it. Then only the study says
+what another machine does: a cell is being run there as long as the heartbeats of its trial come, and it is finished if
+its trial is complete.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ from .storage import Storage, alone
 
 
 class Queue:
-    """The cells of one sweep; any number of processes may hold one on the same folder or database.
+    """The cells of one sweep. Any number of processes may have a Queue on the same folder or database.
 
     Args:
         space: the sweep.
@@ -57,21 +58,21 @@ class Queue:
         self.name = f"{space.name}-{digest}"
         with self.folder.locked():
             self.storage, self.database = storage.open(self.folder.journal_file)
-        # In a journal file every RUNNING trial is one whose lock can be asked.
+        # The lock of every RUNNING trial in a journal file can be tried.
         self.place = f"{socket.gethostname()}:{self.folder.path.resolve()}" if self.database else None
         with self.alone():
             self.study = optuna.create_study(
                 study_name=self.name,
                 storage=self.storage,
                 direction=space.goal,
-                sampler=optuna.samplers.RandomSampler(),  # every trial is queued with its values, none is sampled
+                sampler=optuna.samplers.RandomSampler(),  # every trial is queued with its values; none is sampled
                 pruner=optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """One process at a time, on this machine and on all that share the database, looks at the queue and changes it.
+        """Only one process, of all machines that share the queue, looks at it and changes it at a time.
 
         Raises:
             InputError: the sweep's folder cannot be written.
@@ -87,8 +88,8 @@ class Queue:
         """Queue every cell that is neither finished, nor being run, nor waiting, nor failed.
 
         Args:
-            retry_failed: queue failed cells as well.
-            given_up: run id -> error of cells that are to count as failed, as each try has killed its process.
+            retry_failed: whether failed cells are queued as well.
+            given_up: run id -> error of cells that count as failed, as each try has killed its process.
         """
         with self.alone():
             self._fail_silent_trials()
@@ -104,7 +105,7 @@ class Queue:
                     states.append(TrialState.FAIL if died else trial.state)
                 if self.folders[run_id].is_finished():
                     if TrialState.COMPLETE not in states and TrialState.WAITING not in states:
-                        with suppress(InputError):  # of a damaged summary, which run_grid tells
+                        with suppress(InputError):  # run_grid reports a damaged summary
                             self._add(config, TrialState.COMPLETE, value=self.value(config))
                 elif TrialState.RUNNING in states or self._is_finished_elsewhere(trials[run_id]):
                     continue
@@ -116,14 +117,14 @@ class Queue:
                     self.study.enqueue_trial(self._params(config), user_attrs={"cell": run_id})
 
     def take(self) -> "Cell | None":
-        """The next waiting cell, locked for this process; None when nothing waits."""
+        """The next waiting cell, locked for this process; None if no cell waits."""
         with self.alone():
             while self.waiting():
-                with warnings.catch_warnings():  # that of optimize(); ours is Cell's
+                with warnings.catch_warnings():  # Optuna means the heartbeat of optimize(); Cell has ours
                     warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")
                     trial = self.study.ask(self.distributions)
                 config = self.cells[trial.user_attrs["cell"]]
-                if self.database is not None:  # first its heart beats, then it has a place: see _is_here
+                if self.database is not None:  # the heartbeat starts before the trial gets a place: see _is_here
                     self.database.record_heartbeat(trial._trial_id)
                     trial.set_user_attr("place", self.place)
                 folder = self.folders[config.run_id]
@@ -133,7 +134,7 @@ class Queue:
                 lock = folder.try_lock()
                 if lock is not None:
                     return Cell(self, trial, config, lock)
-                self.study.tell(trial, state=TrialState.FAIL)  # run by another sweep on this folder
+                self.study.tell(trial, state=TrialState.FAIL)  # another sweep on this folder runs it
             return None
 
     def _trials(self) -> dict[str, list[FrozenTrial]]:
@@ -143,15 +144,15 @@ class Queue:
         return trials
 
     def _fail_silent_trials(self) -> None:
-        """Those whose heartbeats have stopped: their machine has died, or cannot be reached."""
+        """Mark trials as failed if their heartbeats have stopped: their machine has died, or cannot be reached."""
         if self.database is not None:
             with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
                 optuna.storages.fail_stale_trials(self.study)
 
     def _is_here(self, trial: FrozenTrial) -> bool:
-        """Whether the lock of its cell tells if it is being run.
+        """Whether the lock of the trial's cell is on this machine, and so tells if it is being run.
 
-        A running trial without a place died between two lines of `take`, as nobody else is there meanwhile.
+        A running trial without a place died between two lines of `take`, as no other process is there meanwhile.
         """
         return trial.user_attrs.get("place", self.place) == self.place
 
@@ -162,7 +163,7 @@ class Queue:
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def running(self) -> list[str]:
-        """Cells that are being run, or have died so and will be found by `refill`."""
+        """Cells that are being run, or whose process has died; `refill` will find the latter."""
         marked = {
             trial.user_attrs["cell"] for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         } - self.finished()
@@ -173,7 +174,7 @@ class Queue:
         ]
 
     def finished(self) -> set[str]:
-        """Cells whose run folder is here and finished, or finished on a machine whose folders are not seen here."""
+        """Cells that have finished here, or on a machine whose folders are not seen here."""
         here = {run_id for run_id, folder in self.folders.items() if folder.is_finished()}
         if self.database is None:
             return here
@@ -189,10 +190,10 @@ class Queue:
         return self.describe_cell(self.cells[run_id])
 
     def value(self, config: Config) -> float:
-        """What a finished run has come to.
+        """The sweep's metric of a finished run.
 
         Raises:
-            InputError: its summary is damaged, or has no such number.
+            InputError: its summary is damaged, or does not have the metric.
         """
         folder = self.folders[config.run_id]
         found = folder.summary().get(self.metric)
@@ -204,7 +205,7 @@ class Queue:
         return {key: getattr(config, key) for key in self.distributions}
 
     def _add(self, config: Config, state: TrialState, value: float | None = None, **attributes: str) -> None:
-        if value is not None and math.isnan(value):  # which Optuna cannot hold; the run folder does
+        if value is not None and math.isnan(value):  # Optuna cannot hold this number; the run folder does
             return
         self.study.add_trial(
             optuna.trial.create_trial(
@@ -220,7 +221,7 @@ class Queue:
         return {} if self.place is None else {"place": self.place}
 
     def _tell(self, trial: optuna.Trial, config: Config) -> None:
-        """A trial that another machine has given up meanwhile, as its heartbeats were late, stays given up."""
+        """Report a finished trial. If its heartbeats were late and another machine has given it up, it stays so."""
         value = self.value(config)
         if math.isnan(value):
             trial.set_user_attr("error", f"{self.metric} is no number")
@@ -230,7 +231,7 @@ class Queue:
 
 
 class Cell:
-    """A cell that this process runs: until the `with` block ends its lock is held and its heart beats."""
+    """A cell that this process runs. Until the `with` block ends its lock is held and its heartbeats are sent."""
 
     def __init__(self, queue: Queue, trial: optuna.Trial, config: Config, lock: IO[str]) -> None:
         self.queue, self.trial, self.config, self.lock = queue, trial, config, lock
@@ -249,11 +250,11 @@ class Cell:
         while not self.ended.wait(database.heartbeat_interval):
             with suppress(
                 sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError
-            ):  # a server that restarts costs one beat
+            ):  # if a server restarts, one heartbeat is lost
                 database.record_heartbeat(self.trial._trial_id)
 
     def finish(self) -> None:
-        """Report the value that the run folder has."""
+        """Report to the study the value that the run folder has."""
         self.queue._tell(self.trial, self.config)
 
     def fail(self, error: str) -> None:

@@ -1,4 +1,4 @@
-"""What a sweep file and a profile may say: each mistake is one line that names the file, the line, what is allowed."""
+"""What a sweep file and a profile may say. For each mistake one line names the file, the line and what is allowed."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +45,7 @@ def _one_or_several(value: Any) -> Any:
 Scalar = Annotated[Any, AfterValidator(_scalar)]
 Number = Annotated[Any, AfterValidator(_number)]
 MEASURES = (*(f"eval/{metric}" for metric in METRICS), "eval/loss", "train/epoch_loss", "search/trials", "time/total")
-"""of a run's summary, what a sweep can be about"""
+"""the keys of a run's summary that a sweep can have as its metric"""
 
 
 class _Strict(BaseModel):
@@ -81,7 +81,7 @@ class Parameter(_Strict):
 
 
 class SweepFile(_Strict):
-    """What W&B and the queue need, and no more, as what is not read is a mistake or a wrong hope."""
+    """What W&B and the queue need. Other keys are refused: nothing would read them, so they are mistakes."""
 
     name: str
     method: Literal["grid", "bayes"]
@@ -103,7 +103,7 @@ def read_sweep(path: Path) -> dict[str, Any]:
     """A sweep file's content.
 
     Raises:
-        InputError: a line for each mistake.
+        InputError: it has a line for each mistake.
     """
     return _read(path, _SWEEP)
 
@@ -112,7 +112,7 @@ def read_profile(path: Path) -> dict[str, Any]:
     """A profile's content: Config field -> value, or list of values.
 
     Raises:
-        InputError: as of `read_sweep`.
+        InputError: as in `read_sweep`.
     """
     return _read(path, _PROFILE)
 
@@ -146,11 +146,11 @@ def _read(path: Path, schema: TypeAdapter[Any]) -> dict[str, Any]:
 
 
 Mistake = tuple[Sequence[Any], str]
-"""the keys that lead to it, and what to say"""
+"""the keys that lead to the mistake, and what is said about it"""
 
 
 def _doubled(node: yaml.Node | None, place: tuple[Any, ...] = ()) -> Iterator[Mistake]:
-    """Keys that a mapping has twice, of which YAML's reader would take the last one without a word."""
+    """Keys that a mapping has twice. YAML's reader would take the last one without a warning."""
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
             yield from _doubled(item, (*place, number))
@@ -165,7 +165,7 @@ def _doubled(node: yaml.Node | None, place: tuple[Any, ...] = ()) -> Iterator[Mi
 
 
 def _told(problem: Any) -> Mistake:
-    """Pydantic's word on a mistake, in the words of the file."""
+    """Pydantic's message about a mistake, in the words of the file."""
     place = list(problem["loc"])
     name = ".".join(map(str, place)) or "the file"
     kind, said = problem["type"], problem["msg"].removeprefix("Value error, ")
@@ -181,7 +181,7 @@ def _told(problem: Any) -> Mistake:
 
 
 def _wrong_values(settings: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[Mistake]:
-    """Settings that are no Config field, and values that Config does not take."""
+    """Settings that are no Config fields, and values that Config refuses."""
     for key, given in settings.items():
         if key not in Config.__dataclass_fields__:
             yield (*above, key), str(unknown_settings([key]))
@@ -196,7 +196,7 @@ def _wrong_values(settings: Mapping[str, Any], above: tuple[str, ...]) -> Iterat
 
 
 def _line(node: yaml.Node | None, place: Sequence[Any]) -> int:
-    """The line of what the keys lead to, as far as they do; of a doubled key, of the last one."""
+    """The line to which the keys lead, as far as they exist. Of a doubled key it is the last one's."""
     line = node.start_mark.line + 1 if node is not None else 1
     for part in place:
         if isinstance(node, yaml.MappingNode):

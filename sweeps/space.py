@@ -1,4 +1,4 @@
-"""A W&B sweep file as this repository reads it: its parameters as cells, its command as a cell's command line."""
+"""Reads a W&B sweep file: its parameters give the cells, and its command gives a cell's command line."""
 
 import dataclasses
 import itertools
@@ -20,21 +20,21 @@ HERE = Path(__file__).parent
 STUDY = "study-"
 FIELDS = tuple(field.name for field in dataclasses.fields(Config))
 CUT_DOWN = ("task", "subset", "seed")
-"""what a profile may have less of than the sweep file"""
+"""fields of which a profile may take fewer values than the sweep file has"""
 
 
 @dataclass(frozen=True)
 class Space:
-    """The grid of one call: the sweep file, changed by a profile, changed by the command line."""
+    """The grid of one call: the sweep file, as a profile and then the command line have changed it."""
 
     name: str
     """the sweep's name: its file"""
     about: str
-    """what it asks: the file's first comment"""
+    """the question that it asks: the file's first comment"""
     profile: str
     """the profile's name: its file"""
     label: str
-    """the profile and what was changed beside it, fit for a file name and a caption"""
+    """the profile and the further changes, written for a file name and a caption"""
     metric: str
     """the key of a run's summary that the sweep is about"""
     goal: str
@@ -45,20 +45,20 @@ class Space:
     parameters: dict[str, list[Any]]
     """Config field -> its values, in the order of the file"""
     ranges: dict[str, BaseDistribution] = field(default_factory=dict)
-    """of a study: Config field -> the range that it searches"""
+    """Config field -> the range in which a study searches"""
     run_cap: int = 0
-    """of a study: its runs at most"""
+    """the largest number of runs of a study"""
 
     @property
     def varied(self) -> list[str]:
-        """The fields that the sweep compares; the seed repeats, and is not among them."""
+        """The fields that the sweep compares. The seed is not among them, as it only repeats."""
         return [key for key, values in self.parameters.items() if len(values) > 1 and key != "seed"]
 
     def cells(self) -> dict[str, Config]:
-        """The grid's runs by run id; seeds outermost, so that what is there at any time is balanced.
+        """The grid's runs by run id. Seeds are the outermost loop, so that what has finished is balanced at any time.
 
-        A setting that an optimizer does not read takes its first value alone there: ADAMSLS is run once, not once for
-        each of ADAM's learning rates.
+        If an optimizer does not read a setting, only the first value of that setting is taken for it: ADAMSLS is run
+        once, not once for each of ADAM's learning rates.
 
         Raises:
             InputError: one line for each different thing that is wrong in any cell.
@@ -87,7 +87,7 @@ class Space:
         return ", ".join(f"{key}={value}" for key, value in self._place(config).items())
 
     def _place(self, config: Config) -> dict[str, Any]:
-        """The cell's varied settings and seed; None is one that its optimizer does not read."""
+        """The cell's varied settings and seed. None: its optimizer does not read the setting."""
         keys = [*self.varied, "seed"]
         return {key: getattr(config, key) if reads(config.optimizer, key) else None for key in keys}
 
@@ -95,7 +95,7 @@ class Space:
         """The argument list by which `wandb agent` runs this cell.
 
         Raises:
-            InputError: the command has a macro that is not known here.
+            InputError: the command has an unknown macro.
         """
         macros = {
             "${env}": ["/usr/bin/env"],
@@ -111,7 +111,7 @@ class Space:
         return line
 
     def manifest(self) -> dict[str, Any]:
-        """Which run folders this call is about, for those who read the results."""
+        """The run folders that this call is about, for readers of the results."""
         cells = self.cells()
         first = next(iter(cells.values())).as_dict()
         return {
@@ -128,14 +128,14 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     """Read a sweep file and a profile.
 
     Args:
-        name: NAME of sweeps/NAME.yaml, a grid; or study-NAME of sweeps/studies/NAME.yaml, which is searched.
-        profile: sweeps/profiles/PROFILE.yaml, a flat mapping Config field -> value or list of values. It does not
-            settle what the sweep compares: the learning rate is no longer one where the sweep is about it.
-        overrides: Config field -> values; they win over the profile, which wins over the sweep file.
+        name: NAME for sweeps/NAME.yaml, a grid, or study-NAME for sweeps/studies/NAME.yaml, which is searched.
+        profile: PROFILE of sweeps/profiles/PROFILE.yaml, a flat mapping Config field -> value or list of values. It
+            does not fix a field that the sweep compares: a profile's learning rate is ignored if the sweep varies it.
+        overrides: Config field -> values. They come before the profile, which comes before the sweep file.
 
     Raises:
-        InputError: no such file, a file that is called otherwise than its sweep, a key that is no Config field, or a
-            method or parameter that is not known here.
+        InputError: there is no such file, its name is not that of its sweep, a key is no Config field, or a method or
+            parameter is unknown.
     """
     study = name.startswith(STUDY)
     folder, file = (HERE / "studies", name.removeprefix(STUDY)) if study else (HERE, name)
@@ -145,7 +145,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     if sweep.get("method") != method:
         raise InputError(f"{file}.yaml: method {sweep.get('method')} is not run here; allowed: {method}")
     specs = sweep["parameters"]
-    # A copy that keeps the name of another sweep would put its manifest over that of the other one.
+    # A copied file that keeps the name of another sweep would overwrite the manifest of that sweep.
     for key, found in {"name": sweep["name"], "parameter sweep": specs.get("sweep", {}).get("value")}.items():
         if found != name:
             raise InputError(f"{file}.yaml: {key} is {found}; allowed: {name}, as the file is called")
@@ -154,7 +154,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     changes = {
         key: value if isinstance(value, list) else [value]
         for key, value in read_profile(_path(HERE / "profiles", "profile", profile)).items()
-        if key not in ranges and key not in compared  # what a sweep is about is not settled by where it runs
+        if key not in ranges and key not in compared  # a profile says where a sweep runs, not what it compares
     }
     parameters = {key: _values(name, key, spec) for key, spec in specs.items() if key not in ranges}
     parameters = parameters | {"profile": [profile]} | changes
@@ -166,7 +166,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     parameters |= changed
     if unknown := [key for key in parameters if key not in FIELDS]:
         raise unknown_settings(unknown, f" in {name} or {profile}")
-    if list(map(str, parameters["sweep"])) != [name]:  # runs that are another sweep's would be taken for its own
+    if list(map(str, parameters["sweep"])) != [name]:  # else runs of another sweep would be taken for its own
         given = ",".join(map(str, parameters["sweep"]))
         raise InputError(f"--sweep={given}: allowed: {name}, the sweep's own name; --out=FOLDER keeps runs apart")
     for key in OUTSIDE_IDENTITY:
@@ -191,7 +191,7 @@ def distribution(sweep: str, key: str, spec: Mapping[str, Any]) -> BaseDistribut
     """A range as W&B reads it: a named distribution, or one that follows from the kind of its bounds.
 
     Raises:
-        InputError: a distribution that is not known here.
+        InputError: the distribution is unknown.
     """
     low, high = spec["min"], spec["max"]
     whole = isinstance(low, int) and isinstance(high, int)

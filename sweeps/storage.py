@@ -1,4 +1,4 @@
-"""Where a queue or a study is kept: a journal beside the run folders, or a PostgreSQL database; and their locks."""
+"""Where a queue or a study is kept (a journal beside the run folders, or a PostgreSQL database), and its locks."""
 
 import fcntl
 import itertools
@@ -19,11 +19,11 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from train.errors import InputError, first_line, writing
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-# Of a lost database it warns in many lines, before it raises what `reachable` tells in one.
+# It warns of a lost database in many lines, before it raises the error that `reachable` tells in one line.
 logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
 
 ALLOWED = "allowed: a file, or postgresql+psycopg://USER@HOST/DATABASE"
-GRACE = 3  # heartbeats that must be missing before another machine takes a cell over
+GRACE = 3  # this many heartbeats must be missing before another machine takes over a cell
 
 
 class Storage(NamedTuple):
@@ -35,14 +35,14 @@ class Storage(NamedTuple):
     """seconds between the signs of life of a cell in a database"""
 
     def shown(self) -> str:
-        """Without the password."""
+        """The place, without the password."""
         return sqlalchemy.make_url(self.where or "").render_as_string(hide_password=True)
 
     def open(self, journal: Path) -> tuple[optuna.storages.BaseStorage, RDBStorage | None]:
-        """The storage, and the same once more if it is a database.
+        """The storage. It is returned a second time if it is a database, else None.
 
         Args:
-            journal: the file that is taken where none is named.
+            journal: the file that is taken if none is named.
 
         Raises:
             InputError: it cannot be used.
@@ -62,11 +62,11 @@ class Storage(NamedTuple):
         if not url.drivername.startswith("postgresql"):
             raise InputError(f"--storage={shown}: a {url.drivername} database is not used here; {ALLOWED}")
         settings: dict[str, Any] = {
-            "poolclass": sqlalchemy.NullPool,  # a call now and then, on a connection that cannot be stale
-            "connect_args": {"client_encoding": "utf8"},  # of a cluster without a locale texts would be bytes
+            "poolclass": sqlalchemy.NullPool,  # calls are rare; a new connection for each cannot be stale
+            "connect_args": {"client_encoding": "utf8"},  # else a cluster without a locale gives bytes
         }
         try:
-            # In an empty database Optuna makes its tables, which two machines that begin at once must not do at once.
+            # Optuna makes its tables in an empty database. Two machines that begin together must not both do so.
             with (
                 alone(sqlalchemy.create_engine(url, **settings), "tables"),
                 warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning),
@@ -77,21 +77,21 @@ class Storage(NamedTuple):
                     heartbeat_interval=self.heartbeat,
                     grace_period=GRACE * self.heartbeat,
                 )
-        except Exception as error:  # a missing driver, a server that does not answer, a wrong password: many kinds
+        except Exception as error:  # a missing driver, a server that does not answer, a wrong password, ...
             raise InputError(f"--storage={shown}: {first_line(error)}; {ALLOWED}") from None
 
 
 @contextmanager
 def alone(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
-    """One process at a time among all that share the database does what has this name."""
-    with engine.begin() as connection:  # the server frees the lock with the transaction, or the connection
+    """Only one process that shares the database does what has this name at a time."""
+    with engine.begin() as connection:  # the server frees the lock when the transaction or the connection ends
         connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
         yield
 
 
 @contextmanager
 def reachable(storage: Storage) -> Iterator[None]:
-    """A database that is lost inside becomes one line; the run folders have all that was done.
+    """If the database is lost inside, that becomes one line. The run folders have all that was done.
 
     Raises:
         InputError: the database does not answer, or refuses.
@@ -104,10 +104,10 @@ def reachable(storage: Storage) -> Iterator[None]:
 
 
 class _JournalLock(JournalFileOpenLock):
-    """A lock that ends with its holder, where Optuna's own is waited for until it is old.
+    """A lock that ends with its holder. After a kill others would wait until Optuna's own lock is old.
 
-    A writer that is killed leaves a part of its last line, to which the next line would be glued: it is cut off, as
-    nobody can be writing while this lock is held.
+    A killed writer leaves a part of its last line, to which the next line would be joined. This lock cuts that part
+    off, as nobody else can be writing while it is held.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -130,7 +130,7 @@ class _JournalLock(JournalFileOpenLock):
 
 
 class _Journal(JournalFileBackend):
-    """Optuna's journal file, of which a full disk is one line that names it."""
+    """Optuna's journal file. A full disk becomes one line that names the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -142,7 +142,7 @@ class _Journal(JournalFileBackend):
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """Optuna's journal file, cut at its first damaged line: the run folders tell again what came after it."""
+    """Optuna's journal file, cut at its first damaged line. What came after it is known from the run folders."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _JournalLock(path)

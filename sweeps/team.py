@@ -1,4 +1,4 @@
-"""Processes that share the work on a sweep or a study, and their owner, who replaces the dead and ends the rest."""
+"""Processes that share the work on a sweep or a study. Their owner replaces those that die, and ends the rest."""
 
 import contextlib
 import multiprocessing
@@ -19,8 +19,8 @@ from train import stopping
 from train.arguments import any_terminal
 from train.errors import InputError, one_line
 
-TRIES = 3  # deaths of a process in one call that are borne
-PATIENCE = 20.0  # seconds in which a worker must follow a SIGTERM
+TRIES = 3  # deaths of processes after which a call gives up
+PATIENCE = 20.0  # seconds that a worker has to end after a SIGTERM
 
 Tell = Callable[..., None]
 """(what, ...): send it to the owner."""
@@ -33,7 +33,7 @@ class Worker:
     process: SpawnProcess
     messages: Connection
     task: str | None = None
-    """what it is at, for the owner's own use"""
+    """what it works on, as noted by the owner"""
 
 
 def ended_by(exitcode: int | None) -> str:
@@ -45,11 +45,11 @@ def ended_by(exitcode: int | None) -> str:
 
 
 class Team:
-    """The processes of one owner; at the end of the `with` block those that still run are ended.
+    """The processes of one owner. At the end of the `with` block those that still run are ended.
 
     Args:
-        work: a module's function, called as work(*arguments, tell) in each process, until nothing is left to do.
-        arguments: what it takes; each process gets a copy.
+        work: a function of a module. Each process calls it once as work(*arguments, tell).
+        arguments: its arguments. Each process gets a copy.
     """
 
     def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
@@ -76,23 +76,23 @@ class Team:
             worker.process.join()
 
     def start(self, number: int) -> None:
-        """Start so many more processes."""
+        """Start `number` more processes."""
         spawn = multiprocessing.get_context("spawn")
         for _ in range(number):
             messages, theirs = spawn.Pipe(duplex=False)
             process = spawn.Process(target=_begin, args=(self.work, self.arguments, theirs))
-            # Ctrl-C reaches all processes, and the owner decides: a new one is not to print where it was importing.
+            # Ctrl-C reaches all processes, but the owner decides. A new one must not print where an import was stopped.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             process.start()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()  # so that the end of the process is the end of its messages
+            theirs.close()  # then the end of the process is the end of its messages
             self.workers.append(Worker(process, messages))
 
     def listen(self, seconds: float) -> list[tuple[Worker, tuple[Any, ...] | None]]:
-        """What came first within so many seconds: messages, and None from a process that has ended and is gone.
+        """What came first, within `seconds`: messages, and None from a process that has ended.
 
         Raises:
-            InputError: a worker was refused what every other would be refused as well.
+            InputError: a worker was refused something that every other one would be refused as well.
         """
         ready = multiprocessing.connection.wait([worker.messages for worker in self.workers], timeout=seconds)
         heard: list[tuple[Worker, tuple[Any, ...] | None]] = []
@@ -111,19 +111,19 @@ class Team:
 
 
 def _begin(work: Callable[..., None], arguments: tuple[Any, ...], owner: Connection) -> None:
-    """A worker's life: it ends with its work, with a SIGTERM, or with its owner."""
+    """The main function of a worker. It ends with its work, by a SIGTERM, or with its owner."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is blocked as well, but not for the processes of libraries
     stopping.listen(signal.SIGTERM)
     any_terminal()
     threading.Thread(target=_end_with_owner, daemon=True).start()
 
     def tell(*message: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # no owner any more: _end_with_owner sees to that
+        with contextlib.suppress(BrokenPipeError):  # the owner is gone: _end_with_owner ends this process
             owner.send(message)
 
     try:
         work(*arguments, tell)
-    except (InputError, OSError) as error:  # nothing that another worker would do better
+    except (InputError, OSError) as error:  # another worker would fail in the same way
         tell("refused", one_line(error))
 
 
@@ -137,7 +137,7 @@ def _end_with_owner() -> None:
 
 
 def send_output_to(path: Path) -> None:
-    """All that this process prints, and what its libraries and their processes print."""
+    """Send all output of this process, of its libraries and of their processes to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     with path.open("ab") as file:

@@ -1,8 +1,8 @@
-"""A study: settings that a sampler chooses run by run, where a grid would have too many cells.
+"""A study: a sampler chooses settings run by run, as a grid would have too many cells.
 
-A trial is one choice; its runs are its seeds, in order; its value is their mean, and a trial ends early if after a seed
-its mean so far is worse than the median of the others'. Run folders are train.run's, so that no run is trained twice; a
-trial whose process has died is queued again with the same choice, and finds the runs that it had finished.
+A trial is one choice of settings. It has one run for each seed, in order, and its value is their mean. It ends early if
+after some seed its mean so far is worse than the median of the other trials'. Its runs have train.run's folders, so
+that no run is trained twice. If a trial's process dies, the same choice is queued again and finds its finished runs.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ from .storage import open_journal
 from .team import TRIES, Team, Tell, ended_by, send_output_to
 
 IMPORTANCE = optuna.importance.PedAnovaImportanceEvaluator()
-STARTUP = 8  # trials drawn at random before the sampler has something to learn from
+STARTUP = 8  # trials that are drawn at random, before the sampler can learn from them
 RETRIED = "retried"  # the study's list of failed trials whose choice is queued again
 
 
 class Plan:
-    """What a study searches and repeats, and where it is kept; nothing is written.
+    """What a study searches and repeats, and where it is kept. A plan writes nothing.
 
     Raises:
         InputError: there is nothing to search, or a value is out of range.
@@ -68,14 +68,14 @@ class Plan:
         return Config.from_dict(self.fixed | choice | {"seed": seed})
 
     def reference(self) -> list[Config]:
-        """What a study of a candidate is held against, on the same seeds: ADAM against untuned ADAMSLS."""
+        """The runs with which a study is compared, on the same seeds: a study of ADAM with untuned ADAMSLS."""
         if self.held_against is None:
             return []
         plain = {key: getattr(Config(), key) for key in self.searched}
         return [dataclasses.replace(self.config(plain, seed), optimizer=self.held_against) for seed in self.seeds]
 
     def result(self, config: Config) -> float:
-        """What a finished run has come to."""
+        """The study's metric of a finished run."""
         return float(RunFolder(config.folder).summary()[self.space.metric])
 
     def missing(self) -> int:
@@ -84,20 +84,20 @@ class Plan:
             return self.trials
         try:
             study = optuna.load_study(study_name=self.name, storage=open_journal(self.journal))
-        except KeyError:  # the journal is of other settings
+        except KeyError:  # the journal belongs to other settings
             return self.trials
         return max(0, self.trials - len(_ended(study)))
 
 
 class Tuning(Plan):
-    """A study's trials; any number of processes may hold one on the same folder.
+    """A study's trials. Any number of processes may have a Tuning on the same folder.
 
     Args:
         space: the study.
-        run: as of `tune`.
+        run: as in `tune`.
 
     Raises:
-        InputError: as of Plan, or the folder cannot be written.
+        InputError: as in `Plan`, or the folder cannot be written.
     """
 
     def __init__(self, space: Space, run: str) -> None:
@@ -113,7 +113,7 @@ class Tuning(Plan):
             )
 
     def retry_failed(self) -> None:
-        """Queue the choices of trials that raised an error again, in their place."""
+        """Queue the choices of trials that raised an error again. The new trials replace the old ones."""
         with self.folder.locked():
             failed = [trial for trial in self.ended() if "error" in trial.user_attrs]
             self.study.set_user_attr(RETRIED, [*self.study.user_attrs.get(RETRIED, []), *(t.number for t in failed)])
@@ -121,12 +121,11 @@ class Tuning(Plan):
                 self.study.enqueue_trial(trial.params)
 
     def take(self) -> "Trial | None":
-        """The next trial, marked as this process's own; None where all are done or being done."""
+        """The next trial, marked as this process's own; None if all are done or being done."""
         with self.folder.locked():
             if self._untaken() < 1:
                 return None
-            # By the number of choices: no two processes draw the same one, and how many have died meanwhile changes
-            # nothing.
+            # The seed is the number of choices so far: no two processes draw the same one. Dead trials do not count.
             self.study.sampler = optuna.samplers.TPESampler(
                 seed=self._choices(), n_startup_trials=STARTUP, constant_liar=True
             )
@@ -137,7 +136,7 @@ class Tuning(Plan):
             return trial
 
     def _choices(self) -> int:
-        """Trials without those whose choice another one has taken over."""
+        """Number of trials, without those whose choice another trial has taken over."""
         retried = self.study.user_attrs.get(RETRIED, [])
         return sum(
             trial.number not in retried and (trial.state != TrialState.FAIL or "error" in trial.user_attrs)
@@ -145,7 +144,7 @@ class Tuning(Plan):
         )
 
     def untaken(self) -> int:
-        """Trials that have not ended and are run by nobody."""
+        """Number of trials that have not ended and that no process runs."""
         with self.folder.locked():
             return self._untaken()
 
@@ -160,7 +159,7 @@ class Tuning(Plan):
         return max(0, self.trials - len(self.ended()))
 
     def runs(self) -> int:
-        """Training runs of all trials that have ended."""
+        """Number of training runs of all trials that have ended."""
         return sum(len(trial.user_attrs.get("values", [])) for trial in self.ended())
 
     def describe(self, trial: FrozenTrial) -> str:
@@ -170,25 +169,25 @@ class Tuning(Plan):
         return f"{choice}: {what}{', pruned' if trial.state == TrialState.PRUNED else ''}"
 
     def _requeued(self, trial: FrozenTrial) -> bool:
-        """Whether its process has died; its choice then waits for the next one who takes a trial."""
+        """Whether the trial's process has died. If so, its choice is queued for the next one that takes a trial."""
         lock = self.folder.try_lock_trial(self.name, trial.number)
         if lock is None:
             return False
         self.study.tell(trial.number, state=TrialState.FAIL)
-        if len(trial.params) == len(self.searched):  # one that died while it was drawn is drawn again
+        if len(trial.params) == len(self.searched):  # a trial that died while it was drawn is drawn anew
             self.study.enqueue_trial(trial.params)
         lock.close()
         return True
 
     def run(self, trial: Trial) -> None:
-        """Train its seeds, and tell the study."""
+        """Train the trial's seeds, and report to the study."""
         try:
             value = self.objective(trial)
         except optuna.TrialPruned:
             self.study.tell(trial, state=TrialState.PRUNED)
         except (InputError, OSError) as error:
             traceback.print_exc()
-            if not isinstance(error, DamagedRun):  # nothing that another choice would do better
+            if not isinstance(error, DamagedRun):  # another choice would fail in the same way
                 raise
             trial.set_user_attr("error", one_line(error))
             self.study.tell(trial, state=TrialState.FAIL)
@@ -212,14 +211,14 @@ class Tuning(Plan):
         return float(np.mean(values))
 
     def value(self, config: Config) -> float:
-        """A run's result; where another process is at the same run, after it."""
+        """Train a run and return its result. If another process runs it already, wait for that first."""
         with RunFolder(config.folder).locked():
             self.train(config)
         return self.result(config)
 
 
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
-    """In the order of their ends: those with a value, the pruned ones, and those that raised an error."""
+    """The trials with a value, those that were pruned, and those that raised an error, in the order of their ends."""
     retried = study.user_attrs.get(RETRIED, [])
     found = [
         trial
@@ -242,7 +241,7 @@ def _any(found: BaseDistribution) -> Any:
 
 
 def work(space: Space, run: str, tell: Tell) -> None:
-    """Run trials until none is left, in this process; what it prints goes to the study's log."""
+    """Run trials in this process until none is left. Its output goes to the study's log."""
     tuning = Tuning(space, run)
     send_output_to(tuning.folder.log_file)
     for config in tuning.reference():
@@ -258,14 +257,14 @@ def tune(space: Space, workers: int, retry_failed: bool, run: str) -> int:
     Args:
         space: the study.
         workers: processes at a time.
-        retry_failed: run trials that raised an error again.
-        run: the importable name of train.run.run, or of another function of its kind.
+        retry_failed: whether trials that raised an error are run again.
+        run: importable name of train.run.run, or of another function of its kind.
 
     Returns:
-        Exit status: 0 all trials have ended, 1 one of them with an error.
+        The exit status: 0 if all trials have ended, 1 if one of them ended with an error.
 
     Raises:
-        InputError: the study cannot run, for a reason that is the caller's to mend.
+        InputError: the study cannot run, for a reason that the caller can mend.
     """
     tuning = Tuning(space, run)
     if retry_failed:
@@ -304,9 +303,9 @@ def _tell_progress(tuning: Tuning, told: int) -> int:
 
 
 def report(tuning: Tuning) -> str:
-    """The best choices and their importances, as text; Optuna's own figures beside it.
+    """The best choices and the importances of the settings, as text. It also draws Optuna's own figures.
 
-    For a study of ADAM: after how many training runs its best choice so far reaches untuned ADAMSLS.
+    For a study of ADAM it says after how many training runs the best choice so far reaches untuned ADAMSLS.
     """
     complete = [trial for trial in tuning.ended() if trial.state == TrialState.COMPLETE]
     if not complete:
@@ -340,7 +339,7 @@ def _answer(tuning: Tuning, reference: list[float]) -> str:
 
 
 def _importances(tuning: Tuning) -> dict[str, float]:
-    """Of each setting for the better trials to be so; nothing where there is too little to tell from."""
+    """How important each setting is for being among the better trials; empty if there are too few trials to tell."""
     values = {trial.values[0] for trial in tuning.ended() if trial.state == TrialState.COMPLETE}
     if len(values) < STARTUP:
         return {}
@@ -348,7 +347,7 @@ def _importances(tuning: Tuning) -> dict[str, float]:
 
 
 def figures(tuning: Tuning) -> list[Path]:
-    """Optuna's figures of the study, as PNG."""
+    """Draw Optuna's figures of the study, as PNG files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -359,7 +358,7 @@ def figures(tuning: Tuning) -> list[Path]:
     folder.mkdir(exist_ok=True)
     study, named = tuning.study, {"target_name": tuning.space.metric}
     files = []
-    with warnings.catch_warnings(action="ignore"):  # optuna calls them experimental, and a contour needs three trials
+    with warnings.catch_warnings(action="ignore"):  # they are experimental; a contour needs three trials
         drawn = {"history": plots.plot_optimization_history(study, **named), "slice": plots.plot_slice(study, **named)}
         if len(tuning.searched) > 1:
             drawn["parallel-coordinate"] = plots.plot_parallel_coordinate(study, **named)
@@ -370,7 +369,7 @@ def figures(tuning: Tuning) -> list[Path]:
             panels = np.ravel(axes)
             figure = panels[0].figure
             figure.set_size_inches(max(7, 3.2 * len(panels)) if name == "slice" else 7, 7 if name == "contour" else 4)
-            for panel in panels:  # labels between the decades of a narrow panel lie upon one another
+            for panel in panels:  # in a narrow panel labels between the decades would overlap
                 panel.xaxis.set_minor_formatter(NullFormatter())
             files.append(folder / f"{tuning.space.name}-{tuning.space.label}-{name}.png")
             figure.savefig(files[-1], dpi=130, bbox_inches="tight")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from analysis.dashboard import main, views
+from analysis.exhibits import EXHIBITS
 from sweeps.space import load, sweeps
 from train.errors import InputError
 from train.tracking import AXES
@@ -39,11 +40,16 @@ def test_every_view_is_of_a_sweep_and_of_what_it_varies(written: dict[str, Any])
             *(({"section": "config", "name": f"{key}.value"}, "=", value) for key, value in view.only.items()),
         ]
         assert all(value in space.parameters[key] for key, value in view.only.items())
-        if "optimizer" in space.varied:  # a mean over candidates means nothing
-            assert "optimizer" in {view.setting, *view.only}
-        assert f"{view.setting}.value" in json.dumps(written[view.name])
+        for key in {"optimizer", "learning_rate"} & set(space.varied):  # a mean over these means nothing
+            assert key in {*view.lines, *view.only}
+        assert set(view.lines) <= set(space.varied)
+        assert [group["name"] for group in runs["grouping"]] == [f"{key}.value" for key in view.lines]
     small = {view.task for view in views() if view.sweep == "small"}
     assert small == set(load("small", "paper").parameters["task"])
+
+
+def test_every_sweep_that_an_exhibit_is_made_from_has_a_view() -> None:
+    assert {sweep for exhibit in EXHIBITS.values() for sweep in exhibit.sweeps} <= {view.sweep for view in views()}
 
 
 def test_panels_show_logged_metrics_over_their_axis_with_standard_errors(written: dict[str, Any]) -> None:

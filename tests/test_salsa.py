@@ -6,7 +6,7 @@ import pytest
 
 from optim import AdamSLS, SaLSA
 
-from .test_line_search import torch_problem
+from .searching import torch_problem
 
 
 class Reference:

@@ -10,14 +10,14 @@ STOPPED = "stopped; the same command resumes the run"
 
 
 def main(args: list[str]) -> int:
-    # Before torch and transformers are imported, as they take seconds and a misspelt flag need not wait.
+    # torch and transformers are imported later: they take seconds, and a misspelt flag need not wait.
     from .arguments import any_terminal
     from .config import Config
     from .errors import InputError, one_line
     from .tasks import TASKS
 
     any_terminal()
-    first = int(os.environ.get("RANK", 0)) == 0  # of torchrun's processes, which all find the same
+    first = int(os.environ.get("RANK", 0)) == 0  # all processes of torchrun find the same mistakes
     try:
         config = Config.from_args(args)
         from tqdm import tqdm

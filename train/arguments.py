@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 
 from .errors import InputError
 
-LONGEST = 160  # characters of what was typed, or is said of it
+LONGEST = 160  # characters that are shown of what was typed, or of a message about it
 
 
 def any_terminal() -> None:
-    """What a terminal's encoding has no sign for is shown as another one, instead of an error after all the work."""
+    """Replace characters that a terminal cannot show, instead of failing at the end of all the work."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -34,14 +34,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def unknown(what: str, wrong: Sequence[str], allowed: Sequence[str], prog: str, where: str = "") -> InputError:
-    """One line on words that are none of those allowed, with the closest ones that are.
+    """One line about words that are not allowed. It names the closest allowed ones.
 
     Args:
-        what: what they were taken for.
-        wrong: the words, or NAME=VALUE, of which the name is compared.
-        allowed: too many to be listed.
-        prog: whose --help lists them.
-        where: where the words stand, for the end of the sentence.
+        what: what the words were taken for.
+        wrong: the words. Of NAME=VALUE the name is compared.
+        allowed: the allowed words, which are too many to be listed.
+        prog: the command whose --help lists them.
+        where: where the words stand, as the end of the sentence.
     """
     names = [each.partition("=")[0] for each in wrong[:3]]
     near = dict.fromkeys(found for name in names for found in difflib.get_close_matches(name, allowed, n=2))
@@ -59,7 +59,7 @@ def positive(option: str, text: str) -> int:
     """A whole number of at least 1.
 
     Raises:
-        InputError: `text` is none; names the option.
+        InputError: `text` is no such number. The error names the option.
     """
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"--{option}={text}: must be a whole number of at least 1")

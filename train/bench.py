@@ -1,8 +1,8 @@
-"""python -m train.bench: what a step costs, the line searches beside their peers and beside what arithmetic allows.
+"""python -m train.bench: what a step of each line search costs, beside its peers and beside the least possible cost.
 
-Every candidate trains a copy of one model on the same batches, all in one process, a step each in turn: whatever else
-the machine does falls on all alike. Times are medians over the rounds after the first searches, ratios are
-to the step of torch's fused Adam.
+Every candidate trains a copy of one model on the same batches. All run in one process and take one step each in turn,
+so that other work of the machine slows all of them alike. Times are medians over the rounds after the first searches.
+Ratios are to the step of torch's fused Adam.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Candidate:
     """Attributes:
     components: the split of the model's parameters.
     build: param groups -> a training step.
-    suffix: whether a trial evaluates the network from the searched component on only.
+    suffix: whether a trial evaluates only the part of the network from the searched component on.
     """
 
     components: int | str
@@ -56,7 +56,7 @@ class Candidate:
     suffix: bool = False
 
 
-# A search at every step, by the paper's criterion, with momentum in the move, the first search mended and a tolerance.
+# The paper's search at every step, with momentum in the move; but the first search is mended and rounding tolerated.
 EVERY_STEP: dict[str, Any] = PAPER_SEARCH | {
     "betas": (0.9, 0.999),
     "first_c": 0.5,
@@ -97,7 +97,7 @@ CANDIDATES = {
 
 @dataclass
 class Clock:
-    """Seconds of one step's first evaluation, of its backward passes and of its further evaluations, the trials."""
+    """Seconds of one step: of its first evaluation, its backward passes, and its further evaluations (the trials)."""
 
     now: Callable[[], float]
     forward: float = 0.0
@@ -149,13 +149,14 @@ class Clock:
 
 
 def extra_memory(step: Step, closure: Closure, parameters: Sequence[Tensor]) -> int:
-    """Peak bytes beside weights, gradients and what was there before the step, outside of forward and backward passes.
+    """Peak bytes of a step outside of forward and backward passes, without weights, gradients and older memory.
 
-    By the allocator's own events; the model's activations live within evaluations and the backward pass only.
+    It is computed from the allocator's events. The model's activations exist only within evaluations and the backward
+    pass, so they are not counted.
     """
     gradients = sum(p.numel() * p.element_size() for p in parameters if p.grad is not None)
     for p in parameters:
-        p.grad = None  # or their memory, which is there already, is taken for other ends
+        p.grad = None  # else the step would use this memory, which is there already, for other things
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         Clock(time.perf_counter).step(step, closure)
     marks: list[tuple[int, int, Any]] = []
@@ -188,7 +189,7 @@ class Contestant:
     clocks: list[Clock] = field(default_factory=list)
     memory: int = 0
     first: int = 0  # trials of the first step
-    share: float = 1.0  # of the network, that a trial evaluates
+    share: float = 1.0  # share of the network that a trial evaluates
     components: int = 1
 
     def turn(self, batch: Batch, now: Callable[[], float]) -> Clock:
@@ -198,7 +199,7 @@ class Contestant:
 
 
 def contestants(names: Sequence[str], model: Classifier) -> list[Contestant]:
-    """A copy of the model for each candidate; a line on stderr for those that cannot run here."""
+    """A copy of the model for each candidate. A line on stderr names those that cannot run here."""
     found = []
     for name in names:
         candidate, own = CANDIDATES[name], copy.deepcopy(model)
@@ -228,7 +229,7 @@ def measure(
     now: Callable[[], float],
     progress: bool,
 ) -> list[float]:
-    """Seconds of plain forward passes without a graph, one a round; the contestants' clocks are filled."""
+    """Fill the contestants' clocks, and return the seconds of plain forward passes without a graph, one a round."""
     forwards: list[float] = []
     for k in range(warmup + rounds):
         batch = batches(k)
@@ -250,7 +251,7 @@ def measure(
         print(file=sys.stderr)
     for contestant in running:
         closure, parameters = partial(contestant.model.loss, batches(0)), list(contestant.model.parameters())
-        # Of a whole cycle, as components differ in size.
+        # A whole cycle is measured, as components differ in size.
         peaks = [extra_memory(contestant.step, closure, parameters) for _ in range(contestant.components)]
         contestant.memory = max(peaks)
     return forwards
@@ -292,7 +293,7 @@ def summarise(running: list[Contestant], forwards: list[float]) -> dict[str, Any
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown; times in milliseconds, memory in sizes of the weights."""
+    """The result in Markdown, with times in milliseconds and memory in sizes of the weights."""
     lines = [
         f"Floors: forward {1e3 * result['forward']:.0f} ms, forward + backward "
         f"{1e3 * result['forward + backward']:.0f} ms, "

@@ -1,8 +1,9 @@
 """How each candidate is built: a configuration, a model and the steps of an epoch -> an optimizer.
 
-`train.candidates` names these functions, a row a candidate. What they return takes a closure in `step` and gives the
-loss at the weights before it moves, names its param groups (step sizes are logged by these names), and resumes from
-its state_dict to the identical result; a line search has the record of its last step as `search`.
+`train.candidates` has a row for each candidate, which names one of these functions. The optimizer that it returns must
+do the following. Its `step` takes a closure and returns the loss at the weights before the move. Its param groups have
+names, under which step sizes are logged. It resumes from its state_dict to the identical result. A line search has the
+record of its last step as `search`.
 """
 
 import math
@@ -20,8 +21,8 @@ from .peers import Missing, package
 
 BETA2, EPSILON = 0.999, 1e-8
 
-# Each lever of the library's default search, set back to what the paper has; "nonmonotone" (PoNoS's criterion) and
-# "average" (in place of a decay) are alternatives that the paper does not have.
+# Each lever of the library's default search is set back to what the paper has. Two are alternatives that the paper does
+# not have: "nonmonotone" (PoNoS's criterion) and "average" (instead of a decay).
 LEVERS: dict[str, dict[str, Any]] = {
     "none": {},
     "criterion": {"criterion": "armijo", "c": 0.1},
@@ -36,7 +37,7 @@ LEVERS: dict[str, dict[str, Any]] = {
 
 
 class PlainStep(torch.optim.Optimizer):
-    """Mix-in over an optimizer that needs the gradient only: `step` takes a closure, as the line searches do."""
+    """Mix-in over an optimizer that needs only the gradient. Its `step` takes a closure, as a line search's does."""
 
     def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
         self.zero_grad()
@@ -48,7 +49,7 @@ class PlainStep(torch.optim.Optimizer):
 
 
 class Scheduled(PlainStep):
-    """The same, under the cosine schedule with linear warm-up, of the paper's baseline (Sec. IV).
+    """A `PlainStep` under the schedule of the paper's baseline: a linear warm-up, then a cosine (Sec. IV).
 
     The schedule is a part of the optimizer, so that one object is stepped and one state is saved.
     """
@@ -84,12 +85,12 @@ def adam(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Schedu
 
 
 def adamw(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> ScheduledAdamW:
-    """torch's weight decay, 0.01."""
+    """AdamW with torch's default weight decay, 0.01."""
     return ScheduledAdamW(_named(model), **_peak(config), **_schedule(config, steps_per_epoch))
 
 
 def prodigy(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
-    """As its authors recommend: learning rate 1, safeguarded warm-up, bias correction, a cosine schedule."""
+    """Prodigy as its authors recommend it: learning rate 1, safeguarded warm-up, bias correction, a cosine schedule."""
     published = _published("prodigyopt", "prodigyopt", config).Prodigy
     kind = type("ScheduledProdigy", (Scheduled, published), {})
     settings = {"lr": 1.0, "safeguard_warmup": True, "use_bias_correction": True}
@@ -97,7 +98,7 @@ def prodigy(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any
 
 
 def schedule_free(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
-    """Schedule-Free AdamW, warmed up as ADAM is; it needs no schedule, and averages its iterates."""
+    """Schedule-Free AdamW, with the same warm-up as ADAM. It needs no schedule, and averages its iterates."""
     published = _published("schedulefree", "schedulefree", config).AdamWScheduleFree
 
     kind = type("ScheduleFree", (PlainStep, published), {})
@@ -133,7 +134,7 @@ def adamsls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Ada
 
 
 def untuned(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
-    """The library's default, told the number of steps; with one lever of it set back where `lever` says so."""
+    """The library's default, which is told the number of steps. `lever` may set one part of it back."""
     settings: dict[str, Any] = {"total_steps": steps_per_epoch * config.epochs, "eps": EPSILON, "fused": True}
     return AdamSLS(split(model, 1), **(settings | LEVERS[config.lever]))
 
@@ -143,7 +144,7 @@ def salsa(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> SaLSA
 
 
 class PublishedSaLSA:
-    """The package of SaLSA's authors, with dropout from the run's own random state: it draws it from the clock."""
+    """The package of SaLSA's authors. It seeds dropout by the clock; here dropout comes from the run's random state."""
 
     def __init__(self, published: Any, parameters: list[torch.nn.Parameter]) -> None:
         self.inner = published.SaLSA(parameters)
@@ -204,7 +205,7 @@ def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLAS
 
 
 def _search(config: Config, steps_per_epoch: int) -> dict[str, Any]:
-    """The settings of every line search: the paper's, but for what the configuration says."""
+    """The settings of every line search: the paper's, except those that the configuration sets."""
     return dict(
         criterion="armijo",
         first_search="backtrack",
@@ -223,5 +224,5 @@ def _search(config: Config, steps_per_epoch: int) -> dict[str, Any]:
 
 
 def _adam(config: Config) -> dict[str, Any]:
-    """Those of the searches along Adam's direction."""
+    """The further settings of searches along Adam's direction."""
     return dict(betas=(config.beta1, BETA2), eps=EPSILON, fused=True, direction=config.direction)

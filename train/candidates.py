@@ -1,4 +1,4 @@
-"""The study's candidates, one row each; no other table knows their names. Nothing here imports torch.
+"""The study's candidates, one row each. No other table has their names. Nothing here imports torch.
 
 A further candidate is a row here and a function in `train.builders`.
 """
@@ -24,7 +24,7 @@ class Candidate:
     builder: str
     """the importable name of a function (configuration, model, steps an epoch) -> optimizer"""
     settings: tuple[str, ...]
-    """the Config fields that it reads, of those that not all candidates read"""
+    """the Config fields that it reads, without those that all candidates read"""
     searches: bool = True
     """whether it is a line search, and logs its step sizes, trials and merges"""
     trials: float = 0.0
@@ -61,8 +61,8 @@ ADAM = ("direction", "beta1")
 SCHEDULED = ("learning_rate", "warmup", "beta1")
 COMPONENTS = ("split", "growth", "first_steps", "joint", "merge_threshold")
 
-# Colours after Okabe and Ito: apart for the common kinds of colour blindness too. Trials of ADAMSLS and PLASLS are
-# those of README's table of the splits 1 and 10 on the 12-layer encoder; of SGDSLS: 14 steps, embedded profile.
+# Colours after Okabe and Ito, which can be told apart with the common kinds of colour blindness. Trials of ADAMSLS and
+# PLASLS are of the splits 1 and 10 on the 12-layer encoder; those of SGDSLS of 14 steps of the embedded profile.
 _ROWS = (
     Candidate(
         "adam",
@@ -89,11 +89,11 @@ CANDIDATES = {row.key: row for row in _ROWS}
 USED_BY = {
     setting: tuple(row.key for row in _ROWS if setting in row.settings) for row in _ROWS for setting in row.settings
 }
-"""The candidates that read a setting, where not all of them do."""
+"""setting -> the candidates that read it, for settings that not all candidates read"""
 
 
 def reads(optimizer: str, key: str) -> bool:
-    """Whether the setting can change the optimizer's result: nothing compares ADAMSLS's learning rates."""
+    """Whether the setting can change the optimizer's result. ADAMSLS, for one, reads no learning rate."""
     return optimizer in USED_BY.get(key, (optimizer,))
 
 

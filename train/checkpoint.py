@@ -1,4 +1,4 @@
-"""The checkpoint of an unfinished run: on the disk whole or not at all, and resumed to the identical result."""
+"""The checkpoint of an unfinished run. It is on the disk whole or not at all, and resumes to the identical result."""
 
 import dataclasses
 import os
@@ -15,23 +15,23 @@ from .parallel import Ranks
 
 @dataclass
 class Done:
-    """What a run has done so far, beside what its model and its optimizer have become."""
+    """What a run has done so far, without the state of its model and its optimizer."""
 
     step: int = 0
     """optimizer steps"""
     samples: int = 0
     """training rows, each as often as it was seen"""
     epoch_losses: list[float] = field(default_factory=list)
-    """of each step since the last epoch's end"""
+    """loss of each step since the last epoch's end"""
     all_epoch_losses: list[float] = field(default_factory=list)
     """mean training loss of each whole epoch"""
     evaluation: dict[str, float] = field(default_factory=dict)
-    """the last epoch's, if it was evaluated"""
+    """what the last epoch's evaluation gave, if there was one"""
     totals: dict[str, int] = field(
         default_factory=lambda: {"search/trials": 0, "search/merges": 0, "search/failures": 0}
     )
     seconds: float = 0.0
-    """of all processes that have worked on the run, one after the other"""
+    """seconds of all processes that have worked on the run, one after the other"""
 
 
 def save(
@@ -42,7 +42,7 @@ def save(
     ranks: Ranks,
     device: torch.device,
 ) -> None:
-    """Write the checkpoint; a call of all ranks, of which the first one writes.
+    """Write the checkpoint. All ranks call this; the first one writes.
 
     Raises:
         InputError: the run folder cannot be written.
@@ -64,8 +64,8 @@ def resume(
     """Put the checkpoint's state into the model, the optimizer and this process's random state.
 
     Returns:
-        What was done; nothing where there is no checkpoint, or a crashed disk has taken some of the history before it,
-        as only a run from the start has all of that.
+        What was done so far. It is nothing if there is no checkpoint, or if a crashed disk has lost some of the history
+        before it: then only a run from the start has the whole history.
 
     Raises:
         DamagedRun: the checkpoint is damaged, or was written by another number of processes.
@@ -96,10 +96,10 @@ def resume(
 
 
 def write(state: dict[str, Any], path: Path) -> None:
-    """torch.save, to the disk and not only to its cache.
+    """torch.save, which waits until all is on the disk and not only in its cache.
 
     Raises:
-        OSError: it cannot be written; torch itself raises a RuntimeError that does not say why.
+        OSError: it cannot be written. (torch itself raises a RuntimeError that does not say why.)
     """
     with path.open("wb") as file:
         try:

@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 @functools.cache
 def commit() -> str:
-    """The commit of this repository's files when they were first asked for, and whether they differ from it."""
+    """The commit of this repository when it was first asked for, and whether files differ from it."""
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""One run's whole configuration: field = CLI flag = YAML key = W&B column = DataFrame column."""
+"""One run's whole configuration. A field has the same name as flag, YAML key, W&B column and DataFrame column."""
 
 import argparse
 import dataclasses
@@ -19,11 +19,11 @@ from .tasks import TASKS
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-# Where a run is kept and how it is watched does not change its result, so it is no part of its identity.
+# Where a run is kept and how it is watched does not change its result, so these fields are not in its run id.
 OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads", "checkpoint_minutes")
 
 
-# The groups of --help: their first field -> their title.
+# The groups of --help: first field -> title.
 GROUPS = {
     "task": "what is learned",
     "optimizer": "how it is learned",
@@ -31,13 +31,13 @@ GROUPS = {
     "out": "where it is kept, how it is watched",
 }
 
-# Settings that came later: left as they are, a run is the run that it was before there were any.
+# Settings that were added later. With these defaults a run keeps the run id that it had before they existed.
 LATER = ("pack",)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
 class Config:
-    """Defaults are the paper's (Sec. IV), but for what mends its search (docs/deviations.md)."""
+    """Defaults are the paper's (Sec. IV), except where its search is mended (docs/deviations.md)."""
 
     # what is learned
     task: str = "sst2"
@@ -140,7 +140,7 @@ class Config:
 
     @property
     def run_id(self) -> str:
-        """Digest of all fields that can change the result, of which a candidate's own are those that it reads."""
+        """Digest of all fields that can change the result. Settings that the candidate does not read are left out."""
         identity = {
             field.name: value
             for field in dataclasses.fields(self)
@@ -154,7 +154,7 @@ class Config:
         return Path(self.out) / self.sweep / self.run_id
 
     def is_evaluated(self, epoch: int) -> bool:
-        """Whether the validation rows are looked at after an epoch, 1 to epochs."""
+        """Whether the validation rows are evaluated after this epoch (from 1)."""
         return epoch == self.epochs or (self.eval_every != "end" and epoch % self.eval_every == 0)
 
     def as_dict(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """Validate; values may be strings, as a command line has them.
+        """Check the values, which may be strings, as on a command line.
 
         Raises:
             InputError: names every key that is unknown and every value that is out of range.
@@ -203,7 +203,7 @@ class Config:
 
 
 def unknown_settings(keys: Sequence[str], where: str = "") -> InputError:
-    """One line on keys that are no Config field."""
+    """One line about keys that are no Config fields."""
     return unknown("setting", keys, [field.name for field in dataclasses.fields(Config)], "python -m train", where)
 
 

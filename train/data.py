@@ -1,7 +1,7 @@
 """Rows of a GLUE task: where they come from, which of them a run learns from, and in which batches.
 
-A row is a dict of the task's text columns and "label". `load_rows` -> `small_subset` -> `tokenize` ->
-`train_batches` and `eval_batches`. Nothing here draws from the global random state.
+A row is a dict of the task's text columns and "label". The order of the functions is `load_rows`, `small_subset`,
+`tokenize`, then `train_batches` and `eval_batches`. Nothing here draws from the global random state.
 """
 
 import json
@@ -69,7 +69,7 @@ def _from_file(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _from_hub(data: str, task: str, part: Part) -> Iterable[tuple[int, Any]]:
-    hub_answers()  # first, so that an unreachable hub fails at once
+    hub_answers()  # asked first, so that an unreachable hub fails at once
     import datasets
 
     split = TASKS[task].hub_validation if part == "validation" else part
@@ -77,7 +77,7 @@ def _from_hub(data: str, task: str, part: Part) -> Iterable[tuple[int, Any]]:
     datasets.disable_progress_bars()
     try:
         return enumerate(datasets.load_dataset(data, task, split=split), start=1)
-    except Exception as error:  # of many libraries: the hub's, its HTTP client's, pyarrow's
+    except Exception as error:  # many libraries raise here: the hub's, its HTTP client, pyarrow
         raise hub_error(data, "data", error) from error
     finally:
         if not shown:
@@ -85,7 +85,7 @@ def _from_hub(data: str, task: str, part: Part) -> Iterable[tuple[int, Any]]:
 
 
 def _row(record: Any, task: Task, where: str) -> dict[str, Any]:
-    """The columns that the task needs, checked."""
+    """Check a record, and return the columns that the task needs."""
     if not isinstance(record, dict):
         raise InputError(f"{where}: not a JSON object in UTF-8")
     missing = [column for column in (*task.columns, "label") if column not in record]
@@ -102,23 +102,23 @@ def _row(record: Any, task: Task, where: str) -> dict[str, Any]:
 
 
 def small_subset(rows: Rows, seed: int, size: int = SMALL) -> Rows:
-    """`size` rows drawn at random by the seed, without replacement; all of them if there are no more."""
+    """Draw `size` rows at random by the seed, without replacement. If there are fewer, take all of them."""
     return random.Random(f"subset {seed}").sample(rows, min(size, len(rows)))
 
 
 def tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> Rows:
-    """Tokenise once. Of a pair the longer text is cut first, until both fit; nothing is padded yet.
+    """Tokenise once. If a pair is too long, its longer text is cut first. Nothing is padded yet.
 
     Args:
         rows: as `load_rows` returns them.
         max_length: tokens a row may have, the special ones included.
 
     Returns:
-        A dict a row: "labels", and an int32 array of tokens for each of the model's inputs but the attention mask,
-        which padding adds.
+        A dict for each row: "labels", and an int32 array of tokens for each of the model's inputs, without the
+        attention mask, which padding adds.
     """
     encoded: Rows = []
-    for start in range(0, len(rows), 1000):  # a part at a time: tokens are large as Python's integers
+    for start in range(0, len(rows), 1000):  # a part at a time, as Python's integers need much memory
         chunk = rows[start : start + 1000]
         texts = [[row[column] for row in chunk] for column in task.columns]
         inputs = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_attention_mask=False)
@@ -131,12 +131,12 @@ def tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, task: Task, max_len
 def train_batches(
     encoded: Rows, batch_size: int, seed: int, epoch: int, tokenizer: PreTrainedTokenizerBase, start: int = 0
 ) -> Iterator[Batch]:
-    """The batches of one epoch, in an order that depends on (seed, epoch) only; the last one may be smaller.
+    """The batches of one epoch, in an order that depends on (seed, epoch) only. The last one may be smaller.
 
     Args:
         encoded: as `tokenize` returns them.
         tokenizer: pads each batch to its longest row.
-        start: batches to skip, at no cost: where a resumed run goes on.
+        start: number of batches to skip, at no cost. A resumed run goes on there.
 
     Returns:
         Batches of the model's inputs, each (rows, longest row), and "labels" (rows,), all int64.
@@ -147,7 +147,7 @@ def train_batches(
 
 
 def eval_batches(encoded: Rows, batch_size: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[Batch]:
-    """Every row once, rows of like length together: little padding, and the order matters to no mean."""
+    """Every row once. Rows of similar length go together, which needs little padding; the order changes no mean."""
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
     return _batches(encoded, order, batch_size, tokenizer)
 

@@ -1,18 +1,18 @@
-"""The one kind of error that is the caller's to mend."""
+"""The kind of error that the caller can mend."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class InputError(Exception):
-    """What was asked for cannot be done; the message is one line: what is wrong, what is allowed.
+    """What was asked for cannot be done. The message is one line that says what is wrong and what is allowed.
 
     Command lines print it without a traceback and exit with status 2.
     """
 
 
 class DamagedRun(InputError):
-    """The same of one run alone: its own files cannot be used, another run's can."""
+    """An InputError of one run alone: its own files cannot be used, but those of another run can."""
 
 
 @contextmanager
@@ -34,5 +34,5 @@ def one_line(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first thing that an error says; its kind if it says nothing."""
+    """The first line of an error's message, or the kind of the error if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""A run's folder and a sweep's folder: the names and formats of their files, which no other module spells.
+"""A run's folder and a sweep's folder. No other module spells the names and formats of their files.
 
 Nothing here imports torch.
 """
@@ -20,13 +20,13 @@ from .errors import InputError, one_line, writing
 class RunFolder:
     """`<out>/<sweep>/<run id>/`: what a run leaves behind.
 
-    - `config.json`: its configuration and run id; `history.jsonl`: a line a logged step;
-    - `summary.json`: what it has come to; written last, so that its presence means finished;
+    - `config.json`: its configuration and run id; `history.jsonl`: a line for each logged step;
+    - `summary.json`: its results. It is written last, so that its presence means that the run has finished;
     - `starts.jsonl`: a line for each start of a run that was resumed: from which step, on which machine, by which code;
     - `error.txt`: why the last try failed; `log.txt`: what its worker printed;
-    - `checkpoint.pt`: what an unfinished run resumes from; `model/`: the trained model, if it is kept;
-    - `lock`: locked while the run is being run, which the kernel frees when its holder dies;
-    - `wandb/`: W&B's own.
+    - `checkpoint.pt`: from this an unfinished run resumes; `model/`: the trained model, if it is kept;
+    - `lock`: locked while the run is being run. The kernel frees the lock when its holder dies;
+    - `wandb/`: W&B's own files.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -58,7 +58,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.error_file.unlink(missing_ok=True)
 
-    # -- what the run was asked, and what it has come to ------------------------------------------------------
+    # -- its configuration and its results --------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
         """The Config's fields, and "run_id".
@@ -76,7 +76,7 @@ class RunFolder:
         return self.summary_file.exists()
 
     def summary(self) -> dict[str, Any]:
-        """What a finished run has come to.
+        """The results of a finished run.
 
         Raises:
             InputError: the file is not there, or damaged.
@@ -88,24 +88,24 @@ class RunFolder:
         with self.writing():
             write_atomically(self.summary_file, json.dumps(summary, indent=2))
 
-    # -- under what circumstances -------------------------------------------------------------------------------
+    # -- its circumstances --------------------------------------------------------------------------------------
 
     def starts(self) -> list[dict[str, Any]]:
-        """Of each start whose steps are in the history: its first step, its machine, and its code."""
+        """First step, machine and code of each start whose steps are in the history."""
         try:
             return [json.loads(line) for line in self.starts_file.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError):  # of an earlier version, or spoilt: nothing is known
+        except (OSError, ValueError):  # an earlier version wrote it, or it is spoilt: nothing is known
             return []
 
     def add_start(self, steps: int, facts: Mapping[str, Any]) -> str:
         """Note a start.
 
         Args:
-            steps: those done before it.
+            steps: number of steps done before it.
             facts: what may change the result beside the configuration.
 
         Returns:
-            What is not as it was at the start before, in words; nothing where all is.
+            What has changed since the start before, in words; empty if nothing has.
         """
         before = [start for start in self.starts() if start["steps"] < steps]
         with self.writing():
@@ -114,13 +114,13 @@ class RunFolder:
         return _changes(before[-1], {"steps": steps, **facts}) if before else ""
 
     def changes(self) -> str:
-        """What was not the same in all starts of the run, in words; nothing where all was."""
+        """What differs between the starts of the run, in words; empty if nothing does."""
         starts = self.starts()
         found = (_changes(one, other) for one, other in itertools.pairwise(starts))
         return "; ".join(change for change in found if change)
 
     def damage(self) -> str:
-        """What is wrong with a finished run's files, and what to do; nothing where they are whole."""
+        """What is wrong with a finished run's files, and what to do; empty if they are whole."""
         remedy = f"; copy the whole folder {self.path} anew, or remove it, and the same command runs the run again"
         try:
             config, summary = self.config(), self.summary()
@@ -135,19 +135,19 @@ class RunFolder:
         return ""
 
     def error(self) -> str:
-        """Why the last try failed; nothing where the run has finished, or nothing has failed."""
+        """Why the last try failed; empty if the run has finished, or no try has failed."""
         if self.is_finished() or not self.error_file.is_file():
             return ""
         return self.error_file.read_text(encoding="utf-8")
 
     def write_error(self, error: BaseException) -> None:
-        with suppress(OSError):  # a full disk is the error, and takes no file that says so
+        with suppress(OSError):  # the error may be a full disk, which takes no file that says so
             write_atomically(self.error_file, f"{type(error).__name__}: {error}\n")
 
     # -- its lines --------------------------------------------------------------------------------------------
 
     def history_lines(self, steps: float = math.inf) -> list[str]:
-        """The lines up to a step, without those that a killed writer or a crashed disk has spoilt."""
+        """The lines up to a step, without lines that a killed writer or a crashed disk has spoilt."""
         kept = []
         for line in self.history_file.read_bytes().splitlines() if self.history_file.exists() else ():
             try:
@@ -158,11 +158,11 @@ class RunFolder:
         return kept
 
     def history(self) -> list[dict[str, Any]]:
-        """What was logged, a row a line."""
+        """What was logged: a row for each line."""
         return [json.loads(line) for line in self.history_lines()]
 
     def continue_history(self, steps: float) -> "History":
-        """Drop the lines after a step, as what came after it is about to be done again, and go on from there."""
+        """Drop the lines after a step, as these steps are about to be done again, and go on from there."""
         with self.writing():
             write_atomically(self.history_file, "".join(self.history_lines(steps)))
             return History(self)
@@ -170,12 +170,12 @@ class RunFolder:
     # -- who runs it ------------------------------------------------------------------------------------------
 
     def try_lock(self) -> IO[str] | None:
-        """The open, locked file; None where a living process holds the lock. Closing it frees the lock."""
+        """The open, locked file; None if a living process holds the lock. Closing the file frees the lock."""
         return try_lock(self.lock_file)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Wait until nobody else runs it; nobody else can inside."""
+        """Wait until nobody else runs the run. Inside the `with` block nobody else can."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self.lock_file.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -209,7 +209,7 @@ class History:
             self.file.flush()
 
     def sync(self) -> None:
-        """To the disk, and not only to its cache.
+        """Write all to the disk, not only to its cache.
 
         Raises:
             InputError: the folder cannot be written.
@@ -218,18 +218,19 @@ class History:
             os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        with suppress(OSError):  # what a full disk did not take was told when it was written
+        with suppress(OSError):  # a full disk was reported when the line was written
             self.file.close()
 
 
 class SweepFolder:
-    """`<out>/<sweep>/`: the run folders of a sweep or a study, and what says which of them belong to it.
+    """`<out>/<sweep>/`: the run folders of a sweep or a study, and a record of which of them belong to it.
 
-    - `sweep.json`: the manifest: which run folders the last call was about, for those who read the results;
-    - `call-*.lock`: locked while a call is at work on the runs that the manifest names;
-    - `journal.log`: the queue's own record, unless it is kept in a database; `queue.lock`: locked by who looks at it;
-    - `figures/`: what was drawn of it;
-    - of a study: `log.txt`: what its workers printed; `trials/`: the locks of its trials.
+    - `sweep.json`: the manifest, which tells readers of the results which run folders the last call was about;
+    - `call-*.lock`: locked while a call works on the runs that the manifest names;
+    - `journal.log`: the record of the queue, unless that is kept in a database;
+    - `queue.lock`: locked by the process that looks at the queue;
+    - `figures/`: the figures of the sweep;
+    - of a study also `log.txt`, what its workers printed, and `trials/`, the locks of its trials.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -250,7 +251,7 @@ class SweepFolder:
 
     @staticmethod
     def finished_runs(out: str | Path) -> list[RunFolder]:
-        """Of all sweeps in `out`."""
+        """The finished runs of all sweeps in `out`."""
         return [RunFolder(path.parent) for path in Path(out).glob("*/*/summary.json")]
 
     def run(self, run_id: str) -> RunFolder:
@@ -273,9 +274,9 @@ class SweepFolder:
 
     @contextmanager
     def called(self, manifest: Mapping[str, Any]) -> Iterator[None]:
-        """Write the manifest; as long as the `with` block lasts no call about other runs can write another one.
+        """Write the manifest. During the `with` block no call about other runs can write another one.
 
-        Calls about the same runs may be several, as they share the work.
+        Several calls about the same runs are allowed, as they share the work.
 
         Raises:
             InputError: a call about other runs is at work, or the folder cannot be written.
@@ -302,7 +303,7 @@ class SweepFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One process at a time among those that see the folder looks at a sweep's queue, or its manifest.
+        """Only one process that sees the folder looks at the sweep's queue or manifest at a time.
 
         Raises:
             InputError: the folder cannot be written.
@@ -315,7 +316,7 @@ class SweepFolder:
             yield
 
     def try_lock_trial(self, study: str, number: int) -> IO[str] | None:
-        """As RunFolder.try_lock, of a study's trial."""
+        """Lock a study's trial, as `RunFolder.try_lock` locks a run."""
         return try_lock(self.path / "trials" / f"{study}-{number}")
 
 
@@ -329,7 +330,7 @@ def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """The open, locked file; None where a living process holds the lock."""
+    """The open, locked file; None if a living process holds the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
     try:
@@ -341,7 +342,7 @@ def try_lock(path: Path) -> IO[str] | None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """A reader finds the old text or the whole new one, never a part, be the disk full or the power gone."""
+    """Write a text so that readers find the old one or the whole new one, also after a full disk or a power cut."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -350,7 +351,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path that is written inside, and takes `path`'s place at the end, if nothing was raised."""
+    """A path to write to. At the end it takes the place of `path`, unless something was raised."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial

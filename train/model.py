@@ -28,11 +28,11 @@ class Classifier(torch.nn.Module):
     Args:
         encoder: returns `last_hidden_state` (rows, tokens, features); [CLS] is its first token.
         labels: number of classes.
-        seed: of the head's weights, normal with the encoder's `initializer_range`; the bias is 0. The global random
-            state is neither used nor moved.
+        seed: seed of the head's weights. They are normal with the encoder's `initializer_range`; the bias is 0. The
+            global random state is neither used nor changed.
 
     Raises:
-        InputError: the encoder does not work as one.
+        InputError: the module does not work as an encoder.
     """
 
     def __init__(self, encoder: PreTrainedModel, labels: int, seed: int) -> None:
@@ -43,12 +43,12 @@ class Classifier(torch.nn.Module):
         with torch.no_grad():
             self.head.weight.normal_(0.0, deviation, generator=torch.Generator().manual_seed(seed))
             self.head.bias.zero_()
-        self.train()  # as every new module is; from_pretrained leaves an encoder in evaluation
+        self.train()  # new modules are in training mode, but from_pretrained leaves an encoder in evaluation mode
 
     def forward(self, labels: Tensor | None = None, first: Tensor | None = None, **inputs: Tensor) -> Tensor:
-        """Logits (rows, labels) of the encoder's inputs, each (rows, tokens); labels are accepted and not used.
+        """Logits (rows, labels) of the encoder's inputs, each (rows, tokens). `labels` is accepted and not used.
 
-        `first` says where each row's [CLS] is, counted over all tokens, if not in front (`train.packing`).
+        `first` says where each row's [CLS] is, counted over all tokens, if it is not in front (`train.packing`).
         """
         hidden = self.encoder(**inputs).last_hidden_state
         return self.head(hidden[:, 0] if first is None else hidden.flatten(0, 1)[first])
@@ -65,7 +65,7 @@ def load_classifier(model: str, labels: int, dropout: float | None, seed: int) -
         model: a packaged model, a folder, or a hub id.
         labels: number of classes.
         dropout: probability everywhere in the encoder; None leaves the model's own.
-        seed: of the head.
+        seed: seed of the head.
 
     Raises:
         InputError: the model cannot be had, is damaged or incomplete, is no encoder, or has no dropout to set.
@@ -77,7 +77,7 @@ def load_classifier(model: str, labels: int, dropout: float | None, seed: int) -
         config = AutoConfig.from_pretrained(source)
     if dropout is not None:
         set_dropout(config, dropout)
-    # What the checkpoint lacks is drawn at random, be it only the pooler that goes anyway.
+    # What the checkpoint lacks is drawn at random, even if it is only the pooler, which is dropped anyway.
     with _loading(model, source, "weights"), torch.random.fork_rng(devices=[]):
         encoder, report = AutoModel.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True
@@ -103,7 +103,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     source = _source(model)
     with _loading(model, source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes of a folder without vocabulary
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes this of a folder without vocabulary
         raise InputError(f"--model={model}: no tokenizer there; needed: tokenizer.json or the vocabulary's file")
     if tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
         raise InputError(f"--model={model}: its tokenizer has no [CLS] or no padding token; an encoder's is needed")
@@ -124,15 +124,15 @@ def _source(model: str) -> Path | str:
 
 @contextlib.contextmanager
 def _loading(model: str, source: Path | str, what: str) -> Iterator[None]:
-    """Quietly; whatever is raised inside becomes one line."""
+    """Load quietly. Whatever is raised inside becomes one line."""
     if isinstance(source, str):
-        hub_answers()  # first, so that an unreachable hub fails at once
+        hub_answers()  # asked first, so that an unreachable hub fails at once
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
-    except Exception as error:  # of many libraries: the hub's, safetensors, pickle, tokenizers, torch
+    except Exception as error:  # many libraries raise here: the hub's, safetensors, pickle, tokenizers, torch
         if isinstance(source, str):
             raise hub_error(model, "model", error) from error
         raise InputError(f"--model={model}: the {what} cannot be loaded: {first_line(error)}") from error
@@ -160,7 +160,7 @@ def set_dropout(config: PretrainedConfig, dropout: float) -> None:
 
 
 def check_dropout(encoder: torch.nn.Module, dropout: float) -> None:
-    """Raise InputError unless every dropout that was built has this probability."""
+    """Raise InputError unless every dropout in the encoder has this probability."""
     for path, module in encoder.named_modules():
         built = {"p": module.p} if isinstance(module, torch.nn.Dropout) else {}
         built |= {name: value for name, value in vars(module).items() if "dropout" in name and type(value) is float}
@@ -170,13 +170,13 @@ def check_dropout(encoder: torch.nn.Module, dropout: float) -> None:
 
 
 def drop_pooler(encoder: PreTrainedModel) -> None:
-    """Remove it: nothing reads it here, and its parameters would have no gradient."""
+    """Remove the pooler: nothing reads it here, and its parameters would have no gradient."""
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
 
 
 def _features(encoder: PreTrainedModel) -> int:
-    """Size of the last hidden state, as one forward of two tokens has it."""
+    """Size of the last hidden state, found by a forward of two tokens."""
     kind = encoder.config.model_type
     try:
         with torch.no_grad():

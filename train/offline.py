@@ -1,9 +1,9 @@
-"""The .wandb files that W&B writes offline, of which a resumed run has one for each start.
+"""The .wandb files that W&B writes offline. A resumed run has one for each start.
 
 python -m train.offline FOLDER ...     after run folders were copied elsewhere, and before `wandb sync`
 
-W&B writes absolute paths of what it is to upload beside the lines (tables, models). The command above writes those
-anew that were copied along, for all runs below each FOLDER. Nothing here imports torch.
+Beside the logged lines W&B uploads tables and models, whose absolute paths it writes into its file. The command above
+corrects the paths of those that were copied along, for all runs below each FOLDER. Nothing here imports torch.
 """
 
 import json
@@ -19,27 +19,28 @@ from .errors import InputError, one_line, writing
 from .folder import replacing
 
 HEADER, BLOCK = 7, 32768
-"""bytes of a .wandb file's header (also of a record's) and of a block"""
+"""bytes of a .wandb file's header (a record's has as many), and of a block"""
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 """kinds of fragment of a record"""
 LAID_READY = "data"
-"""the folder beside a run's W&B folders where W&B copies what it is to upload"""
+"""folder beside a run's W&B folders, into which W&B copies what it will upload"""
 
 
 class Record(NamedTuple):
     data: bytes
     end: int
-    """the place in the file behind it"""
+    """place in the file behind the record"""
 
 
 def records(file: Path) -> Iterator[Record]:
-    """The records of a .wandb file: LevelDB's log format after a header of its own.
+    """The records of a .wandb file, which has LevelDB's log format after a header of its own.
 
-    Blocks of 32 KiB hold fragments: a CRC-32 of the kind and the data, the data's length, the kind. Fewer than 7 bytes
-    at a block's end are filling. Reading ends where a killed writer left a fragment half written.
+    Blocks of 32 KiB hold fragments. A fragment starts with a CRC-32 of its kind and data, the length of the data, and
+    the kind. Fewer than 7 bytes at the end of a block are not used. Reading ends where a killed writer has left a
+    fragment half written.
 
     Raises:
-        InputError: no .wandb file, or a damaged one.
+        InputError: this is no .wandb file, or a damaged one.
     """
     data = file.read_bytes()
     if data[:HEADER] and data[:4] != b":W&B"[: len(data)]:
@@ -65,7 +66,7 @@ def records(file: Path) -> Iterator[Record]:
 
 
 def parse(data: bytes) -> Any:
-    """A record as W&B's own message."""
+    """A record as a message of W&B's own type."""
     from wandb.proto import wandb_internal_pb2
 
     return wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
@@ -83,13 +84,13 @@ def update(values: dict[str, Any], items: Any) -> dict[str, Any]:
 
 
 def lines_kept(folder: Path, history: Sequence[Mapping[str, Any]]) -> int:
-    """Cut off what the files below a run's folder have beside its history, as that is about to be done again.
+    """Cut the files below a run's folder to what the history has, as the rest is about to be done again.
 
-    What is cut off: everything from the first row on that is not the history's next line under the step that is its
-    number. A writer that still lives writes on into a file that has no name any more.
+    A row fits if it is the history's next line and its step is the number of that line. Everything from the first row
+    that does not fit is cut off. A writer that is still alive goes on writing into a file that has no name any more.
 
     Returns:
-        How many lines of the history, from its first one on, the files have; the rest is to be logged again.
+        The number of lines of the history, from its first one, that the files have. The rest must be logged again.
 
     Raises:
         InputError: a file is of another kind.
@@ -118,15 +119,15 @@ def lines_kept(folder: Path, history: Sequence[Mapping[str, Any]]) -> int:
 
 
 def in_order(files: Iterable[Path]) -> list[Path]:
-    """A run's files in the order of the steps in them; their names have the time of a clock that may go back."""
+    """A run's files in the order of their steps. (The times in their names are of a clock that may go back.)"""
     return sorted(files, key=lambda file: (_first_step(file), file.parent.name, str(file)))
 
 
 def moved(file: Path) -> int:
-    """Name what a run has laid ready for upload where it lies now, if the run's folder was copied or moved.
+    """Correct the paths of what a run has laid ready for upload, if the run's folder was copied or moved.
 
     Returns:
-        How many paths were changed.
+        The number of paths that were changed.
 
     Raises:
         InputError: the file is damaged, or cannot be written.
@@ -153,7 +154,7 @@ def moved(file: Path) -> int:
 
 
 def _log(written: Iterable[bytes]) -> bytes:
-    """The records as `records` reads them."""
+    """A file's bytes, from which `records` reads these records."""
     log = bytearray()
     for data in written:
         start, begun, at_end = 0, False, False
@@ -176,7 +177,7 @@ def _first_step(file: Path) -> float:
             message = parse(record.data)
             if message.WhichOneof("record_type") == "history":
                 return update({}, message.history.item).get("_step", 0)
-    except InputError:  # told by who reads it
+    except InputError:  # its reader reports it
         pass
     return math.inf
 
@@ -199,7 +200,7 @@ def _same(row: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
 
 
 def main(folders: Sequence[str]) -> int:
-    """Exit status: 0, or 2 with one line where a file cannot be used."""
+    """Exit status: 0, or 2 with one line if a file cannot be used."""
     try:
         if not folders or not all(folders):  # an empty name would be the current folder
             raise InputError("no folder; allowed: python -m train.offline FOLDER ..., with runs below each of them")

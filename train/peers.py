@@ -1,4 +1,4 @@
-"""What `train.bench` puts beside the line searches: torch's Adam, published packages, the published PLASLS."""
+"""What `train.bench` compares with the line searches: torch's Adam, published packages, the published PLASLS."""
 
 import copy
 import importlib
@@ -19,14 +19,14 @@ PINNED = dict(line.split("==") for line in REQUIREMENTS.read_text(encoding="utf-
 
 
 class Missing(Exception):
-    """A package is not installed, or not in the version that is compared; the message is one line."""
+    """A package is not installed, or not in the version that is compared. The message is one line."""
 
 
 def package(name: str, module: str) -> Any:
     """The module of a pinned package.
 
     Raises:
-        Missing: it is not there.
+        Missing: the package is not there.
     """
     try:
         found = version(name)
@@ -67,7 +67,7 @@ def schedule_free(groups: Sequence[dict[str, Any]]) -> Step:
 
 
 def salsa(groups: Sequence[dict[str, Any]]) -> Step:
-    """SaLSA, which searches in some steps only, once its step size has settled."""
+    """SaLSA. Once its step size has settled, it searches in some steps only."""
     optimizer = package("salsa-optimizer", "salsa.SaLSA").SaLSA(_parameters(groups))
 
     def step(closure: Closure) -> None:
@@ -92,10 +92,10 @@ def _parameters(groups: Sequence[dict[str, Any]]) -> list[Tensor]:
 
 
 class PublishedPLASLS:
-    """A plain restatement of the procedure that is published beside the paper, as a yardstick of cost.
+    """The procedure of the code that was published with the paper, written again plainly to compare its cost.
 
-    It copies the whole network in each step, makes the direction anew for each trial and each move, whole tensors at a
-    time, and tests a component after those before it have moved. Six first steps search the whole network.
+    In each step it copies the whole network. For each trial and each move it computes the direction anew, on whole
+    tensors. It tests a component after the ones before it have moved. The first six steps search the whole network.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""run(Config) -> Result: train one run into its folder; knows nothing of the command line."""
+"""run(Config) -> Result: train one run into its folder. The command line is handled elsewhere."""
 
 import dataclasses
 import itertools
@@ -39,14 +39,14 @@ class Result:
 
 
 def run(config: Config, progress: Progress | None = None) -> Result:
-    """Train, or resume from the checkpoint, or return at once what has finished before.
+    """Train from the start or from the checkpoint. A run that has finished before is returned at once.
 
     Args:
         config: the run.
         progress: called with (steps done, steps in all) after each optimizer step.
 
-    Under torchrun all its processes train the one run, each on a share of every mini-batch; rank 0 writes.
-    SIGTERM ends the run after the step that is being done, with a checkpoint.
+    Under torchrun all processes train this one run, each on a share of every mini-batch; rank 0 writes. SIGTERM ends
+    the run after the present step, with a checkpoint.
 
     Raises:
         InputError: the model, the data, the run folder, the checkpoint or W&B cannot be used.
@@ -70,14 +70,14 @@ def run(config: Config, progress: Progress | None = None) -> Result:
         raise
     finally:
         parallel.leave()
-        torch.set_num_threads(threads)  # a further run of this process starts as the first one did
+        torch.set_num_threads(threads)  # a further run in this process starts as the first one did
 
 
 @contextmanager
 def _stop_asked() -> Iterator[threading.Event]:
-    """SIGTERM only sets the event, so that a step is done before its run ends; a second one acts as it did before."""
+    """SIGTERM only sets the event, so that the run ends after its step. A second SIGTERM acts as it did before."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield asked
         return
 
@@ -159,7 +159,7 @@ class _Training:
                     tracker.log(row)
                     if progress is not None:
                         progress(self.done.step, total_steps)
-                if self.done.step % self.steps_per_epoch == 0:  # an epoch's end is saved with its evaluation
+                if self.done.step % self.steps_per_epoch == 0:  # the end of an epoch is saved with its evaluation
                     break
                 if stopped or overdue:
                     self.save(tracker)
@@ -180,7 +180,7 @@ class _Training:
         return self.summary()
 
     def train_step(self, batch: data.Batch, stop: threading.Event) -> tuple[dict[str, Any], bool, bool]:
-        """One step; what it logs, and what all ranks do after it: stop, save a checkpoint."""
+        """Do one step. Returns what it logs, and whether all ranks then stop, and save a checkpoint."""
         started, computed = time.perf_counter(), time.process_time()
         self.model.train()
         if (for_training := getattr(self.optimizer, "train", None)) is not None:
@@ -222,7 +222,7 @@ class _Training:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         self.model.eval()
-        if (for_evaluation := getattr(self.optimizer, "eval", None)) is not None:  # shows an average, where it has one
+        if (for_evaluation := getattr(self.optimizer, "eval", None)) is not None:  # shows the average, if it has one
             for_evaluation()
         loss, labels_known = 0.0, len(self.task.labels)
         confusion = torch.zeros(labels_known**2, dtype=torch.long, device=self.device)
@@ -256,7 +256,7 @@ class _Training:
         return self.done.seconds + time.perf_counter() - self.started
 
     def circumstances(self) -> dict[str, Any]:
-        """What may change the last digits, and is no part of the configuration."""
+        """What may change the last digits of results, but is not in the configuration."""
         return {
             "threads": torch.get_num_threads(),
             "processes": self.ranks.count,
@@ -286,7 +286,7 @@ class _Training:
         }
 
     def keep_model(self) -> Path:
-        """Write the trained model as a folder: encoder and tokenizer as `--model` takes them, and head.pt."""
+        """Write the trained model into a folder: encoder and tokenizer, which `--model` takes, and head.pt."""
         folder = self.folder.model_folder
         with self.folder.writing():
             self.model.encoder.save_pretrained(folder)
@@ -295,7 +295,7 @@ class _Training:
         return folder
 
     def save(self, tracker: Tracker | None = None) -> None:
-        if tracker is not None:  # the lines first, as a checkpoint without its lines is none
+        if tracker is not None:  # the lines first, as a checkpoint is useless without its lines
             tracker.sync()
         done = dataclasses.replace(self.done, seconds=self.seconds())
         checkpoint.save(self.folder, done, self.model, self.optimizer, self.ranks, self.device)

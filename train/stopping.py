@@ -1,7 +1,6 @@
-"""SIGTERM and Ctrl-C: a stop that is asked for is done, also where Python swallows the exception that a handler raises.
+"""SIGTERM and Ctrl-C stop the program, even if Python swallows the exception that the handler raises.
 
-It does so in destructors and in the import system, where a signal may come as well as elsewhere. Nothing here imports
-torch.
+Python does so in destructors and in the import system, and a signal may come there as well. Nothing here imports torch.
 """
 
 import contextlib
@@ -37,7 +36,7 @@ def listen(*signals: int) -> None:
 
 
 def check() -> None:
-    """Where nothing is half done: raise SystemExit again if one was asked for and did not get through."""
+    """Raise SystemExit again if it was asked for and did not get through. Call this where nothing is half done."""
     if _asked:
         raise SystemExit(128 + _asked)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 SMALL = 500  # training rows of the small subset (Sec. IV)
 
 Confusion = Sequence[Sequence[float]]
-"""Rows of the validation set, counted by [their label][the label that they were given]."""
+"""Numbers of rows of the validation set: [label of the row][label that the model gave it]."""
 
 
 def accuracy(confusion: Confusion) -> float:
@@ -14,7 +14,7 @@ def accuracy(confusion: Confusion) -> float:
     return sum(row[label] for label, row in enumerate(confusion)) / sum(map(sum, confusion))
 
 
-# Of counts alone, as those of several processes can be added up.
+# Metrics are functions of counts, as the counts of several processes can be added up.
 METRICS: dict[str, Callable[[Confusion], float]] = {"accuracy": accuracy}
 
 

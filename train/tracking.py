@@ -1,4 +1,4 @@
-"""One writer for the two places where a run is kept: its folder and Weights & Biases."""
+"""Writes a run to the two places where it is kept: its folder and Weights & Biases."""
 
 import os
 import time
@@ -15,19 +15,19 @@ from .offline import LAID_READY, is_ended, lines_kept
 
 Row = Mapping[str, Any]
 
-PATIENCE = 10.0  # seconds in which W&B must have written the end of a run
+PATIENCE = 10.0  # seconds that W&B gets to write the end of a run
 
-# W&B's x-axis of each name space: that of the paper's figures.
+# The x-axis of each name space in W&B, as in the paper's figures.
 AXES = {"train/*": "samples", "eval/*": "epoch", "search/*": "step", "step_size/*": "step", "time/*": "step"}
 
 
 class Tracker:
-    """Writes a run's configuration, history (a line a logged step) and summary, and the W&B run.
+    """Writes a run's configuration, history (a line for each logged step) and summary, and the W&B run.
 
     Args:
         config: the run.
-        steps_kept: optimizer steps done at the checkpoint that is resumed; later lines of the history are
-            dropped, as those steps are about to be done again.
+        steps_kept: optimizer steps that the resumed checkpoint has. Later lines of the history are dropped, as those
+            steps are about to be done again.
 
     Raises:
         InputError: the run folder cannot be written.
@@ -41,10 +41,10 @@ class Tracker:
         self._lines = 0
         if config.track:
             kept = self.folder.history()
-            # The files of a run that was killed lack what waited in memory, and have what is about to be done again.
+            # After a kill W&B's files lack rows that were still in memory, and have rows of steps that are done again.
             self._there = lines_kept(config.folder, kept) if _mode() == "offline" else 0
             self._wandb = _tracked(config)
-            self._there = max(self._there, self._wandb.starting_step)  # of a run that a server has
+            self._there = max(self._there, self._wandb.starting_step)  # lines that a server has of the run
             for row in kept:
                 self._track(row)
 
@@ -54,23 +54,23 @@ class Tracker:
             self._track(row)
 
     def _track(self, row: Row) -> None:
-        """W&B's step is the line's number in the history: over all files of a run it increases, and each line is once.
+        """Log a line. W&B's step is the line's number in the history, so it increases over all files of a run.
 
-        Lines that W&B has already are those that a resumed run has to do again; a server keeps them as they were.
+        A line that W&B has already is not sent again. A resumed run may compute it anew; a server keeps the old one.
         """
         if self._lines >= self._there:
-            self._wandb.log(dict(row), step=self._lines, commit=True)  # and not with the next line
+            self._wandb.log(dict(row), step=self._lines, commit=True)  # at once, not with the next line
         self._lines += 1
 
     def sync(self) -> None:
-        """The history to the disk and not only to its cache, before a checkpoint or a summary says that it is there."""
+        """Write the history to the disk, not only to its cache. Checkpoints and summaries rely on it."""
         self._history.sync()
 
     def finish(self, summary: Row, model: Path | None = None) -> None:
-        """The summary in the run folder means finished, so it is written last.
+        """Write the summary. In the run folder it means that the run has finished, so it is written last.
 
         Args:
-            summary: what the run has come to.
+            summary: the results of the run.
             model: the folder of the trained model, if it is kept.
         """
         if self._wandb is not None:
@@ -85,7 +85,7 @@ class Tracker:
 
         Args:
             exit_code: 0 if the run has finished.
-            preempted: the run goes on when it is called again; W&B's own sweeps then queue it again.
+            preempted: whether the run will go on when it is called again. W&B's own sweeps then queue it again.
         """
         self._history.close()
         if self._wandb is not None:
@@ -98,17 +98,17 @@ class Tracker:
 
 
 def wandb_run(folder: Path, **settings: Any) -> Any:
-    """Start a W&B run: online with a key, offline without one, as WANDB_MODE says if it says something.
+    """Start a W&B run: online with a key, offline without one, or as WANDB_MODE says.
 
     Args:
-        folder: where it is kept.
-        settings: as of wandb.init.
+        folder: where the run is kept.
+        settings: as wandb.init takes them.
 
     Raises:
         InputError: W&B cannot be used.
     """
     check_wandb()
-    # The offline log must hold all but the last line after a SIGKILL, so it is flushed every second.
+    # After a SIGKILL only the last lines of the offline log may be missing, so it is flushed every second.
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
     mode = _mode()
     if mode != "online":
@@ -133,7 +133,7 @@ def wandb_run(folder: Path, **settings: Any) -> Any:
 
 
 def check_wandb() -> None:
-    """Look at W&B's own environment variables, such as WANDB_MODE, before anything is done.
+    """Check W&B's own environment variables, such as WANDB_MODE, before anything is done.
 
     Raises:
         InputError: one has a value that W&B does not take.
@@ -167,7 +167,7 @@ def _tracked(config: Config) -> Any:
 
 
 def _log_media(run: Any, folder: RunFolder, summary: Row, model: Path | None) -> None:
-    """The table of epochs, and the model as an artifact."""
+    """Log the table of epochs, and the model as an artifact."""
     import wandb
 
     evaluated = [key for key in summary if key.startswith("eval/")]
@@ -182,11 +182,11 @@ def _log_media(run: Any, folder: RunFolder, summary: Row, model: Path | None) ->
 
 
 _SET: dict[str, str] = {}
-"""environment variables as this module has set them, and may set them again for a further run"""
+"""environment variables that this module has set; it may set them again for a further run"""
 
 
 def _keep_beside(folder: Path) -> None:
-    """What W&B lays ready for an upload lies with the run, and not under the home folder, which may be another disk.
+    """Let W&B lay ready for upload what it uploads beside the run, not in the home folder, which may be another disk.
 
     Raises:
         InputError: the folder cannot be written.
@@ -205,7 +205,7 @@ def _mode() -> str:
 
 
 def _wait_for_the_end(folder: Path, run_id: str) -> None:
-    """W&B's service writes the end of its file some moments after the run has ended; a finished run has it whole."""
+    """Wait until W&B's service has written the end of its file, which it does some moments after the run has ended."""
     files = sorted(folder.glob(f"wandb/*run-*/run-{run_id}.wandb"), key=lambda file: file.stat().st_mtime)
     patience = time.monotonic() + PATIENCE
     while files and not is_ended(files[-1]) and time.monotonic() < patience:

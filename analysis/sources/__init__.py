@@ -1,4 +1,4 @@
-"""Where runs are kept -> their tidy tables: a folder of run folders, W&B's offline files, a project on its server.
+"""Reads tidy tables of runs from a folder of run folders, from W&B's offline files, or from a project on its server.
 
 <out>/<sweep>/              folder.py    its manifest says which runs there should be
 offline:FOLDER              offline.py   the runs of the group <sweep>, which span a grid (grid.py)
@@ -17,22 +17,22 @@ from .tidy import tidy
 
 OFFLINE, SERVER = "offline:", "wandb:"
 LOCAL = "runs"
-"""where what is made of runs on a server is written"""
+"""folder for what is made of runs on a server"""
 
 
 def load(out: str | Path, sweep: str, allow_missing: bool = False, profile: str | None = None) -> Runs:
     """Read a sweep's cells.
 
     Args:
-        out: where the sweeps are kept: a folder of run folders (`<out>/<sweep>/sweep.json` says which are read; a last
-            line of history.jsonl that a killed writer left half done is dropped), `offline:FOLDER` for the W&B
-            runs below a folder, or `wandb:ENTITY/PROJECT` for a project on W&B's server. All give the same tables.
-        profile: which profile's runs, where a W&B project has the sweep in several.
+        out: where the sweeps are kept. A folder of run folders: `<out>/<sweep>/sweep.json` says which of them are read,
+            and a half-written last line of history.jsonl, left by a killed writer, is dropped. `offline:FOLDER`: the
+            W&B runs below a folder. `wandb:ENTITY/PROJECT`: a project on W&B's server. All give the same tables.
+        profile: the profile whose runs are read, if a W&B project has the sweep in several.
 
     Raises:
-        InputError: no such sweep; a cell that has not finished (unless `allow_missing`), whose run has other
-            settings than the sweep says, whose accuracy is no number, or one of whose files cannot be read; runs of
-            several profiles.
+        InputError: there is no such sweep, or it has runs of several profiles. Or a cell has not finished (unless
+            `allow_missing`), its run has other settings than the sweep says, its accuracy is no number, or one of its
+            files cannot be read.
     """
     place = str(out)
     if place.startswith(OFFLINE):
@@ -47,24 +47,24 @@ def load(out: str | Path, sweep: str, allow_missing: bool = False, profile: str 
 
 
 def is_tracked(out: str) -> bool:
-    """Whether it names W&B's runs, of which only reading them tells which sweeps there are."""
+    """Whether `out` names W&B's runs. Only reading them tells which sweeps there are."""
     return out.startswith((OFFLINE, SERVER))
 
 
 def first_there(out: str, sweeps: tuple[str, ...]) -> str | None:
-    """The first of the sweeps that is there; None if none is."""
+    """The first of the sweeps that exists; None if none does."""
     if is_tracked(out):
         return sweeps[0]
     return next((sweep for sweep in sweeps if SweepFolder(Path(out) / sweep).is_started()), None)
 
 
 def names(out: str) -> list[str]:
-    """The sweeps that there are; none where only reading all runs would tell."""
+    """The sweeps that exist; none if only reading all runs would tell."""
     return [] if is_tracked(out) else SweepFolder.started(out)
 
 
 def studies(out: str) -> list[str]:
-    """The studies that there are, as of `names`: they have a queue, and no list of cells."""
+    """The studies among `names`: they have a queue, but no list of cells."""
     if is_tracked(out):
         return []
     folders = (SweepFolder(path.parent) for path in sorted(Path(out).glob("*/journal.log")))
@@ -72,5 +72,5 @@ def studies(out: str) -> list[str]:
 
 
 def folder_of(out: str) -> Path:
-    """Where what is made of all sweeps is written."""
+    """The folder for what is made of all sweeps."""
     return Path(LOCAL if is_tracked(out) else out)

@@ -1,4 +1,4 @@
-"""A sweep from its folder of run folders."""
+"""Reads a sweep from its folder of run folders."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def read(out: str | Path, sweep: str, profile: str | None) -> StoredSweep:
     """The cells that the sweep's manifest names.
 
     Raises:
-        InputError: no such sweep, one of another profile, or a file that cannot be read.
+        InputError: there is no such sweep, it is of another profile, or a file cannot be read.
     """
     folder = SweepFolder(Path(out) / sweep)
     if not folder.is_started():
@@ -51,7 +51,7 @@ def _run(folder: RunFolder) -> StoredRun:
 
 
 def _history(folder: RunFolder) -> pyarrow.Table:
-    """The lines, or their columns as they were read before: a copy in Arrow's format, many times faster."""
+    """The lines as columns. If they were read before, a copy in Arrow's format is read, which is many times faster."""
     path, copy = folder.history_file, folder.path.parent / ".cache" / f"{folder.path.name}.arrow"
     try:
         state = path.stat()
@@ -68,7 +68,7 @@ def _history(folder: RunFolder) -> pyarrow.Table:
         partial = copy.with_suffix(".partial")
         pyarrow.feather.write_feather(lines.replace_schema_metadata({b"version": version}), partial, "uncompressed")
         partial.replace(copy)
-    except OSError:  # a folder that may only be read is read the slow way
+    except OSError:  # a folder that cannot be written has no copy
         pass
     return lines
 

@@ -1,4 +1,4 @@
-"""A sweep from its runs alone: W&B knows which there are, not which there should be."""
+"""Makes a sweep of its runs alone, as W&B knows which runs there are, but not which there should be."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from train.tasks import TASKS
 
 from .stored import NOT_THERE, Cell, StoredRun, StoredSweep
 
-# The paper's order of what has no order of its own, as W&B keeps none.
+# The paper's order of values that have no order of their own, as W&B keeps none.
 ORDER = (*CANDIDATES, "small", "full", *TASKS)
 
 
 def span(runs: list[StoredRun], out: str, sweep: str, profile: str | None, folder: Path) -> StoredSweep:
-    """The grid that the runs of a sweep span; a point of it without a run is a cell that is missing.
+    """The grid that the runs of a sweep span. A point without a run is a missing cell.
 
-    An optimizer has one point only along a setting that it does not read.
+    An optimizer has only one point along a setting that it does not read.
 
     Raises:
-        InputError: runs of several profiles where none is asked for, or none of the one asked for.
+        InputError: there are runs of several profiles and none is asked for, or there are none of the one asked for.
     """
     profiles: dict[str, str] = {run.config["profile"]: run.where for run in runs}
     if profile is None and len(profiles) > 1:
@@ -42,7 +42,7 @@ def span(runs: list[StoredRun], out: str, sweep: str, profile: str | None, folde
     }
     varied = [key for key in keys if len(values[key]) > 1 and key != "seed"]
     there: dict[tuple[Any, ...], StoredRun] = {}
-    for run in runs:  # the newest one of those that finished
+    for run in runs:  # the newest finished one
         optimizer = run.config["optimizer"]
         point = tuple(run.config[key] if reads(optimizer, key) else None for key in (*varied, "seed"))
         if point not in there or run.summary is not None:

@@ -1,4 +1,4 @@
-"""A sweep's runs from the files that W&B writes offline."""
+"""Reads a sweep's runs from the files that W&B writes offline."""
 
 import math
 from pathlib import Path
@@ -12,8 +12,9 @@ from .tracked import stored
 
 
 def runs(folder: str, sweep: str) -> list[StoredRun]:
-    """The runs of the group `sweep` in all .wandb files below a folder; a file that a killed run left is read as far as
-    it goes.
+    """The runs of the group `sweep` in all .wandb files below a folder.
+
+    The file of a killed run is read as far as it goes.
 
     Raises:
         InputError: there are none, or a file is of another kind.
@@ -27,7 +28,7 @@ def runs(folder: str, sweep: str) -> list[StoredRun]:
         read = Offline(file)
         if read.group == sweep:
             found.setdefault(read.id, []).append(read)
-        elif read.id:  # a run that was killed at once has nothing in its file
+        elif read.id:  # the file of a run that was killed at once is empty
             groups.add(read.group)
     if not found:
         raise InputError(f"no W&B run of the group {sweep!r} below {folder}; allowed: {', '.join(sorted(groups))}")
@@ -35,7 +36,7 @@ def runs(folder: str, sweep: str) -> list[StoredRun]:
 
 
 def _joined(parts: "list[Offline]") -> StoredRun:
-    """A run that was killed and resumed has a file for each start, in the order of their steps: clocks may go back."""
+    """Join the files of a run, one for each start, in the order of their steps, as clocks may go back."""
     parts = sorted(parts, key=lambda part: part.rows[0].get("_step", 0) if part.rows else math.inf)
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
@@ -47,7 +48,7 @@ def _joined(parts: "list[Offline]") -> StoredRun:
 
 
 class Offline:
-    """One .wandb file: what the run was started with, each line that it logged, and whether it came to its end."""
+    """One .wandb file: the settings with which the run was started, its lines, and whether it has finished."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.id, self.group = file, "", ""

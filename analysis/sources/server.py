@@ -1,4 +1,4 @@
-"""A sweep's runs from a project on W&B's server."""
+"""Reads a sweep's runs from a project on W&B's server."""
 
 from train.errors import InputError, one_line
 
@@ -7,7 +7,7 @@ from .tracked import stored
 
 
 def runs(path: str, sweep: str) -> list[StoredRun]:
-    """The runs of the group `sweep` in a project on W&B's server, all their logged lines included.
+    """The runs of the group `sweep` in a project on W&B's server, with all logged lines.
 
     Args:
         path: ENTITY/PROJECT.
@@ -21,7 +21,7 @@ def runs(path: str, sweep: str) -> list[StoredRun]:
     if path.count("/") != 1:
         raise InputError(f"--out={where}: must be wandb:ENTITY/PROJECT")
     try:
-        # The settings come with each run instead of by one more request for each.
+        # This gets the settings with each run, instead of by one more request for each.
         found = [*iter(wandb.Api(timeout=60).runs(path, filters={"group": sweep}, lazy=False))]
         if not found:
             raise InputError(f"no W&B run of the group {sweep!r} in {where}; is it the sweep's name?")

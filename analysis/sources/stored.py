@@ -1,4 +1,4 @@
-"""What every source of runs hands over: a sweep's cells, and each one's run as far as it is there."""
+"""What every source of runs returns: a sweep's cells, and for each one its run as far as it exists."""
 
 import io
 import json
@@ -19,10 +19,10 @@ class StoredRun:
     """A run as its source has it.
 
     Args:
-        summary: None where the run has not finished.
-        history: reads the logged lines; raises OSError or ValueError where they cannot be read.
-        where: its place in words, for an error.
-        error: what it failed with, where that is known.
+        summary: None if the run has not finished.
+        history: reads the logged lines. It raises OSError or ValueError if they cannot be read.
+        where: the run's place in words, for an error.
+        error: the error with which it failed, if that is known.
     """
 
     config: dict[str, Any]
@@ -37,10 +37,10 @@ NOT_THERE = StoredRun({}, None, pyarrow.Table, "nowhere")
 
 @dataclass(frozen=True)
 class Cell:
-    """A run that a sweep should have, and what there is of it.
+    """A run that a sweep should have, and what exists of it.
 
     Args:
-        settings: the varied settings, then the seed; None is one that its optimizer does not read.
+        settings: the varied settings, then the seed. None: the optimizer does not read the setting.
     """
 
     run_id: str
@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For an error."""
+        """The cell's name in an error."""
         return f"{' '.join(f'{key}={value}' for key, value in self.settings.items())} ({self.run_id})"
 
 
@@ -61,7 +61,7 @@ class StoredSweep(Sweep):
 
 
 def parse(text: bytes) -> pyarrow.Table:
-    """Lines of JSON as columns; a last line that was left half done is dropped.
+    """Lines of JSON as columns. A half-written last line is dropped.
 
     Raises:
         ValueError: another line is no JSON.
@@ -71,10 +71,10 @@ def parse(text: bytes) -> pyarrow.Table:
         json.loads(last)
     except ValueError:
         text = head + newline
-    # pyarrow's parser is the fast one, and exact to the last digit.
+    # pyarrow's parser is fast, and exact to the last digit.
     lines = pyarrow.json.read_json(io.BytesIO(text))
     for place, field in enumerate(lines.schema):
-        if pyarrow.types.is_string(field.type):  # names of components: few, and often
+        if pyarrow.types.is_string(field.type):  # there are few names of components, each repeated often
             lines = lines.set_column(place, field.name, lines[field.name].dictionary_encode())
     return lines
 
@@ -85,7 +85,7 @@ def shortened(text: str, width: int = 160) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few, and how many more there are."""
+    """The first few names, and how many more there are."""
     names = list(names)
     more = len(names) - NAMED_AT_MOST
     return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""A stored sweep -> its tidy tables, or an error that names the cell that they would be wrong by."""
+"""Makes tidy tables of a stored sweep. If a cell would make them wrong, an error names it."""
 
 import dataclasses
 import itertools
@@ -21,9 +21,9 @@ def tidy(sweep: StoredSweep, allow_missing: bool) -> Runs:
     """The sweep's finished runs.
 
     Raises:
-        InputError: a cell that has not finished (unless `allow_missing`), whose optimizer is no candidate, whose run
-            has other settings than the sweep says, whose accuracy is no number, or whose history cannot be read or has
-            not a line for each step and epoch.
+        InputError: a cell has not finished (unless `allow_missing`), its optimizer is no candidate, its run has other
+            settings than the sweep says, its accuracy is no number, or its history cannot be read or lacks a line for
+            some step or epoch.
     """
     varied = sweep.varied
     for cell in sweep.cells:
@@ -43,7 +43,7 @@ def tidy(sweep: StoredSweep, allow_missing: bool) -> Runs:
         )
     rows = [_row(cell, sweep) for cell in finished]
     table = pd.DataFrame(rows)
-    # Settings are labels here: as objects, None stays None and 10 beside "qkv" stays 10.
+    # Settings are labels here. As objects, None stays None, and 10 beside "qkv" stays 10.
     table[varied] = pd.DataFrame({key: pd.Series([row[key] for row in rows], dtype=object) for key in varied})
     of_sweep = {field.name: getattr(sweep, field.name) for field in dataclasses.fields(Sweep)}
     history = _history(table, varied, [_lines(cell) for cell in finished])
@@ -63,10 +63,10 @@ def _row(cell: Cell, sweep: StoredSweep) -> dict[str, Any]:
     if other:
         raise InputError(f"cell {cell.name} was run with other settings: {listed(other)}; run the sweep again")
     accuracy = summary.get("eval/accuracy")
-    if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:  # NaN is not in the range either
+    if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:  # this refuses NaN, too
         raise InputError(f"cell {cell.name} has accuracy {accuracy} in {cell.run.where}; allowed: 0 to 1")
     versions = {f"versions/{library}": version for library, version in summary.pop("versions", {}).items()}
-    # Config's `threads` is what was asked for, the summary's what was used: the latter is the one that tells.
+    # Config's `threads` is what was asked for, the summary's is what was used. The latter counts.
     return {"run_id": cell.run_id} | config | summary | versions
 
 
@@ -76,7 +76,7 @@ def _lines(cell: Cell) -> pyarrow.Table:
     except (OSError, ValueError) as error:
         raise InputError(f"cell {cell.name}: {error}") from None
     steps = (cell.run.summary or {}).get("steps", 0)
-    # A line a step and a line an epoch; fewer are there in an older copy that was put over the finished one, or where
+    # There must be a line for each step and each epoch. Some are missing if an older copy has replaced the file, or if
     # a disk has lost some.
     written = steps + cell.run.config.get("epochs", 0)
     if lines.num_rows != written:
@@ -89,14 +89,14 @@ def _lines(cell: Cell) -> pyarrow.Table:
 
 
 def _history(table: pd.DataFrame, varied: list[str], histories: list[pyarrow.Table]) -> pd.DataFrame:
-    """All lines below one another, each beside its run's id, varied settings and seed."""
-    # The run with most components says in which order they are.
+    """All lines in one table, with each run's id, varied settings and seed."""
+    # The run with the most components gives their order.
     of_each = sorted((lines.column_names for lines in histories), key=len, reverse=True)
     columns = list(dict.fromkeys(itertools.chain.from_iterable(of_each)))
     lines = pyarrow.concat_tables(histories, promote_options="permissive").select(columns)
     lines = lines.unify_dictionaries()
     for place, field in enumerate(lines.schema):
-        if pyarrow.types.is_null(field.type):  # never a value: NaN in a column of numbers, not ten million objects
+        if pyarrow.types.is_null(field.type):  # no value anywhere: NaN, not millions of objects
             lines = lines.set_column(place, field.name, lines[field.name].cast(pyarrow.float64()))
     which = np.repeat(np.arange(len(table)), [of_run.num_rows for of_run in histories])
     settings: dict[str, Any] = {"run_id": pd.Categorical.from_codes(which, table["run_id"].astype(object))}
@@ -106,7 +106,7 @@ def _history(table: pd.DataFrame, varied: list[str], histories: list[pyarrow.Tab
 
 
 def _order(cells: list[Cell], keys: list[str]) -> Callable[[Cell], list[tuple[int, float]]]:
-    """Sort key: within each setting None first, numbers ascending, then texts as they first appear."""
+    """A sort key. Within each setting None comes first, then ascending numbers, then texts as they first appear."""
     values = {key: [cell.settings[key] for cell in cells] for key in keys}
     texts = {key: list(dict.fromkeys(value for value in values[key] if isinstance(value, str))) for key in keys}
 

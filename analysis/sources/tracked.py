@@ -1,4 +1,4 @@
-"""A run as Weights & Biases has it -> a stored run: the same columns in the same order as in a run folder."""
+"""Makes a stored run of W&B's data, with the same columns in the same order as in a run folder."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from train.tasks import METRICS
 
 from .stored import StoredRun, parse
 
-# What a run writes to its summary (train.run); W&B adds the last value of everything logged.
+# What train.run writes to a summary. W&B adds the last value of everything logged.
 SUMMARY = (
     "run_id",
     *(f"eval/{metric}" for metric in METRICS),
@@ -35,15 +35,15 @@ SUMMARY = (
 
 
 def stored(config: dict[str, Any], summary: Mapping[str, Any] | None, rows: Iterable[Any], where: str) -> StoredRun:
-    """From what W&B has.
+    """A run from W&B's data.
 
     Args:
-        summary: None where the run has not finished.
-        rows: everything that was logged, a mapping each.
+        summary: None if the run has not finished.
+        rows: everything that was logged, a mapping for each line.
         where: the run's place in words.
 
     Raises:
-        InputError: a run of something else.
+        InputError: the run is not of this study.
     """
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     if "profile" not in config or (summary is not None and "run_id" not in summary):
@@ -56,10 +56,10 @@ def stored(config: dict[str, Any], summary: Mapping[str, Any] | None, rows: Iter
 
 
 def _last_of_each_step(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Steps that a resumed run did again count once, as in history.jsonl; W&B's own keys are left out."""
+    """The rows, with one for each step if a resumed run did some again, as in history.jsonl, without W&B's own keys."""
     lines: dict[tuple[int, bool], dict[str, Any]] = {}
     for row in rows:
-        if "step" not in row:  # a table or another picture of the run, beside its lines
+        if "step" not in row:  # a table or picture of the run, which is no line
             continue
         line = {key: _number(row[key]) for key in sorted(row, key=_place) if not key.startswith("_")}
         lines[line["step"], "train/epoch_loss" in line] = line
@@ -67,7 +67,7 @@ def _last_of_each_step(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
 
 
 def _place(key: str) -> tuple[Any, ...]:
-    """W&B keeps no order of a line's keys: as train.run writes them, components from input to output."""
+    """A key's place in a line as train.run writes it (components from input to output), as W&B keeps no order."""
     order = ("step", "samples", "epoch", "train/loss", "step_size", "search", "time/step", "eval", "train", "time")
     group, _, name = key.partition("/")
     place = order.index(key) if key in order else order.index(group) if group in order else len(order)
@@ -81,5 +81,5 @@ def _table(lines: list[dict[str, Any]]) -> pyarrow.Table:
 
 
 def _number(value: Any) -> Any:
-    """W&B writes what JSON has no number for as a text."""
+    """A number. W&B writes those that JSON does not have, such as NaN, as texts."""
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value

@@ -1,4 +1,4 @@
-"""The closure again, and everything that makes it safe or cheap, behind one door: `Evaluator`."""
+"""Evaluates the closure again, safely and cheaply. The other modules use it through one class, `Evaluator`."""
 
 from .evaluator import Alone, Evaluation, Evaluator
 from .gradients import are_left, leave

@@ -1,4 +1,4 @@
-"""Is what is searched one function? The unmoved point is evaluated once more, exactly as a trial would be."""
+"""Checks that all evaluations are of one function: the unmoved point is evaluated once more, just as a trial is."""
 
 import math
 import warnings
@@ -12,11 +12,12 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten
 
-# A check more for so many evaluations, so that checks stay below one in a hundred.
+# The second check comes after this many evaluations, so that checks stay below one in a hundred.
 EVALUATIONS = 200
-# Failed searches in a row that bring a check, and a word.
+# This many failed searches in a row bring a check and, if it finds nothing, a warning.
 FAILURES = 10
-# Trials that must all have the very loss of the unmoved point, and how much more than rounding it should have fallen.
+# A loss does not depend on the weights if it stays the very same at this many trials, although it should have fallen by
+# this many times the tolerance.
 TRIALS, PROMISED = 3, 100.0
 
 OFF = "check_closure=False turns this check off"
@@ -27,11 +28,11 @@ class Watch:
     """What an optimizer knows about the repeatability of its closures.
 
     Attributes:
-        checks: that were made.
-        evaluations: of closures.
-        failures: searches in a row that have failed.
-        varied: some trial had another loss than its unmoved point.
-        said: the words that were said already.
+        checks: number of checks so far.
+        evaluations: number of evaluations of closures so far.
+        failures: number of searches in a row that have failed.
+        varied: whether some trial had another loss than its unmoved point.
+        said: keys of the warnings that were given already.
     """
 
     checks: int = 0
@@ -50,20 +51,20 @@ class Watch:
         self.checked_failures = self.failures >= FAILURES
 
     def say(self, key: str, words: str) -> None:
-        """As a warning, once."""
+        """Warn, but only once for each key."""
         if key not in self.said:
             self.said |= {key}
             warnings.warn(words, RuntimeWarning, stacklevel=2)
 
     def searched(self, base: float, trials: Sequence[float], promised: float, tolerance: float, accepted: bool) -> None:
-        """A search was done.
+        """Note that a search was done.
 
         Args:
             base: f(w).
             trials: f at each trial point.
-            promised: the first trial's change of f, to first order.
+            promised: the change of f at the first trial, to first order.
             tolerance: how much of a change may be rounding.
-            accepted: whether it has found a step size.
+            accepted: whether the search has found a step size.
 
         Raises:
             RuntimeError: the loss has been the same at all weights so far.
@@ -99,11 +100,11 @@ class Watch:
 
 
 def likeliest_cause(evaluate: Callable[[], float], modules: Iterable[Module]) -> tuple[bool, str]:
-    """Why the same weights gave another loss: whether nothing can be right then, and words.
+    """Why the same weights gave another loss: whether no search can be right then, and the reason in words.
 
     Args:
-        evaluate: the loss once more, as at a trial.
-        modules: whose attributes may have changed.
+        evaluate: evaluates the loss once more, as at a trial.
+        modules: the modules whose attributes may have changed.
     """
     modules = list(modules)
     first, second = _observed(evaluate, modules), _observed(evaluate, modules)
@@ -172,7 +173,7 @@ def _attributes(module: Module) -> dict[str, Any]:
 
 
 def _print(value: Any) -> Any:
-    """Something that is equal for equal contents."""
+    """A fingerprint: it is equal for equal contents."""
     leaves, _ = tree_flatten(list(value) if isinstance(value, (set, frozenset)) else value)
     return [_print_one(leaf) for leaf in leaves[:100]] + [len(leaves)]
 

@@ -1,4 +1,4 @@
-"""The door: one optimizer's evaluations of its closures, first with the gradient, then again at trial points."""
+"""One optimizer's evaluations of its closures: first with the gradient, then again at trial points."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ from .suffix import Suffix, SuffixCheck
 
 
 class Alone(NamedTuple):
-    """The one component that moves in a step's trials: they may start at the first module that it changes."""
+    """The only component that moves in a step's trials. These may start at the first module that it changes."""
 
     name: str
     parameters: Sequence[Tensor]
@@ -28,11 +28,11 @@ class Alone(NamedTuple):
 class Evaluator:
     """What is known of an optimizer's closures from step to step.
 
-    A copy finds it anew: modules and process groups are of this process.
+    A copy starts without this knowledge, as modules and process groups belong to this process.
 
     Args:
-        counts: of evaluations, as "forwards" and "backwards".
-        grad_scaler: as of `LineSearch`.
+        counts: where evaluations are counted, as "forwards" and "backwards".
+        grad_scaler: as in `LineSearch`.
     """
 
     def __init__(self, counts: Counter[str], grad_scaler: Any = None) -> None:
@@ -46,14 +46,14 @@ class Evaluator:
         return Evaluator, (self.counts, self.grad_scaler)
 
     def compare_again(self) -> None:
-        """The ranks' states have changed: the next step compares them."""
+        """Let the next step compare the ranks' states, as they have changed."""
         self.ranks = Ranks()
 
     @contextmanager
     def step(
         self, optimizer: torch.optim.Optimizer, closure: Closure | Sequence[Closure], alone: Alone | None
     ) -> Iterator["Evaluation"]:
-        """One step's evaluations; afterwards random states and buffers are what the first one alone has left.
+        """One step's evaluations. Afterwards random states and buffers are as the first one alone would have left them.
 
         Raises:
             TypeError: what was given is no closure and no list of them.
@@ -96,11 +96,11 @@ class Evaluator:
             try:
                 yield Evaluation(loss, self.ranks, self.watch, replay, evaluate_with_gradient, reevaluate)
             finally:
-                torch.clear_autocast_cache()  # of an autocast around the step: it holds the weights of a trial point
+                torch.clear_autocast_cache()  # an autocast around the step has cached weights of a trial point
                 loss.leave()
 
     def _suffix(self, closures: Sequence[Closure], alone: Alone, devices: set[torch.device]) -> Suffix | None:
-        """Of modules that a step before has run, uncompiled."""
+        """Trials from the component on, if the modules are known from a step before and are not compiled."""
         if self._modules is None or self._modules.compiled:
             return None
         self.suffix_check = self.suffix_check or SuffixCheck()
@@ -111,8 +111,8 @@ class Evaluator:
         return Suffix(self.suffix_check, closures, alone.name, changed, self._modules.ran, randomness, self.ranks)
 
     def _finish_gradients(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
-        """Average over ranks, refuse sparse ones, unscale."""
-        self.ranks.average_gradients(parameters)  # which tells the others of a rank's sparse ones
+        """Average the gradients over ranks, refuse sparse ones, unscale them."""
+        self.ranks.average_gradients(parameters)  # this also tells the other ranks of sparse gradients
         if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters):
             raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
         if self.grad_scaler is not None:
@@ -124,8 +124,8 @@ class Evaluation:
     """f of one step.
 
     Attributes:
-        evaluate_with_gradient: f(w_k); its gradient is in p.grad afterwards, which must be empty before: the mean over
-            ranks, unscaled.
+        evaluate_with_gradient: evaluates f(w_k). Its gradient, the unscaled mean over ranks, is in p.grad afterwards;
+            p.grad must be empty before.
         value: f(w_k) as the caller gets it, a detached tensor of shape [] in the closures' data type.
         base: f(w_k) in float64, the mean over ranks.
     """
@@ -153,26 +153,27 @@ class Evaluation:
         return self._loss.base
 
     def reevaluate(self) -> float:
-        """f at the weights as they are now, with the randomness of the first evaluation; gradients stay as they are.
+        """f at the present weights, with the randomness of the first evaluation. Gradients stay as they are.
 
-        NaN outside of the model's domain (see `MiniBatchLoss.reevaluate`).
+        It is NaN outside of the model's domain (see `MiniBatchLoss.reevaluate`).
         """
-        torch.clear_autocast_cache()  # it holds the weights of the point before
+        torch.clear_autocast_cache()  # it has cached the weights of the point before
         self._trials.append(self._reevaluate())
         return self._trials[-1]
 
     def check(self, rounding_error: Callable[[], float]) -> None:
-        """In the first step and where searches fail: evaluate w_k once more, exactly as a trial would be.
+        """Evaluate w_k once more, just as at a trial, in the first step and after failed searches.
 
-        Where only an evaluation with gradients enabled repeats f(w_k), as with nn.TransformerEncoder in eval mode,
-        trials are evaluated so from then on.
+        If only an evaluation with gradients enabled repeats f(w_k), as with nn.TransformerEncoder in eval mode, trials
+        are evaluated like that from then on.
 
         Args:
-            rounding_error: how much of a difference may be rounding; asked only where a check is due, as it may cost a
-                pass over the weights and a message between ranks.
+            rounding_error: tells how much of a difference may be rounding. It is called only if a check is due, as it
+                may cost a pass over the weights and a message between ranks.
 
         Raises:
-            RuntimeError: the two differ by more, and no search can be right; a RuntimeWarning where one may drift.
+            RuntimeError: the two differ by more, so that no search can be right. If searches may only drift, this is a
+                RuntimeWarning.
         """
         if not self._watch.is_due() or not math.isfinite(self.base):
             return
@@ -190,7 +191,7 @@ class Evaluation:
         def explain() -> None:
             repeats = self._loss.repeats_here()
             nothing_right, cause = likeliest_cause(self._loss.repeat_here, modules.known)
-            if repeats:  # the difference is another rank's; asked above, as models may have collectives of their own
+            if repeats:  # the difference is on another rank; asked above, as models may have collectives
                 return
             words = f"the closure returned {self.base!r}, and {again!r} at the same weights: {cause} ({OFF})"
             if nothing_right:
@@ -204,7 +205,7 @@ class Evaluation:
         return abs(self._loss.repeat() - self.base) <= tolerance
 
     def searched(self, found: Found, promised: float, tolerance: float) -> None:
-        """A search was done along the line whose first trial promised this change of f; see `Watch.searched`.
+        """Note a search along a line whose first trial promised this change of f; see `Watch.searched`.
 
         Raises:
             RuntimeError: f does not depend on the weights.
@@ -212,7 +213,7 @@ class Evaluation:
         self._watch.searched(self.base, self._trials, promised, tolerance, found.accepted)
 
     def refuse_outside(self, found: Found) -> None:
-        """Raises what the closure raised at every trial of a search that failed."""
+        """Raise what the closure raised, if it did so at every trial of a search that failed."""
         if not found.accepted and found.trials and not any(map(math.isfinite, self._trials)):
             self._loss.refuse_outside()
 
@@ -221,11 +222,11 @@ class Evaluation:
         return self._loss.rounding_error(loss_scale, measured)
 
     def is_finite(self, parameters: Iterable[Tensor]) -> bool:
-        """Whether f(w_k) and all these parameters' gradients are, on all ranks."""
+        """Whether f(w_k) and the gradients of all these parameters are finite, on all ranks."""
         gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel()]
         if not math.isfinite(self.base) or not gradients:
             return math.isfinite(self.base)
-        # The largest entry where the norm is not finite: over many finite ones it may be, in float16 above all.
+        # If the norm is not finite, the largest entry decides: many finite entries may overflow in it, as in float16.
         return any(math.isfinite(self._sum_of_norms(gradients, order)) for order in (2, math.inf))
 
     def _sum_of_norms(self, gradients: list[Tensor], order: float) -> float:

@@ -1,4 +1,4 @@
-"""What lies in .grad beside this step's gradient: before it, what a caller has accumulated; in a trial, nothing."""
+"""What may lie in .grad beside this step's gradient: gradients that a caller has accumulated, and those of trials."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-# Gradients as the last step of any optimizer of ours has left them, and how often they had been written to by then.
+# The gradients that the last step of any optimizer of this library has left, and how often each had been written to.
 _LEFT = WeakTensorKeyDictionary()
 
 
 def leave(parameters: Iterable[Tensor]) -> None:
-    """A step ends: what lies in .grad now is no news for the next one."""
+    """End a step: the next one knows the gradients that lie in .grad now."""
     for parameter in parameters:
         if parameter.grad is not None:
             _LEFT[parameter.grad] = parameter.grad._version
 
 
 def are_left(parameters: Iterable[Tensor], changes: int) -> bool:
-    """Whether all gradients that are present are those of the last step, changed in place at most so often since.
+    """Whether all present gradients are those of the last step, changed in place at most `changes` times since.
 
     Clipping or scaling them is one change; zeroing them for a backward pass and the pass itself are two.
     """
@@ -28,12 +28,12 @@ def are_left(parameters: Iterable[Tensor], changes: int) -> bool:
 
 
 class Accumulated:
-    """Gradients that were made or changed since the last step: a step over its closure's loss alone would drop them.
+    """Gradients that were made or changed since the last step. A step over its closure's loss alone would drop them.
 
     A closure in torch's style may clear them, as it would for torch's own optimizers. Otherwise they are an error.
 
     Attributes:
-        given_back: whether they lie in .grad again, as an exception has ended the step.
+        given_back: whether an exception has ended the step, so that they lie in .grad again.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
@@ -43,11 +43,12 @@ class Accumulated:
 
     @contextmanager
     def noticed(self) -> Iterator[None]:
-        """Around the first call of a closure, for which .grad is empty but for one mark: NaNs stay what they are
-        unless the closure clears them.
+        """Find out whether the first call of a closure clears the gradients.
+
+        Inside, .grad is empty, but for one gradient of NaNs as a mark: adding to NaNs leaves NaNs.
 
         Raises:
-            RuntimeError: it does not. The gradients are as they were before the step.
+            RuntimeError: the closure has not cleared the mark. The gradients are as they were before the step.
         """
         if not self._held:
             yield
@@ -76,7 +77,7 @@ class Accumulated:
 
 @contextmanager
 def set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Gradients are empty inside, and as they were afterwards, whatever is cleared or added up inside."""
+    """Gradients are empty inside. Afterwards they are as before, whatever was cleared or added up inside."""
     gradients = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None

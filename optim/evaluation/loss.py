@@ -16,7 +16,8 @@ from .replay import Replay
 
 Closure = Callable[[], Any]
 
-# What models raise outside of their domain: distributions, square roots, factorizations. Others are programs' faults.
+# What models raise outside of their domain (distributions, square roots, factorizations). Other errors are mistakes in
+# a program.
 OUTSIDE = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
 
 
@@ -34,7 +35,7 @@ def closures_of(given: Closure | Sequence[Closure]) -> list[Closure]:
 
 
 class MiniBatchLoss:
-    r"""f of one step, from the caller's closures.
+    r"""The loss f of one step, from the caller's closures.
 
     .. math:: f(w) = \frac{1}{m} \sum_{j=1}^m \frac{1}{n_j} \sum_{i=1}^{n_j} \ell_{ji}(w)
 
@@ -44,8 +45,8 @@ class MiniBatchLoss:
     Attributes:
         value: f(w_k) as the caller gets it, a detached tensor of shape [] in the closures' data type.
         base: f(w_k) in float64, the mean over ranks.
-        without_backward: whether the closure has called no backward, as those of steps before have, and its loss has no
-            graph: there is no gradient.
+        without_backward: whether there is no gradient: the loss has no graph, and the closure has called no backward,
+            although those of the steps before have.
     """
 
     value: Tensor
@@ -67,16 +68,17 @@ class MiniBatchLoss:
         self._losses: list[Tensor] = []
         self._backward_inside = False
         self._trials = self._outside = 0
-        self._error: Exception | None = None  # of the last trial that was outside of the model's domain
-        self._with_gradients: list[Tensor] = list(parameters)  # also of modules that others move, once they have run
+        self._error: Exception | None = None  # the error of the last trial that was outside of the model's domain
+        # Later this also has the parameters that others move, of modules that have run.
+        self._with_gradients: list[Tensor] = list(parameters)
 
     # -- f(w_k) and its gradient --------------------------------------------------------------------------
 
     def evaluate_with_gradient(self) -> None:
-        """Evaluate f(w_k); its gradient is in p.grad afterwards, which must be empty before.
+        """Evaluate f(w_k). Its gradient is in p.grad afterwards; p.grad must be empty before.
 
         Raises:
-            RuntimeError: a closure's loss has no graph or is no loss; several closures, one of which calls backward.
+            RuntimeError: a closure's loss has no graph or is no loss, or one of several closures calls backward.
         """
         self._replay.first(self._forward_backward)
         modules = self._replay.modules
@@ -89,7 +91,7 @@ class MiniBatchLoss:
     def _forward_backward(self) -> None:
         closures, ranks, scaler = self._closures, self._ranks, self._grad_scaler
         for closure in closures:
-            # Forward and backward apart: no rank waits in its backward for one that failed in its forward.
+            # Forward and backward are apart, so that no rank waits in its backward for one that failed in its forward.
             losses = ranks.together(partial(self._forward, closure), len(closures))
             if not self._backward_inside:
                 with torch.enable_grad():
@@ -100,7 +102,7 @@ class MiniBatchLoss:
         self._counts["backwards"] += len(closures)
 
     def _forward(self, closure: Closure) -> Tensor:
-        if self._losses:  # the gradients of the closures before, which this one may clear
+        if self._losses:  # this closure may clear the gradients of those before
             with set_aside(self._parameters), torch.enable_grad():
                 losses = _losses(closure)
                 self._backward_inside = self._has_gradients()
@@ -130,27 +132,29 @@ class MiniBatchLoss:
     # -- f at a trial point -------------------------------------------------------------------------------
 
     def reevaluate(self, counted: bool = True) -> float:
-        """f at the weights as they are now, with the randomness of the first one; the gradients stay as they are.
+        """f at the present weights, with the randomness of the first evaluation. The gradients stay as they are.
 
-        NaN outside of the model's domain: where the closure raises a ValueError, an ArithmeticError or a LinAlgError.
+        It is NaN outside of the model's domain, that is, if the closure raises a ValueError, an ArithmeticError or a
+        LinAlgError.
 
-        Counted unless it is a check of an evaluation before, which a resumed run may repeat.
+        Args:
+            counted: False for a check of an evaluation before, which a resumed run may repeat.
         """
         if counted:
             self._trials += 1
         return self._again(self._at_trial, counted)
 
     def repeat(self) -> float:
-        """f at w_k once more, as at a trial, but what it raises is an error."""
+        """f at w_k once more, as at a trial, but what the closure raises is an error."""
         return self._again(self._once_more, counted=False)
 
     def repeat_here(self) -> float:
-        """The same on this rank alone."""
+        """The loss at w_k once more, on this rank alone."""
         with set_aside(self._with_gradients), torch.set_grad_enabled(self._backward_inside):
             return self._once_more()
 
     def repeats_here(self) -> bool:
-        """Whether another rank alone has given another loss at w_k, and this one the very same."""
+        """Whether this rank gives the very same loss at w_k again, so that a difference is on another rank."""
         return self._ranks.count > 1 and self.repeat_here() == _mean(self._losses)
 
     def _again(self, evaluate: Callable[[], float], counted: bool) -> float:
@@ -186,10 +190,10 @@ class MiniBatchLoss:
         return value
 
     def refuse_outside(self) -> None:
-        """A search has failed, without one finite loss.
+        """Raise the closure's error if it raised one at every trial of a search that failed.
 
         Raises:
-            Exception: what the closure raised at every trial, on any rank.
+            Exception: what the closure raised, on any rank.
         """
 
         def refuse() -> None:
@@ -202,8 +206,8 @@ class MiniBatchLoss:
         return _mean([_losses(closure).detach() for closure in self._closures])
 
     def leave(self) -> None:
-        """The step ends: what lies in .grad now is no news for the next one."""
-        self._error = None  # whose traceback holds the step
+        """End the step; see `gradients.leave`."""
+        self._error = None  # its traceback holds the step's memory
         if not self._accumulated.given_back:
             gradients.leave(self._with_gradients)
 
@@ -214,10 +218,12 @@ class MiniBatchLoss:
 
         .. math:: \max(\epsilon_f |f|, \epsilon_f \mu, \rho) + \epsilon_w \|w \odot g\|_2
 
-        where epsilon_f is the machine precision of the losses, mu the `loss_scale`, the size of what they are computed
-        from, and rho the error that has been `measured`; epsilon_w is the machine precision in which the network itself
-        is evaluated where that is coarser (autocast, weights in half precision), else 0: rounding w_i to it moves f by
-        up to epsilon_w |w_i g_i|, and the examples' losses together, so that their mean is no more precise.
+        - epsilon_f is the machine precision of the losses.
+        - mu is `loss_scale`, the size of the numbers from which the losses are computed.
+        - rho is the error that has been `measured`.
+        - epsilon_w is the machine precision in which the network itself is evaluated, if that is coarser (autocast,
+          weights in half precision), else 0. Rounding w_i to it moves f by up to epsilon_w |w_i g_i|. It moves the
+          losses of all examples together, so their mean is no more precise.
         """
         precision = torch.finfo(self.value.dtype).eps
         error = max(precision * max(abs(self.base), loss_scale), measured)

@@ -1,4 +1,4 @@
-"""Several processes (torch.distributed): every rank takes the same decisions on the same numbers."""
+"""Several processes (torch.distributed). Every rank takes the same decisions on the same numbers."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# In a list of norms, which are 0 or above; NaN would be unlike itself, and counts above what is not there.
+# Marks in a list of norms, which are 0 or above. NaN needs a mark, as it does not equal itself.
 NO_GRADIENT, NOT_A_NUMBER = -2.0, -1.0
 
 
 class Ranks:
-    r"""All of an optimizer's talk with the other ranks; with one process, or none initialized, there is nothing to say.
+    r"""All messages of an optimizer to the other ranks. With one process, or none initialized, there are none.
 
     The loss of a step is the mean over the ranks of their closures' losses,
 
@@ -27,16 +27,16 @@ class Ranks:
     weighs its own loss by R n_r / n, with n_r of the n rows on rank r, as under DistributedDataParallel. All ranks
     take equally many steps.
 
-    The weights are the same bits on all ranks: they are compared at the first step; so are the gradients, which are
-    averaged here where nobody has done so (DistributedDataParallel does); every decision is made on numbers gathered
-    from all ranks, of which each computes the same mean; and the move is elementwise.
+    The weights have the same bits on all ranks, for these reasons. The first step compares them. It also compares the
+    gradients, which are averaged here if nobody else has done so (DistributedDataParallel does). Every decision is made
+    on numbers gathered from all ranks, of which each rank computes the same mean. The move is elementwise.
 
-    An exception in the closure of one rank is raised there, and on the others as a RuntimeError that names the
-    rank, all in the same evaluation. What one rank cannot tell the others (it is dead, or they wait for it in
-    a collective of their own) they learn when the connection breaks, or after the timeout of init_process_group.
+    An exception in the closure of one rank is raised on that rank. In the same evaluation the others raise a
+    RuntimeError that names the rank. If a rank is dead, or if the others wait for it in a collective of their own, it
+    cannot tell them. Then they learn it when the connection breaks, or after the timeout of init_process_group.
 
-    The numbers travel on a gloo group of our own: on a group where others wait for the rest of their backward pass,
-    they would be taken for a part of it. Gradients travel on the default group, on their device.
+    The numbers are sent on a gloo group of our own. On the default group, ranks that wait for the rest of their
+    backward pass would take them for a part of it. Gradients are sent on the default group, on their device.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Ranks:
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
     def together(self, work: Callable[[], T], evaluations: int) -> T:
-        """This rank's work, one of so many evaluations; an exception on any rank is raised on all of them.
+        """Do this rank's work, one of `evaluations`. An exception on any rank is raised on all of them.
 
         Raises:
             RuntimeError: another rank's work raised an exception, or the ranks have different numbers of evaluations.
@@ -74,16 +74,16 @@ class Ranks:
         return number() if self.count == 1 else float(self._gathered(lambda: [number()], 1).mean())
 
     def means(self, values: Tensor) -> Tensor:
-        """The mean over all ranks of each value, in the same shape; on one process they stay on their device."""
+        """The mean over all ranks of each value, in the same shape. With one process they stay on their device."""
         if self.count == 1:
             return values
         return self._gathered(values.flatten().tolist, values.numel()).mean(0).reshape(values.shape)
 
     def start(self, parameters: Sequence[Tensor], state: Callable[[], object]) -> None:
-        """At the first step: all ranks must hold the same parameters and be in the same state; asked only then.
+        """Check at the first step that all ranks hold the same parameters and are in the same state.
 
         Raises:
-            RuntimeError: they do not; says which rank differs from rank 0, and what to do.
+            RuntimeError: they do not. The error says which rank differs from rank 0, and what to do.
         """
         if self._compared or self.count == 1:
             return
@@ -102,10 +102,10 @@ class Ranks:
         self._compared = True
 
     def average_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replace each gradient by its mean over the ranks, unless they are the same already.
+        """Replace each gradient by its mean over the ranks, unless the ranks have the same one already.
 
-        The first step compares them bit for bit. Where they are the same, as under DistributedDataParallel, later
-        steps compare their norms. A gradient that only other ranks have counts as zero here.
+        The first step compares them bit for bit. If they are the same, as under DistributedDataParallel, later steps
+        compare their norms. A gradient that only other ranks have counts as zero here.
         """
         if self.count == 1:
             return
@@ -127,7 +127,7 @@ class Ranks:
     # -- the wire -----------------------------------------------------------------------------------------
 
     def _gathered(self, numbers: Callable[[], Sequence[float]], size: int) -> Tensor:
-        """All ranks' numbers, shape [ranks, size]; raises on every rank where one rank's `numbers` raised."""
+        """All ranks' numbers, shape [ranks, size]. If `numbers` raises on one rank, this raises on every rank."""
         error: Exception | None = None
         mine = [1.0] + [0.0] * size
         try:
@@ -154,7 +154,7 @@ class Ranks:
         return everyone[:, 1:]
 
     def _first_unlike(self, tensors: Sequence[Tensor]) -> int | None:
-        """The first rank whose tensors are not the bits of rank 0's."""
+        """The first rank whose tensors differ from rank 0's in any bit; None if there is none."""
         alike = True
         for tensor in tensors:
             ours = tensor.detach().contiguous()
@@ -167,12 +167,12 @@ class Ranks:
 
 @lru_cache(maxsize=1)
 def _beside(default: Any) -> Any:
-    """Our group beside the default one, with its timeout: one for all optimizers."""
+    """Our own process group, with the timeout of the default one. All optimizers share it."""
     return dist.new_group(backend="gloo", timeout=_timeout(default))
 
 
 def _norms(parameters: Sequence[Tensor]) -> list[float]:
-    """One number a gradient: its norm, or what no norm is."""
+    """One number for each gradient: its norm, or a number that no norm can be."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return [NO_GRADIENT] * len(parameters)
@@ -184,7 +184,7 @@ def _norms(parameters: Sequence[Tensor]) -> list[float]:
 
 
 def _timeout(group: Any) -> timedelta | None:
-    """What the caller gave to init_process_group, where this version of torch tells."""
+    """The timeout that the caller gave to init_process_group; None if this version of torch does not tell."""
     for device in group._device_types:
         options = getattr(group._get_backend(device), "options", None)
         if options is not None:

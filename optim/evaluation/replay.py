@@ -1,4 +1,4 @@
-"""Evaluate the closure again with the same randomness, and without a second effect on buffers."""
+"""Evaluates the closure again with the same randomness, and without a second effect on buffers."""
 
 import random
 import sys
@@ -24,17 +24,17 @@ class Modules:
     """The modules that the closures of earlier steps have run.
 
     A hook finds them. But torch.compile compiles anew whenever hooks come and go, and what a hook does becomes a part
-    of the compiled code. So the first step runs uncompiled, all of it, and closures with compiled modules get no hook
-    later: such a closure must not run a module for the first time after the first steps.
+    of the compiled code. So the whole first step runs uncompiled, and later there is no hook for closures with compiled
+    modules. Such a closure must not run a module for the first time after the first steps.
     """
 
     ran: WeakSet[torch.nn.Module] = field(default_factory=WeakSet)
     compiled: bool = False
-    autocast: torch.dtype | None = None  # in which they ran, None: no autocast
+    autocast: torch.dtype | None = None  # the type of the autocast in which they ran; None: no autocast
     backward_inside: bool = False  # whether a closure has called backward itself
-    with_gradients: bool = False  # whether trials need them enabled to be the same function as the first evaluation
-    # All whose buffers may change: those that ran, and those that the closures can reach; with the names of parameters
-    # that others own and the closures change.
+    with_gradients: bool = False  # whether only trials with gradients enabled are the same function
+    # All modules whose buffers may change: those that ran, and those that the closures can reach. The names are of
+    # parameters that are not searched but changed by the closures.
     known: WeakKeyDictionary[torch.nn.Module, set[str]] = field(default_factory=WeakKeyDictionary)
 
     def add(self, modules: Iterable[torch.nn.Module]) -> None:
@@ -42,7 +42,7 @@ class Modules:
             self.known.setdefault(module, set())
 
     def parameters_but(self, own: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """Those of the modules that the closures run and others move."""
+        """Parameters of the modules that ran, without one's `own`."""
         known = set(own)
         of_all = (p for module in self.ran for p in module._parameters.values())
         return [p for p in dict.fromkeys(of_all) if p is not None and p not in known]
@@ -52,7 +52,7 @@ class Randomness:
     """The random states that a closure may use: torch's CPU and accelerator generators, Python's, NumPy's.
 
     Args:
-        devices: the accelerators' are among them.
+        devices: devices of the parameters; the generators of accelerators among them are included.
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
@@ -74,19 +74,20 @@ class Randomness:
 
 
 class Replay:
-    """One step's evaluations: `first` is the plain one, `again` repeats it, and only `first` leaves traces.
+    """One step's evaluations. `first` is the plain one, `again` repeats it, and only `first` has lasting effects.
 
     Dropout draws the same masks in each evaluation. After the step the random states (torch's CPU and accelerator
-    generators, Python's, NumPy's) and all buffers are what the first evaluation alone would have left, also when an
-    evaluation raises; and so are parameters that are not searched, where the closure changes them.
+    generators, Python's, NumPy's) and all buffers are as the first evaluation alone would have left them, also if an
+    evaluation raises. The same holds for parameters that are not searched but that the closure changes.
 
-    Under DistributedDataParallel only `first` broadcasts buffers: each rank puts the ones that it received back itself.
-    And only `first` averages gradients: those of a trial are dropped, and need not be of all parameters (see `Suffix`).
+    Under DistributedDataParallel only `first` broadcasts buffers; later each rank puts back those that it received.
+    Only `first` averages gradients, too. Those of a trial are dropped, and may be of some parameters only (see
+    `Suffix`).
 
     Args:
         devices: the accelerators whose generators the closure may use.
-        modules: what `modules` was after the step before; None: this is the first step.
-        closures: the step's, in which modules are looked for.
+        modules: the attribute `modules` of the step before; None: this is the first step.
+        closures: the closures of this step. Modules are looked for in them.
         own: the parameters that are searched.
         looks: whether this step looks for what closures change, as the first one does.
     """
@@ -181,7 +182,7 @@ class Replay:
             self.modules.compiled = bool(compiling) or any(_is_compiled(module) for module in ran)
 
     def _remember(self, module: torch.nn.Module) -> None:
-        # Content, not version counters: torch's batch norm writes its statistics without counting.
+        # The content is compared, as torch's batch norm writes its statistics without changing the version counter.
         if module not in self._buffers_before and len(module._buffers):
             self._buffers_before[module] = Buffers(module)
         if self._outside is not None:
@@ -206,7 +207,7 @@ class Replay:
             }
         self._restore(State(self._before, self._buffers_before.values(), self._outside_before))
         for wrapper in self._wrappers:
-            # The first one a forward without gradients would set, too, and for good.
+            # A forward without gradients would set the first of the two for good.
             wrapper.require_forward_param_sync = wrapper.require_backward_grad_sync = False
         return evaluate()
 
@@ -228,5 +229,5 @@ class State(NamedTuple):
 
 
 def _is_compiled(module: torch.nn.Module) -> bool:
-    """By torch.compile(module) or by module.compile()."""
+    """Whether the module is compiled, by torch.compile(module) or by module.compile()."""
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-# Objects that are looked at in the search for modules, nearest first, and entries of one collection.
+# Limits of the search for modules: objects that are looked at, nearest first, and entries of one collection.
 OBJECTS, ENTRIES = 5_000, 200
 
 
@@ -46,22 +46,22 @@ def _copy(tensor: Tensor | None) -> Tensor | None:
 
 
 def write(tensor: Tensor | None, copy: Tensor | None) -> None:
-    """Put back what was in a tensor."""
+    """Put the copy of a tensor's content back into it."""
     if tensor is None or copy is None:
         return
     if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
         tensor.detach().copy_(copy)
-    else:  # it was given other data
+    else:  # the closure has given it other data
         tensor.data = copy.clone()
 
 
 class Outside:
-    """Parameters that are not searched, such as a teacher's, watched through one evaluation: which ones does it change?
+    """Parameters that are not searched, such as a teacher's. It finds those that one evaluation changes.
 
-    They are copied where that costs no more than a trial point does, otherwise only their norms are compared.
+    They are copied as long as the copies need no more memory than a trial point. Of others only norms are compared.
 
     Args:
-        modules: where to look.
+        modules: the modules to look at.
         own: the parameters that are searched.
     """
 
@@ -82,7 +82,7 @@ class Outside:
             self._before[module, name] = (parameter, parameter.detach().clone() if copied else _norm(parameter), copied)
 
     def changed(self) -> Iterator[tuple[Module, str, Tensor, Tensor]]:
-        """Module, name, the parameter, and what was in it; where that is not known, what is in it now."""
+        """Module, name, parameter, and what was in it; if that is not known, what is in it now."""
         for (module, name), (parameter, seen, copied) in self._before.items():
             if not torch.equal(seen, parameter.detach() if copied else _norm(parameter)):
                 yield module, name, parameter, seen if copied else parameter.detach().clone()
@@ -123,7 +123,7 @@ def _held_by(one: Any) -> list[Any]:
         return list(one) if len(one) <= ENTRIES else []
     try:
         return list(vars(one).values())
-    except TypeError:  # a thing without attributes of its own
+    except TypeError:  # an object without attributes of its own
         return []
 
 

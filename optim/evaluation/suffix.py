@@ -1,4 +1,4 @@
-"""Evaluate a closure again from the first module on that a trial changes; what comes before is known already."""
+"""Evaluates a closure again from the first module that a trial changes. What comes before is known already."""
 
 import math
 import warnings
@@ -19,24 +19,24 @@ from .loss import Closure
 from .ranks import Ranks
 from .replay import Randomness
 
-# Evaluations of a component's suffix after which one is compared with the full one again.
+# After this many evaluations of a component's suffix the next one is compared with the full evaluation again.
 RENEWED = 255
 
-# What a module may return beside tensors and be recorded: nobody can change it.
+# A module's output is recorded if it consists of tensors and of these, which nobody can change.
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 
 @dataclass
 class SuffixCheck:
-    """What is known about one model: where the evaluation of suffixes has given the bits of the full one.
+    """What is known about one model: for which components a suffix has given the bits of the full evaluation.
 
-    The first search of each component evaluates its first trial both ways, and so does every 256th evaluation; one that
-    is not finite from the suffix is repeated in full. Where they differ, all outputs before the
-    suffix are kept, as something besides the next module reads them (long skip connections, say); where they still
-    differ, trials evaluate the whole network from then on, and a warning says so.
+    The first search of each component evaluates its first trial both ways, and so does every 256th evaluation. A value
+    from the suffix that is not finite is repeated in full. If the two differ, all outputs before the suffix are kept
+    from then on, as something besides the next module may read them (a long skip connection, for instance). If they
+    still differ, trials evaluate the whole network from then on, and a warning says so.
     """
 
-    verified: dict[str, int] = field(default_factory=dict)  # component -> its evaluations since
+    verified: dict[str, int] = field(default_factory=dict)  # component -> evaluations since it was verified
     keep_all: bool = False
     off: bool = False
     opaque: WeakSet[Module] = field(default_factory=WeakSet)  # modules whose output cannot be recorded
@@ -57,23 +57,26 @@ class SuffixCheck:
 
 
 class Suffix:
-    """One step's closures, whose evaluations after the first may start at the searched component.
+    """One step's closures. After the first evaluation they may start at the searched component.
 
     The first evaluation records the outputs of the modules that end before the component's parameters are used, with
-    the random state there; of modules inside one another only the outer one. `evaluate` returns these outputs instead
-    of running the modules. An output that only recorded modules took is not kept: NaNs of its shape stand for it.
+    the random state at that place. If such modules contain one another, only the outer one is recorded. Later
+    evaluations return these outputs instead of running the modules.
 
-    Exact for modules whose output depends on their inputs, parameters, buffers and random numbers only; `SuffixCheck`
-    has it verified.
+    An output that was given to recorded modules only is never read again, so its values are not kept. In a later
+    evaluation a tensor of NaNs with the same shape takes its place.
+
+    This is exact if the output of a module depends on its inputs, parameters, buffers and random numbers only.
+    `SuffixCheck` verifies it.
 
     Args:
         check: what earlier steps have found.
-        closures: the step's.
-        component: its name.
-        parameters: that the trials change.
-        modules: that the closures run.
-        randomness: what they draw from.
-        ranks: which all evaluate suffixes, or none of them does, as each evaluation is a message.
+        closures: the closures of this step.
+        component: name of the searched component.
+        parameters: the parameters that the trials change.
+        modules: the modules that the closures run.
+        randomness: the random states that the closures use.
+        ranks: all ranks. Either all of them evaluate suffixes or none does, as each evaluation is a message.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class Suffix:
         self.closures = [_Recorded(closure, changes, known, randomness, check) for closure in closures]
 
     def evaluate(self, reevaluate: Callable[..., float]) -> float:
-        """`MiniBatchLoss.reevaluate`, from the component on."""
+        """Do what `MiniBatchLoss.reevaluate` does, but from the component on."""
         if self._is_known is None:
             self._is_known = self._ranks.mean(lambda: any(closure.records for closure in self.closures)) == 1.0
         if not self._is_known:
@@ -111,13 +114,13 @@ class Suffix:
             full, suffix = reevaluate(), self._tried(reevaluate)
         if suffix == full:
             verified[self._component] = 0
-        elif full == full:  # no NaN, which proves nothing
+        elif full == full:  # a NaN would prove nothing
             self._check.fail(full, suffix)
             self._is_known = False
         return full
 
     def _tried(self, reevaluate: Callable[..., float]) -> float | Exception:
-        """To compare with the full one; its error, too."""
+        """The value from the suffix, or the error that it raised, to be compared with the full evaluation."""
         try:
             with self._skipping():
                 return reevaluate(counted=False)
@@ -136,7 +139,7 @@ class Suffix:
 
 
 class _Changes:
-    """Which modules hold parameters that change: themselves, or in a part of theirs."""
+    """Which modules hold parameters that change, in themselves or in a part of theirs."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._parameters = set(parameters)
@@ -156,9 +159,9 @@ class _Call:
     """One call of a module's forward.
 
     Attributes:
-        start: how many records there were before it.
-        caller: the call that it was made in.
-        whole: whether its record will do for all calls in it.
+        start: number of records before it.
+        caller: the call inside which it was made.
+        whole: whether one record of it replaces records of all calls inside it.
     """
 
     start: int
@@ -174,10 +177,10 @@ class _Leaf:
     """A tensor in a recorded output.
 
     Attributes:
-        version: how often it had been written to by then.
-        takers: calls that took it since.
-        kept: a copy, where it is written to before it is copied anyway.
-        written_inside: a call that may be skipped has written to it, so that a trial would not.
+        version: how often it had been written to when it was recorded.
+        takers: calls that have taken it as an argument since.
+        kept: a copy, for modules whose output is known to be written to later.
+        written_inside: whether a call that may be skipped has written to it. A trial would skip that write.
     """
 
     tensor: Tensor
@@ -189,7 +192,7 @@ class _Leaf:
 
 @dataclass
 class _Record:
-    """What a call of a module returned, tensors as leaves, and the random state afterwards."""
+    """What a call of a module returned, with tensors as leaves, and the random state after the call."""
 
     module: Module
     call: _Call
@@ -201,13 +204,13 @@ class _Record:
         return (leaf for leaf in self.leaves if isinstance(leaf, _Leaf))
 
     def output(self) -> Any:
-        """Copies: the caller may write into them."""
+        """The output, with copies of its tensors, as the caller may write into them."""
         copies = [leaf.tensor.clone() if isinstance(leaf, _Leaf) else leaf for leaf in self.leaves]
         return tree_unflatten(copies, self.structure)
 
 
 class _Recorded:
-    """One closure: the first call records, later ones skip what is recorded while `skips` is set."""
+    """One closure. Its first call records; later calls skip what is recorded, as long as `skips` is set."""
 
     def __init__(
         self, closure: Closure, changes: _Changes, modules: list[Module], randomness: Randomness, check: SuffixCheck
@@ -217,7 +220,7 @@ class _Recorded:
         self._calls: list[_Call] = []
         self._recorded = self._reached = False
         self.records: list[_Record] = []
-        self._kept: list[_Leaf] = []  # those of which a copy is kept
+        self._kept: list[_Leaf] = []  # leaves of which a copy is kept
         self.skips = False
 
     def __call__(self) -> Any:
@@ -225,7 +228,7 @@ class _Recorded:
             self._recorded = True
             with _wrapped(self._modules, self._record):
                 result = self._closure()
-            if not self._reached:  # nothing that changes was run
+            if not self._reached:  # the closure ran no module with parameters that change
                 self.records = []
             return result
         return self._skip() if self.skips and self.records else self._closure()
@@ -248,7 +251,7 @@ class _Recorded:
             for leaf, version in kept if call.whole else ():
                 leaf.written_inside |= leaf.tensor._version != version
             if not self._reached and changes:
-                # It has used the parameters itself, without a call of the part that holds them: at any time.
+                # The module has used the parameters itself, at an unknown time, without a call of the part with them.
                 del self.records[call.start :]
                 self._reach()
         finally:
@@ -268,7 +271,7 @@ class _Recorded:
     def _add(self, module: Module, call: _Call, output: Any) -> None:
         leaves, structure = tree_flatten(output)
         if not all(isinstance(leaf, (Tensor, *_PLAIN)) for leaf in leaves):
-            self._check.opaque.add(module)  # such as a cache; the modules inside are recorded one by one from now on
+            self._check.opaque.add(module)  # a cache, for instance; the modules inside are recorded from now on
             return
         held = [_Leaf(leaf, leaf._version) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         if module in self._check.overwritten:
@@ -278,11 +281,11 @@ class _Recorded:
         self.records[call.start :] = [_Record(module, call, held, structure, self._randomness.get())]
 
     def _reach(self) -> None:
-        """The first use of a parameter that changes: keep what is needed from here on."""
+        """Note the first use of a parameter that changes, and keep what is needed from here on."""
         self._reached = True
         while (overwritten := next(filter(self._is_overwritten, self.records), None)) is not None:
             self._check.overwritten.add(overwritten.module)  # from the next step on a copy is kept
-            caller = overwritten.call.caller  # which starts anew
+            caller = overwritten.call.caller  # its records start anew
             del self.records[caller.start if caller else 0 :]
         skipped = {record.call for record in self.records}
         for record in self.records:
@@ -304,7 +307,7 @@ class _Recorded:
         )
 
     def _is_needed(self, leaf: _Leaf, skipped: set[_Call]) -> bool:
-        """Whether anything but recorded calls takes it."""
+        """Whether anything but recorded calls takes the tensor."""
         if self._check.keep_all or not (leaf.tensor.is_floating_point() or leaf.tensor.is_complex()):
             return True
         return not leaf.takers or not all(taker.is_in(skipped) for taker in leaf.takers)
@@ -322,7 +325,7 @@ class _Recorded:
         start = self._randomness.get()
         with _wrapped({record.module for record in self.records}, known):
             result = self._closure()
-        if waiting:  # another way through the model than the first evaluation's
+        if waiting:  # the closure took another way through the model than in the first evaluation
             self._randomness.set(start)
             result = self._closure()
         return result
@@ -330,7 +333,7 @@ class _Recorded:
 
 @contextmanager
 def _wrapped(modules: Iterable[Module], around: Callable[..., Any]) -> Iterator[None]:
-    """Calls of the modules' forward go through `around(module, forward, ...)`; hooks on modules stay outside."""
+    """Let calls of the modules' forward go through `around(module, forward, ...)`. Hooks on modules stay outside."""
     modules = list(modules)
     before = [module.__dict__.get("forward") for module in modules]
     for module in modules:

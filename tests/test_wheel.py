@@ -1,0 +1,92 @@
+"""The wheel: what is in it, and that it works with torch alone."""
+
+import re
+import subprocess
+import sys
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+from optim import __version__
+from optim.compiled import is_available
+
+HERE = Path(__file__).parents[1]
+
+
+TORCH_ONLY = """
+import sys
+from importlib.machinery import PathFinder
+
+sys.path.insert(0, {installed!r})
+
+
+class OnlyTorch(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {refused!r} else super().find_spec(name, path, target)
+
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = OnlyTorch
+
+"""
+AFTERWARDS = """
+assert loss < 0.5, loss
+assert optimizer.counts["searches"] > 1
+assert not any(map(OnlyTorch.find_spec, ("transformers", "optim", "train")))
+import plasls
+print(plasls.__file__)
+"""
+
+
+OURS = [path for path in (HERE / "optim").rglob("*.*") if path.suffix in (".py", ".c", ".typed")]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The installed wheel: a folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # setuptools writes beside what it builds
+    (source / "optim/evaluation").mkdir(parents=True)
+    for file in (*(HERE / name for name in ("pyproject.toml", "README.md", "LICENSE")), *OURS):
+        (source / file.relative_to(HERE)).write_bytes(file.read_bytes())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    common = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *common, "--wheel-dir", folder, source], check=True, capture_output=True, text=True)
+    (built,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", *common, "--target", folder / "installed", built], check=True, capture_output=True)
+    return folder / "installed"
+
+
+def test_the_wheel_holds_the_library_and_nothing_else(wheel):
+    info = wheel / f"plasls-{__version__}.dist-info"
+    assert {path.name for path in wheel.iterdir()} == {"plasls", info.name}
+    package = wheel / "plasls"
+    files = {path.relative_to(package) for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert files == {path.relative_to(HERE / "optim") for path in OURS}
+    assert Path("py.typed") in files
+    metadata = Parser().parsestr((info / "METADATA").read_text("utf-8"))
+    needed = [each for each in metadata.get_all("Requires-Dist", []) if "extra ==" not in each]
+    assert needed == ["torch>=2.6"]
+    assert (metadata["Version"], metadata["License-Expression"]) == (__version__, "MIT")
+    assert metadata.get_payload().strip() == (HERE / "README.md").read_text("utf-8").strip()
+    assert (info / "licenses/LICENSE").read_bytes() == (HERE / "LICENSE").read_bytes()
+
+
+@pytest.mark.skipif(not is_available(), reason="no C compiler (cc) on this machine")
+def test_the_wheel_builds_its_c_code(wheel, tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(wheel)!r}); from plasls import compiled; compiled.library()"
+    subprocess.run([sys.executable, "-I", "-c", script], check=True, cwd=tmp_path)
+
+
+def test_the_readmes_example_runs_from_the_wheel_with_torch_alone(wheel, tmp_path):
+    readme = (HERE / "README.md").read_text("utf-8")
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "from plasls" in block)
+    pinned = re.findall(r"^([A-Za-z_\-]+)==", (HERE / "requirements.txt").read_text("utf-8"), re.MULTILINE)
+    refused = {"optim", "yaml", *(name.replace("-", "_") for name in pinned)} - {"torch", "numpy"}
+    script = TORCH_ONLY.format(installed=str(wheel), refused=refused) + example.rstrip() + AFTERWARDS
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert Path(ran.stdout.splitlines()[-1]).is_relative_to(wheel)
