@@ -199,8 +199,8 @@ def backtrack(
         factor: delta of the paper, 0 < factor < 1.
         max_trials: evaluations at most.
         measure: measures, by one or three more evaluations, how much of a change of the loss may be rounding. It is
-            called after `MEASURED_AFTER` rejected trials. Then the largest step size tried that this tolerance accepts is taken,
-            without another trial.
+            called after `MEASURED_AFTER` rejected trials. Then the largest step size tried that this tolerance
+            accepts is taken, without another trial.
     """
     step_size, value, tried = start, math.nan, []
     for trials in range(max_trials):
