@@ -1,8 +1,8 @@
 """The paper's claims, each a number of every seed and a range in which it must lie. `results_page` shows them.
 
 One rule for all: the claim holds where the 95 % t interval of the number's mean over seeds lies within the range, does
-not hold where it lies outside, and cannot be told where it reaches over a border, where runs are missing, or where there
-are fewer than five seeds.
+not hold where it lies outside, and cannot be told where it reaches over a border, where runs are missing, or where
+there are fewer than five seeds.
 """
 
 import functools

@@ -118,7 +118,8 @@ def _together(stored: Mapping[str, StoredSweep]) -> StoredSweep:
         dataclasses.replace(cell, settings={key: cell.settings[key] for key in (*varied, "seed")})
         for cell in (*rates, *of_paper.cells)
     ]
-    return dataclasses.replace(of_paper, varied=varied, cells=cells)
+    name = f"{stored['rates'].name} and {of_paper.name}"
+    return dataclasses.replace(of_paper, name=name, varied=varied, cells=cells)
 
 
 # -- claims
@@ -212,7 +213,9 @@ def _means(runs: Runs) -> Table:
     if CPU.column in costs:
         groups = costs.groupby(runs.by, sort=False, dropna=False)[CPU.column]
         # Runs of earlier versions have none, and no say.
-        of[CPU] = pd.DataFrame([stats.estimate(values.dropna()) for _, values in groups], columns=stats.Estimate._fields)
+        of[CPU] = pd.DataFrame(
+            [stats.estimate(values.dropna()) for _, values in groups], columns=stats.Estimate._fields
+        )
     return tables.means(of, runs.by, _heading(runs))
 
 

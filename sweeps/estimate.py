@@ -22,8 +22,8 @@ class Cost(NamedTuple):
     """a trial of the search, or an evaluation"""
 
 
-# (model, max_length), and whether rows are packed: task: cost. Medians of 3 to 5 steps after the first (bert-base: one step, random weights) with
-# torch 2.13 on a core of a server's Xeon, 2026-11-23; bert-base on GLUE's rows.
+# (model, max_length), and whether rows are packed: task: cost. Medians of 3 to 5 steps after the first (bert-base: one
+# step, random weights) with torch 2.13 on a core of a server's Xeon, 2026-11-23; bert-base on GLUE's rows.
 MEASURED: dict[tuple[Any, ...], dict[str, Cost]] = {
     ("minilm-l6", 40): {"sst2": Cost(0.0276, 0.0106)},
     ("bge-small-en-v1.5", 64): {
