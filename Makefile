@@ -27,7 +27,7 @@ STUDIES := $(patsubst sweeps/studies/%.yaml,study-%,$(wildcard sweeps/studies/*.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sweeps dashboard figures notebook report bench docs faults install test lint wheel-check $(SWEEPS) $(STUDIES)
+.PHONY: help sweeps study results dashboard figures notebook report bench docs faults install test lint wheel-check $(SWEEPS) $(STUDIES)
 
 help:
 	@echo 'Sweeps: run what is missing, print the table, draw the figures'
@@ -61,6 +61,16 @@ notebook: $(INSTALLED)  ## the notebook of the ablations, executed on the sweeps
 
 report: $(INSTALLED)  ## one HTML page with all figures, tables and tests: OUT/report.html
 	@$(VENV)/bin/python -m analysis report $(call option,out,$(OUT)) $(ARGS)
+
+results study: PROFILE = study
+results study: OUT = results
+
+results: $(INSTALLED)  ## the page of measured results, docs/measured.md, from the committed runs: trains nothing
+	@$(VENV)/bin/python -m analysis results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE))
+
+study: $(INSTALLED)  ## run what is missing of the whole study, its time first, then make results; days, any part resumable
+	@$(VENV)/bin/python -m sweeps.plan $(SETTINGS)
+	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE)))
 
 ##@ The code
 

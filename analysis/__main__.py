@@ -4,6 +4,7 @@ python -m analysis fig3                         one figure or table of the paper
 python -m analysis all                          every figure and table that the finished sweeps allow
 python -m analysis splits                       a sweep's own tables and figures
 python -m analysis report                       one HTML page with everything
+python -m analysis results --out=results        the page of measured results: claims, tables, figures
 python -m analysis fig3 --out=wandb:ENTITY/PROJECT        from a W&B project; offline:FOLDER from offline W&B runs
 """
 
@@ -126,7 +127,13 @@ def _main(args: list[str]) -> None:
     parser.add_argument("--sweep", help="the sweep to take, where it is not NAME or the one that is usual")
     parser.add_argument("--profile", help="whose runs are taken, where a W&B project has several profiles")
     parser.add_argument("--allow-missing", action="store_true", help="a partial look, before all cells have finished")
+    parser.add_argument("--to", default="docs", help="of results: the folder of the page [docs]")
     options = parser.parse_args(args)
+    if options.name == "results":
+        from . import results_page
+
+        print("\n".join(map(str, results_page.write(options.out, options.to, options.profile or "study"))))
+        return
     if options.name == "report":
         print(write_report(options))
         return

@@ -32,14 +32,17 @@ ACCURACY = Measure("validation accuracy, %", "eval/accuracy", scale=100, digits=
 LOSS = Measure("training loss, last epoch", "train/epoch_loss", digits=3)
 TRIALS = Measure("trials a step", "trials a step")
 SECONDS = Measure("seconds a step", "seconds a step", digits=3)
+CPU = Measure("CPU-seconds a step", "CPU-seconds a step")
 
 
 def with_costs(runs: Runs) -> pd.DataFrame:
     """The table of runs with the mean trials and seconds of a step."""
     table = runs.table.assign(**{TRIALS.column: runs.table["search/trials"] / runs.table["steps"]})
     # This is without the evaluations; time/total of the summary includes them.
-    seconds = runs.history.groupby("run_id", sort=False, observed=True)["time/step"].mean()
-    table[SECONDS.column] = table["run_id"].map(seconds).astype(float)
+    for measure, logged in ((SECONDS, "time/step"), (CPU, "time/cpu")):
+        if logged in runs.history:  # runs of earlier versions have no CPU time
+            seconds = runs.history.groupby("run_id", sort=False, observed=True)[logged].mean()
+            table[measure.column] = table["run_id"].map(seconds).astype(float)
     return table
 
 

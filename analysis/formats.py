@@ -23,7 +23,7 @@ def markdown(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         parts.append(textwrap.fill(escaped(table.heading), WIDTH, break_long_words=False, break_on_hyphens=False))
-        parts.append(_pipes(table.cells))
+        parts.append(pipes(table.cells))
     return "\n\n".join(parts) + "\n"
 
 
@@ -61,7 +61,7 @@ def latex(tables: Sequence[Table]) -> str:
     return "\n".join(parts).replace(r"\centering", r"\centering\footnotesize\setlength{\tabcolsep}{4pt}")
 
 
-def _pipes(cells: pd.DataFrame) -> str:
+def pipes(cells: pd.DataFrame) -> str:
     """A pipe table. (In that of pandas, headers are padded beyond the width of a terminal.)"""
     columns = []
     for name, right in ((name, is_number(cells[name])) for name in cells):

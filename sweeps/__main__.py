@@ -19,7 +19,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -36,11 +36,13 @@ from .storage import Storage, reachable
 from .tuning import Plan, tune
 
 
-def arguments(args: list[str]) -> tuple[argparse.Namespace, dict[str, list[str]]]:
+def arguments(
+    args: list[str], prog: str = "python -m sweeps", about: str | None = __doc__
+) -> tuple[argparse.Namespace, dict[str, list[str]]]:
     """The call's own settings, and the Config fields that it changes."""
     parser = Parser(
-        prog="python -m sweeps",
-        description=__doc__,
+        prog=prog,
+        description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -71,13 +73,18 @@ def main(args: list[str], run: str = "train.run:run") -> int:
         args: the command line.
         run: the importable name of the function that runs a cell.
     """
+    return ended(lambda: one_sweep(*arguments(args), run))
+
+
+def ended(command: Callable[[], int]) -> int:
+    """The exit status of what a command line asks for; bad input is a line for each mistake."""
     any_terminal()
     stopping.listen(signal.SIGTERM, signal.SIGINT)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A W&B service that the caller has started would keep the run of a killed worker, and refuse it to the next one.
     os.environ.pop("WANDB_SERVICE", None)
     try:
-        return _sweep(*arguments(args), run)
+        return command()
     except (InputError, OSError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -88,7 +95,7 @@ def main(args: list[str], run: str = "train.run:run") -> int:
         raise
 
 
-def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) -> int:
+def one_sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) -> int:
     cores = len(os.sched_getaffinity(0))
     workers = positive("workers", call.workers) if call.workers else min(cores, 4)
     storage = Storage(call.storage, positive("heartbeat", call.heartbeat))
@@ -108,7 +115,7 @@ def _sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) ->
         return _study(space, call, workers, run)
     cells = space.cells()
     if call.dry_run:
-        missing = _unfinished(cells.values())
+        missing = unfinished(cells.values())
         for config in cells.values():
             state = "missing" if config in missing else "finished"
             print(f"{config.folder}  {state:8}  {shlex.join(space.command_line(config))}")
@@ -146,20 +153,20 @@ def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
 
     def line(space: Space, runs: int, missing: list[Config]) -> None:
         found = estimate(missing)
-        time = "unknown" if found is None else _time(found.seconds / min(workers, max(1, len(missing))))
+        time = "unknown" if found is None else shown_time(found.seconds / min(workers, max(1, len(missing))))
         sources.update([found and found.from_runs_here] if missing else [])
         print(f"{space.name:<14} {runs:>5} {len(missing):>8} {time:>10}  {space.about}")
 
     def of_sweep(name: str) -> None:
         space = load(name, profile, changes)
         cells = list(space.cells().values())
-        line(space, len(cells), _unfinished(cells))
+        line(space, len(cells), unfinished(cells))
 
     def of_study(name: str) -> None:
         space = load(name, profile, changes)
         plan = Plan(space)
         untuned = plan.reference()
-        missing = plan.one_trial * plan.missing() + _unfinished(untuned)
+        missing = plan.one_trial * plan.missing() + unfinished(untuned)
         line(space, plan.trials * len(plan.seeds) + len(untuned), missing)
 
     wrong: dict[str, None] = {}  # a mistake in one file does not hide those in others
@@ -180,7 +187,7 @@ def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
     return 2 if wrong else 0
 
 
-def _unfinished(cells: Iterable[Config]) -> list[Config]:
+def unfinished(cells: Iterable[Config]) -> list[Config]:
     return [config for config in cells if not RunFolder(config.folder).is_finished()]
 
 
@@ -190,7 +197,7 @@ def _range(found: BaseDistribution) -> str:
     return f"{found.low:g} to {found.high:g}{', on a logarithmic scale' if found.log else ''}"
 
 
-def _time(seconds: float) -> str:
+def shown_time(seconds: float) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

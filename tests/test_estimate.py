@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.__main__ import _sweep, arguments
+from sweeps.__main__ import arguments, one_sweep
 from sweeps.estimate import MEASURED, SIDE_BY_SIDE, estimate
 from sweeps.space import load, studies, sweeps
 from train.candidates import CANDIDATES
@@ -16,7 +16,7 @@ from .fake_runs import write_sweep
 
 
 def listed(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, str]:
-    assert _sweep(*arguments(["--workers=2", *args]), "none is run") == 0
+    assert one_sweep(*arguments(["--workers=2", *args]), "none is run") == 0
     return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
 
 

@@ -32,7 +32,7 @@ GROUPS = {
 }
 
 # Settings that were added later. With these defaults a run keeps the run id that it had before they existed.
-LATER = ("pack",)
+LATER = ("pack", "train_rows")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
@@ -44,6 +44,8 @@ class Config:
     """a GLUE task of train.tasks.TASKS"""
     subset: Literal["small", "full"] = "small"
     """small: 500 training rows drawn at random by the seed; full: all of them"""
+    train_rows: PositiveInt | None = None
+    """training rows of a full run, drawn at random by the seed; None: all"""
     model: str = "bert-base-uncased"
     """a hub id, a folder, or a packaged model (minilm-l6)"""
     data: str = "nyu-mll/glue"

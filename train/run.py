@@ -104,6 +104,8 @@ class _Training:
         rows = data.load_rows(config.data, config.task, "train")
         if config.subset == "small":
             rows = data.small_subset(rows, config.seed)
+        elif config.train_rows is not None:
+            rows = data.small_subset(rows, config.seed, size=config.train_rows)
         held_out = data.load_rows(config.data, config.task, "validation")
         if config.eval_rows is not None:
             held_out = data.small_subset(held_out, seed=0, size=config.eval_rows)

@@ -1,6 +1,8 @@
 """Reads a sweep from its folder of run folders."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.feather
@@ -24,6 +26,11 @@ def read(out: str | Path, sweep: str, profile: str | None) -> StoredSweep:
     manifest = folder.manifest()
     if profile not in (None, manifest["profile"]):
         raise InputError(f"the sweep {sweep!r} in {out} was last run with the profile {manifest['profile']!r}")
+    return of_manifest(manifest, folder)
+
+
+def of_manifest(manifest: Mapping[str, Any], folder: SweepFolder) -> StoredSweep:
+    """The cells of a manifest whose run folders are in the sweep's folder, be it the last call's or not."""
     cells = []
     for cell in manifest["cells"]:
         settings = {key: value for key, value in cell.items() if key != "run_id"}

@@ -1,0 +1,268 @@
+"""python -m analysis results: the page of measured results, docs/measured.md, from the runs that are committed.
+
+What it is made of is the plan of the study (sweeps/plan.py): its parts say which runs there should be.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sweeps import plan
+from train.errors import InputError, writing
+from train.folder import SweepFolder
+
+from . import claims, compare, exhibits, figures, formats, stats, tables, words
+from .claims import CLAIMS, Claim, Evidence, Finding
+from .compare import ACCURACY, CPU, LOSS, TRIALS
+from .formats import Table
+from .runs import Runs
+from .sources import folder as run_folders
+from .sources.stored import StoredSweep
+from .sources.tidy import tidy
+
+PAGE, PICTURES = "measured.md", "measured"
+TOGETHER = "table1"
+"""in place of a part: ADAM at the paper's rate, the paper's searches and the default"""
+FIGURES = {
+    "rates": "rates",
+    "fig3": TOGETHER,
+    "fig7": TOGETHER,
+    "fig5": "long",
+    "fig6": "long",
+    "fig1": "merging",
+    "fig2": "merging",
+    "fig8": "batches",
+    "fig9": "splits",
+    "rounding": "criterion",
+    "dropout-curves": "dropout",
+    "criterion-curves": "criterion",
+    "joint-curves": "joint",
+    "interval-curves": "interval",
+}
+"""exhibit -> what it is made of"""
+
+
+def write(out: str, to: str, profile: str) -> list[Path]:
+    """Write the page and its figures.
+
+    Args:
+        out: the folder of the sweeps.
+        to: the folder of the page.
+        profile: of the runs.
+
+    Raises:
+        InputError: there is no finished run, one is damaged, or the folder cannot be written.
+    """
+    text, drawn = page(out, profile)
+    pictures = Path(to) / PICTURES
+    with writing(to):
+        pictures.mkdir(parents=True, exist_ok=True)
+        for name, figure in drawn.items():
+            figures.write(figure, pictures / f"{name}.png", "png")
+        (Path(to) / PAGE).write_text(text, encoding="utf-8")
+    return [Path(to) / PAGE, *(pictures / f"{name}.png" for name in drawn)]
+
+
+def page(out: str, profile: str) -> tuple[str, dict[str, Figure]]:
+    """The page as Markdown, and its figures by name.
+
+    Raises:
+        InputError: there is no finished run, or one is damaged.
+    """
+    spaces = plan.parts(profile, {"out": [out]})
+    stored = {
+        name: run_folders.of_manifest(space.manifest(), SweepFolder(Path(out) / space.name))
+        for name, space in spaces.items()
+    }
+    runs = {name: _tidy(each) for name, each in stored.items()}
+    if not any(runs.values()):
+        raise InputError(f"no finished run of the profile {profile} in {out}; make study makes them")
+    evidence = Evidence({name: list(space.cells().values()) for name, space in spaces.items()}, runs)
+    drawn, not_drawn = _figures({**runs, TOGETHER: _tidy(_together(stored))})
+    commands = {name: f".venv/bin/python -m sweeps.plan {name} --profile={profile} --out={out}" for name in spaces}
+    parts = [
+        "# Measured results",
+        "This page is made by `make results` from the runs in `results/`. Do not edit it: `make study` runs what is "
+        f"missing and makes it anew. It is of {_counted(stored)}.",
+        *_claims(evidence, commands),
+        *_tables(evidence, commands),
+        *_pictures(drawn, not_drawn, commands),
+    ]
+    return "\n\n".join(parts) + "\n", drawn
+
+
+def _counted(stored: Mapping[str, StoredSweep]) -> str:
+    """How many runs there are, and a digest of what they have come to, which changes where the figures may."""
+    cells = [cell for sweep in stored.values() for cell in sweep.cells]
+    finished = {cell.run_id: cell.run.summary for cell in cells if cell.run.summary is not None}
+    digest = hashlib.sha256(json.dumps(finished, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{len(finished)} finished runs of {len({cell.run_id for cell in cells})} (digest {digest})"
+
+
+def _tidy(stored: StoredSweep) -> Runs | None:
+    if all(cell.run.summary is None for cell in stored.cells):
+        return None
+    return tidy(stored, allow_missing=True)
+
+
+def _together(stored: Mapping[str, StoredSweep]) -> StoredSweep:
+    """ADAM at the paper's rate, the paper's searches and the default as one sweep of tasks and optimizers."""
+    of_paper, varied = stored["paper"], ["task", "optimizer"]
+    rates = [cell for cell in stored["rates"].cells if cell.settings["learning_rate"] in (None, claims.PAPERS_RATE)]
+    cells = [
+        dataclasses.replace(cell, settings={key: cell.settings[key] for key in (*varied, "seed")})
+        for cell in (*rates, *of_paper.cells)
+    ]
+    name = f"{stored['rates'].name} and {of_paper.name}"
+    return dataclasses.replace(of_paper, name=name, varied=varied, cells=cells)
+
+
+# -- claims
+
+
+def _claims(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
+    found = [(claim, claim.judge(evidence)) for claim in CLAIMS]
+    missing: dict[str, None] = {part: None for _, finding in found for part in finding.missing}
+    shown = [
+        "## The paper's claims",
+        "Each claim is a number of every seed; over several tasks it is their mean. It **holds** where the 95 % t "
+        "interval of the number's mean over seeds lies within the range that the second table names, **does not hold** "
+        "where the interval lies outside of it, and **cannot be told** where it reaches over a border, where runs are "
+        f"missing, or with fewer than {claims.SEEDS_AT_LEAST} seeds. p (t): paired t-test that the mean is at the "
+        "border. p (exact): sign-flip test of the same, and the least p that so many seeds can give. The p values are "
+        "not adjusted for the number of claims.",
+        formats.pipes(pd.DataFrame([_row(number, *each) for number, each in enumerate(found, 1)])),
+        formats.pipes(pd.DataFrame([_rule(number, *each) for number, each in enumerate(found, 1)])),
+        _budgets(evidence),
+    ]
+    if missing:
+        shown += [
+            "These commands run what is missing:",
+            "```sh\n" + "\n".join(commands[part] for part in missing) + "\n```",
+        ]
+    return shown
+
+
+def _row(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
+    found = finding.estimate
+    why = "" if finding.verdict != "cannot be told" or not finding.missing else ": runs are missing"
+    digits = words.decimals([found.standard_error], 2)
+    return {
+        "no.": str(number),
+        "the paper says": claim.said,
+        "in": claim.where,
+        "of": claim.of or words.NONE,
+        "ours": words.mean_error(found, digits),
+        "95 % interval": words.between(found.low, found.high, digits),
+        "n": str(found.n),
+        "p (t)": words.p_value(finding.p),
+        "p (exact)": words.p_value(finding.exact.p, 4),
+        "least p": words.p_value(finding.exact.smallest_p, 4),
+        "verdict": f"**{finding.verdict}**{why}",
+    }
+
+
+def _rule(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
+    return {
+        "no.": str(number),
+        "the number": claim.number,
+        "holds": claim.rule,
+        "tasks": ", ".join(finding.tasks) or words.NONE,
+        "runs missing": ", ".join(f"{count} of {part}" for part, count in finding.missing.items()) or "none",
+    }
+
+
+def _budgets(evidence: Evidence) -> str:
+    """ADAM's tuning budget, task by task."""
+    known = claims.whole_tasks(evidence, (claims.UNTUNED, claims.ADAM_RATES))
+    said = []
+    for task in known:
+        runs = claims.tuning_budget(evidence, claims.UNTUNED, claims.ADAM_RATES, [task])
+        said.append(f"{task} {'never with these rates' if runs is None else runs}")
+    text = "Runs with different rates until ADAM's best one is expected to be as accurate as the default in one run: "
+    return text + (", ".join(said) if said else "no task has all runs") + "."
+
+
+# -- tables
+
+
+def _tables(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
+    shown = ["## Tables"]
+    for name, runs in evidence.runs.items():
+        cells = evidence.cells[name]
+        shown.append(f"### Part {name}")
+        there = 0 if runs is None else len(runs.table)
+        if there < len(cells):
+            shown.append(f"{there} of {len(cells)} runs are there. The others: `{commands[name]}`")
+        if runs is not None:
+            shown.append(formats.markdown([_means(runs)]).rstrip())
+        if name == claims.UNTUNED.part and runs is not None:
+            shown += _hindsight(evidence, runs)
+    return shown
+
+
+def _means(runs: Runs) -> Table:
+    """A row an arm in each task."""
+    of = {measure: compare.means(runs, measure) for measure in (ACCURACY, LOSS, TRIALS)}
+    costs = compare.with_costs(runs)
+    if CPU.column in costs:
+        groups = costs.groupby(runs.by, sort=False, dropna=False)[CPU.column]
+        # Runs of earlier versions have none, and no say.
+        of[CPU] = pd.DataFrame(
+            [stats.estimate(values.dropna()) for _, values in groups], columns=stats.Estimate._fields
+        )
+    return tables.means(of, runs.by, _heading(runs))
+
+
+def _heading(runs: Runs) -> str:
+    """Without the names of all cells that are missing: the commands are there."""
+    return words.heading(dataclasses.replace(runs, missing=[]), timed=False)
+
+
+def _hindsight(evidence: Evidence, runs: Runs) -> list[str]:
+    """ADAM at its best rate, of the tasks with all seeds of all rates: a best rate of fewer would be another one."""
+    known = claims.whole_tasks(evidence, (claims.UNTUNED, claims.ADAM_RATES))
+    if not known:
+        return []
+    whole = runs.only(runs.table[runs.table["task"].isin(known)], runs.varied)
+    shown = exhibits.hindsight(dataclasses.replace(whole, missing=[]))
+    return [formats.markdown(shown).rstrip()]
+
+
+# -- figures
+
+
+def _figures(runs: Mapping[str, Runs | None]) -> tuple[dict[str, Figure], dict[str, str]]:
+    """Those that can be made, and the part that each of the others lacks."""
+    drawn, lacking = {}, {}
+    for name, part in FIGURES.items():
+        found = runs[part]
+        try:
+            shown = exhibits.make(name, found) if found is not None else None
+        except InputError:  # too few arms are there
+            shown = None
+        if isinstance(shown, Figure):
+            drawn[name] = shown
+        else:
+            lacking[name] = "paper" if part == TOGETHER else part
+    return drawn, lacking
+
+
+def _pictures(drawn: Mapping[str, Figure], lacking: Mapping[str, str], commands: Mapping[str, str]) -> list[str]:
+    shown = ["## Figures"]
+    for name, figure in drawn.items():
+        title = exhibits.EXHIBITS[name].title
+        caption = " ".join(figure.get_supxlabel().split())
+        shown += [f"### {title[0].upper()}{title[1:]}", f"![{caption}]({PICTURES}/{name}.png)"]
+    if lacking:
+        rows = [
+            {"figure": exhibits.EXHIBITS[name].title, "lacks the runs of": f"`{commands[part]}`"}
+            for name, part in lacking.items()
+        ]
+        shown += ["### Not drawn yet", formats.pipes(pd.DataFrame(rows))]
+    return shown

@@ -1,0 +1,236 @@
+"""analysis/claims.py: the rule's three verdicts, and each claim's number, on made-up runs with known outcomes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import claims, results_page
+from analysis.claims import CLAIMS, Claim, Evidence
+from analysis.sources.folder import of_manifest
+from sweeps import plan
+from train.config import Config
+from train.folder import SweepFolder
+
+from .fake_runs import edit, write_run
+
+ROOT = Path(__file__).parents[1]
+SPLIT_PLACE = {1: 0, 4: 1, 7: 2, 10: 3, "qkv": 3}
+SETTINGS = ("optimizer", "learning_rate", "split", "batch_size", "merge_threshold", "train_rows")
+
+
+def evidence(out: Path, claim: Claim, summary: Any, lines: Any = None, without: Any = None) -> Evidence:
+    """The runs that a claim needs.
+
+    Args:
+        summary: a configuration -> what its summary has; noise of the seed comes on top.
+        lines: a configuration and a line's step -> what that line has.
+        without: a configuration -> whether its run is not there.
+    """
+    spaces = plan.parts("study", {"out": [str(out)], "task": ["sst2"], "epochs": [1]})
+    cells, runs = {}, {}
+    for name in {each.part for each in claim.arms}:
+        space = spaces[name]
+        chosen = list(space.cells().values())
+        cells[name] = chosen
+        needed = [each for each in claim.arms if each.part == name]
+        for config in chosen:
+            if not any(each.has(config.as_dict()) for each in needed) or config.folder.exists():
+                continue
+            if without is not None and without(config):
+                continue
+            write_run(config, 0)
+            changes = {"eval/accuracy": 0.8, "train/epoch_loss": 0.1, "search/merges": 0} | summary(config)
+            shift = 1 + 0.001 * (config.seed - 2) * (1 if config.optimizer == "adam" else -1)
+            for key in ("eval/accuracy", "train/epoch_loss"):
+                changes[key] *= shift
+            edit(config.folder / "summary.json", **changes)
+            if lines is not None:
+                history = config.folder / "history.jsonl"
+                rows = [json.loads(line) for line in history.read_text().splitlines()]
+                rows = [_changed(row, lines(config, row["step"])) if "time/step" in row else row for row in rows]
+                history.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        runs[name] = results_page._tidy(of_manifest(space.manifest(), SweepFolder(out / space.name)))
+    return Evidence(cells, runs)
+
+
+def _changed(row: dict[str, Any], changes: dict[str, float]) -> dict[str, Any]:
+    """A line with other values; a step size is that of all components."""
+    sizes = {key: changes["step_size"] for key in row if key.startswith("step_size/") and "step_size" in changes}
+    return row | sizes | {key: value for key, value in changes.items() if key != "step_size"}
+
+
+def searches(config: Config) -> bool:
+    return config.optimizer != "adam"
+
+
+def is_long(config: Config) -> bool:
+    return config.subset == "full"
+
+
+def accuracy(of: Any) -> Any:
+    return lambda config: {"eval/accuracy": of(config)}
+
+
+def loss(of: Any) -> Any:
+    return lambda config: {"train/epoch_loss": of(config)}
+
+
+def merges(of: Any) -> Any:
+    return lambda config: {"search/merges": of(config)}
+
+
+def with_lines(of: Any) -> Any:
+    return (lambda config: {}), of
+
+
+def swings(of: Any) -> Any:
+    """A mini-batch loss that jumps up and down so far, and a little more in each seed."""
+    return with_lines(lambda config, step: {"train/loss": 100 + (-1) ** step * of(config) * (1 + config.seed / 100)})
+
+
+def size(factor: float) -> Any:
+    """Step sizes of so many of ADAM's rates, of which 5e-5 is the best."""
+    best = accuracy(lambda config: 0.9 if config.learning_rate == 5e-5 else 0.8)
+    line = lambda config, step: {} if config.optimizer == "adam" else {"step_size": factor * 5e-5}  # noqa: E731
+    return best, line
+
+
+# What the paper says -> runs of which it holds, of which it does not, and of which only noise can be told.
+NOISE = 0.05
+OUTCOMES: dict[str, tuple[Any, Any, Any]] = {
+    "about 3 % better on small sets": (
+        accuracy(lambda c: 0.84 if searches(c) else 0.8),
+        accuracy(lambda c: 0.8),
+        accuracy(lambda c: 0.82 + NOISE * (-1) ** c.seed if searches(c) else 0.8),
+    ),
+    "final loss at least an order of magnitude lower": (
+        loss(lambda c: 0.005 if searches(c) else 0.1),
+        loss(lambda c: 0.05 if searches(c) else 0.1),
+        loss(lambda c: 0.01 * 4 ** (-1) ** c.seed if searches(c) else 0.1),
+    ),
+    "SGDSLS performs worst": (
+        accuracy(lambda c: 0.6 if c.optimizer == "sgdsls" else 0.8),
+        accuracy(lambda c: 0.7 if c.optimizer == "adam" else 0.8),
+        accuracy(lambda c: 0.8 + NOISE * (-1) ** c.seed if c.optimizer == "sgdsls" else 0.8),
+    ),
+    "more layers gradually better": (
+        loss(lambda c: 0.1 * 0.8 ** SPLIT_PLACE[c.split]),
+        loss(lambda c: 0.1 * 1.1 ** SPLIT_PLACE[c.split]),
+        loss(lambda c: 0.1 * 0.8 ** (SPLIT_PLACE[c.split] * (-1) ** c.seed)),
+    ),
+    "QKV does not improve": (
+        loss(lambda c: 0.1),
+        loss(lambda c: 0.05 if c.split == "qkv" else 0.1),
+        loss(lambda c: 0.1 * 2 ** (-1) ** c.seed if c.split == "qkv" else 0.1),
+    ),
+    "larger batches better": (
+        loss(lambda c: 1 / c.batch_size),
+        loss(lambda c: c.batch_size / 100),
+        loss(lambda c: 0.1 * c.batch_size ** (-1) ** c.seed),
+    ),
+    "larger batches smoother": (
+        swings(lambda c: 1 / c.batch_size),
+        swings(lambda c: c.batch_size),
+        swings(lambda c: c.batch_size ** (-1) ** c.seed),
+    ),
+    "no merging is worse than even 1e-12": (
+        loss(lambda c: 0.1 if c.merge_threshold else 0.2),
+        loss(lambda c: 0.1),
+        loss(lambda c: 0.1 * (1 if c.merge_threshold else 2 ** (-1) ** c.seed)),
+    ),
+    "about 3 of 10 components merge on large sets": (
+        merges(lambda c: 3),
+        merges(lambda c: 0),
+        merges(lambda c: 9 * (c.seed % 2)),
+    ),
+    "no components merge on small sets": (
+        merges(lambda c: 0),
+        merges(lambda c: 4),
+        merges(lambda c: 2 * (c.seed % 2)),
+    ),
+    "step sizes near the tuned rate": (
+        size(0.8),
+        size(10),
+        (size(1)[0], lambda c, step: {} if c.optimizer == "adam" else {"step_size": 5e-5 * 10 ** (c.seed % 2)}),
+    ),
+    "the advantage vanishes for longer training": (
+        accuracy(lambda c: 0.85 if searches(c) and not is_long(c) else 0.8),
+        accuracy(lambda c: 0.85 if searches(c) and is_long(c) else 0.8),
+        accuracy(lambda c: 0.8 + NOISE * (-1) ** c.seed if searches(c) and is_long(c) else 0.8),
+    ),
+    "hyperparameter-free": (
+        accuracy(lambda c: 0.85 if searches(c) else 0.8),
+        accuracy(lambda c: 0.75 if searches(c) else 0.8),
+        accuracy(lambda c: 0.8 + NOISE * (-1) ** c.seed if searches(c) else 0.8),
+    ),
+}  # fmt: skip
+VERDICTS = ("holds", "does not hold", "cannot be told")
+FIRST = {claim.said: claim for claim in reversed(CLAIMS)}
+
+
+def test_every_claim_of_the_paper_is_judged() -> None:
+    assert {claim.said for claim in CLAIMS} == OUTCOMES.keys()
+
+
+@pytest.mark.parametrize("said", OUTCOMES)
+def test_a_claim_holds_does_not_hold_or_cannot_be_told_by_its_runs(said: str, tmp_path: Path) -> None:
+    for verdict, outcome in zip(VERDICTS, OUTCOMES[said], strict=True):
+        made = outcome if isinstance(outcome, tuple) else (outcome, None)
+        finding = FIRST[said].judge(evidence(tmp_path / verdict.replace(" ", "-"), FIRST[said], *made))
+        assert not finding.missing
+        assert (finding.estimate.n, finding.tasks) == (5, ["sst2"])
+        assert finding.verdict == verdict
+
+
+def test_the_number_is_that_of_the_runs_with_its_tests(tmp_path: Path) -> None:
+    claim = FIRST["about 3 % better on small sets"]
+    gains = [0.05, 0.04, 0.06, 0.03, 0.07]
+    made = evidence(tmp_path, claim, accuracy(lambda c: 0.8 + gains[c.seed] if searches(c) else 0.8))
+    finding = claim.judge(made)
+    shifts = [0.001 * (seed - 2) for seed in range(5)]
+    of_each = [100 * ((0.8 + g) * (1 - s) - 0.8 * (1 + s)) for g, s in zip(gains, shifts, strict=True)]
+    assert finding.estimate.mean == pytest.approx(sum(of_each) / 5)
+    assert finding.exact.smallest_p == 0.0625  # five seeds: 2 / 2^5
+    assert finding.exact.p == 0.0625  # all above the border
+    assert 0.001 < finding.p < 0.05
+
+
+def test_missing_runs_are_counted_and_give_no_verdict(tmp_path: Path) -> None:
+    claim = FIRST["about 3 % better on small sets"]
+    outcome = OUTCOMES[claim.said][0]
+    finding = claim.judge(evidence(tmp_path, claim, outcome, without=lambda c: searches(c) and c.seed > 2))
+    assert finding.missing == {"paper": 2}
+    assert finding.verdict == "cannot be told"
+    assert math.isnan(finding.estimate.mean)
+
+
+def test_fewer_than_five_seeds_give_no_verdict(tmp_path: Path) -> None:
+    claim = FIRST["no components merge on small sets"]
+    made = evidence(tmp_path, claim, merges(lambda c: 0))
+    few = {name: [config for config in configs if config.seed < 4] for name, configs in made.cells.items()}
+    (name,) = made.runs
+    runs = made.runs[name]
+    assert runs is not None
+    four = runs.only(runs.table[runs.table["seed"] < 4], runs.varied)
+    finding = claim.judge(Evidence(few, {name: four}))
+    assert (finding.missing, finding.estimate.n, finding.verdict) == ({}, 4, "cannot be told")
+
+
+def test_the_tuning_budget_is_the_least_number_of_rates_that_is_as_good(tmp_path: Path) -> None:
+    by_rate = {2e-5: 0.80, 5e-5: 0.82, 1e-4: 0.84, 2e-4: 0.86}
+    claim = next(claim for claim in CLAIMS if claim.arms == (claims.UNTUNED, claims.ADAM_RATES))
+    for level, runs in ((0.79, 1), (0.835, 2), (0.859, 4), (0.9, None)):  # best of 1, 2, 3, 4: .83, .847, .855, .86
+        made = accuracy(lambda c, level=level: by_rate[c.learning_rate] if c.optimizer == "adam" else level)
+        found = evidence(tmp_path / str(level), claim, made)
+        assert claims.tuning_budget(found, claims.UNTUNED, claims.ADAM_RATES, ["sst2"]) == runs
+
+
+def test_the_committed_page_is_what_make_results_makes_of_the_committed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text, drawn = results_page.page("results", "study")
+    assert (ROOT / "docs" / results_page.PAGE).read_text(encoding="utf-8") == text, "make results makes it anew"
+    pictures = ROOT / "docs" / results_page.PICTURES
+    assert {path.stem for path in pictures.glob("*.png")} == set(drawn)
