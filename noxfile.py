@@ -10,7 +10,7 @@ TESTS = """armijo averaging closures compiled contract evaluation failures gener
 rounding salsa search settings states step tensors turns"""
 OLDEST = nox.project.load_toml("pyproject.toml")["project"]["dependencies"][0].replace(">=", "==") + ".*"
 HERE = Path(__file__).parent
-# torch 2.6 has no decoupled_weight_decay for Adam. The last two show a collapse, which its own rounding does not cause.
+# Adam of torch 2.6 has no decoupled_weight_decay. The last two tests show a collapse, which does not come there.
 NOT_ON_OLDEST = (
     "decoupled or test_steps_are_those_of_torchs_operations or (test_the_tested_direction_is_the_one_taken and decay1) "
     "or test_the_strict_test_lets_the_step_size_collapse or test_a_tolerance_by_the_loss_alone_does_not_keep"
