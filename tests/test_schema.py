@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from sweeps import space
-from sweeps.__main__ import _sweep, arguments
+from sweeps.__main__ import arguments, one_sweep
 from sweeps.space import load
 from train.errors import InputError
 
@@ -135,7 +135,7 @@ def test_a_mistake_in_a_profile_is_told_with_its_line(files: Path) -> None:
 
 def test_one_file_with_a_mistake_does_not_hide_the_others(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "splits.yaml").write_text("name: [")
-    assert _sweep(*arguments([f"--out={files / 'runs'}"]), "nothing:nothing") == 2
+    assert one_sweep(*arguments([f"--out={files / 'runs'}"]), "nothing:nothing") == 2
     said = capsys.readouterr()
     assert "splits         cannot be read\n" in said.out
     assert re.search(r"^small +\d+ +\d+ ", said.out, re.MULTILINE)

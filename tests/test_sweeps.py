@@ -518,12 +518,12 @@ def finish(out: Path) -> list[Config]:
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """`python -m sweeps splits` in this process, for what starts no worker: status, output, errors."""
-    from sweeps.__main__ import _sweep, arguments
+    from sweeps.__main__ import arguments, one_sweep
 
     def call(out: Path, *args: str) -> tuple[int, str, str]:
         capsys.readouterr()  # what stand_in has printed
         call = arguments(["splits", f"--out={out}", "--split=1,4,qkv", "--seed=0,1", *args])
-        status = _sweep(*call, "test_sweeps:stand_in")
+        status = one_sweep(*call, "test_sweeps:stand_in")
         return status, *capsys.readouterr()
 
     return call
@@ -654,11 +654,11 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(
 
 
 def test_a_read_only_folder_is_one_line(mounted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
-    from sweeps.__main__ import _sweep, arguments
+    from sweeps.__main__ import arguments, one_sweep
 
     out = mounted("ro")
     with pytest.raises(InputError, match=r"the sweep folder .* cannot be written \(Read-only file system\)"):
-        _sweep(*arguments(["splits", f"--out={out}"]), "test_sweeps:stand_in")
+        one_sweep(*arguments(["splits", f"--out={out}"]), "test_sweeps:stand_in")
 
 
 def test_what_hits_every_cell_stops_the_sweep_at_once(tmp_path: Path) -> None:

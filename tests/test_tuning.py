@@ -17,7 +17,7 @@ import yaml
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from sweeps.__main__ import _sweep, arguments
+from sweeps.__main__ import arguments, one_sweep
 from sweeps.space import FIELDS, distribution, load, studies
 from sweeps.tuning import Tuning, report
 from train.config import Config
@@ -166,7 +166,7 @@ def test_a_choice_that_raises_is_shown_each_time_and_tried_again_only_on_request
 def test_a_dry_run_writes_nothing_and_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs"
     call = arguments(["study-adam", "--dry-run", "--trials=5", f"--out={out}"])
-    assert _sweep(*call, RUN) == 0
+    assert one_sweep(*call, RUN) == 0
     assert capsys.readouterr().out.splitlines() == [
         "study-adam: 5 trials of 3 seeds: 5 missing",
         "  learning_rate: 1e-06 to 0.001, on a logarithmic scale",
@@ -177,7 +177,7 @@ def test_a_dry_run_writes_nothing_and_says_what_is_missing(tmp_path: Path, capsy
     trial = tuning.take()
     assert trial is not None
     tuning.run(trial)
-    assert _sweep(*call, RUN) == 0
+    assert one_sweep(*call, RUN) == 0
     assert capsys.readouterr().out.splitlines()[0].endswith("4 missing")
 
 
