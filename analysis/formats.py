@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -61,11 +61,16 @@ def latex(tables: Sequence[Table]) -> str:
     return "\n".join(parts).replace(r"\centering", r"\centering\footnotesize\setlength{\tabcolsep}{4pt}")
 
 
-def pipes(cells: pd.DataFrame) -> str:
-    """A pipe table. (In that of pandas, headers are padded beyond the width of a terminal.)"""
+def pipes(cells: pd.DataFrame, markdown: Container[str] = ()) -> str:
+    """A pipe table. (In that of pandas, headers are padded beyond the width of a terminal.)
+
+    Args:
+        cells: texts.
+        markdown: columns whose texts are Markdown already; all others are shown as they are.
+    """
     columns = []
     for name, right in ((name, is_number(cells[name])) for name in cells):
-        texts = [escaped(text) for text in (name, *cells[name])]
+        texts = [name, *cells[name]] if name in markdown else [escaped(text) for text in (name, *cells[name])]
         width = max(map(len, texts))
         rule = "-" * (width + 1) + ":" if right else ":" + "-" * (width + 1)
         padded = [f" {text:>{width}} " if right else f" {text:<{width}} " for text in texts]

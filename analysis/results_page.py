@@ -136,7 +136,9 @@ def _claims(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
         f"missing, or with fewer than {claims.SEEDS_AT_LEAST} seeds. p (t): paired t-test that the mean is at the "
         "border. p (exact): sign-flip test of the same, and the least p that so many seeds can give. The p values are "
         "not adjusted for the number of claims.",
-        formats.pipes(pd.DataFrame([_row(number, *each) for number, each in enumerate(found, 1)])),
+        formats.pipes(
+            pd.DataFrame([_row(number, *each) for number, each in enumerate(found, 1)]), markdown=("verdict",)
+        ),
         formats.pipes(pd.DataFrame([_rule(number, *each) for number, each in enumerate(found, 1)])),
         _budgets(evidence),
     ]
@@ -264,5 +266,5 @@ def _pictures(drawn: Mapping[str, Figure], lacking: Mapping[str, str], commands:
             {"figure": exhibits.EXHIBITS[name].title, "lacks the runs of": f"`{commands[part]}`"}
             for name, part in lacking.items()
         ]
-        shown += ["### Not drawn yet", formats.pipes(pd.DataFrame(rows))]
+        shown += ["### Not drawn yet", formats.pipes(pd.DataFrame(rows), markdown=("lacks the runs of",))]
     return shown
