@@ -8,6 +8,7 @@ corrects the paths of those that were copied along, for all runs below each FOLD
 
 import json
 import math
+import shutil
 import struct
 import sys
 import zlib
@@ -87,7 +88,8 @@ def lines_kept(folder: Path, history: Sequence[Mapping[str, Any]]) -> int:
     """Cut the files below a run's folder to what the history has, as the rest is about to be done again.
 
     A row fits if it is the history's next line and its step is the number of that line. Everything from the first row
-    that does not fit is cut off. A writer that is still alive goes on writing into a file that has no name any more.
+    that does not fit is cut off. A file without any record is removed with its folder, as `wandb sync` ends at it and
+    sends nothing of the others. A writer that is still alive goes on writing into a file that has no name any more.
 
     Returns:
         The number of lines of the history, from its first one, that the files have. The rest must be logged again.
@@ -97,22 +99,22 @@ def lines_kept(folder: Path, history: Sequence[Mapping[str, Any]]) -> int:
     """
     kept = 0
     for file in in_order(folder.glob("wandb/*run-*/*.wandb")):
-        end, whole = HEADER, True
+        end = HEADER
         try:
-            for record in records(file):
+            for record in records(file) if file.stat().st_size > HEADER else ():
                 message = parse(record.data)
                 if message.WhichOneof("record_type") == "history":
                     row = update({}, message.history.item)
-                    whole = kept < len(history) and row.get("_step") == kept and _same(row, history[kept])
-                    if not whole:
+                    if not (kept < len(history) and row.get("_step") == kept and _same(row, history[kept])):
                         break
                     kept += 1
                 end = record.end
         except InputError:
             if end == HEADER:
                 raise
-            whole = False
-        if not whole:
+        if end == HEADER:
+            shutil.rmtree(file.parent)
+        else:
             with replacing(file) as partial:
                 partial.write_bytes(file.read_bytes()[:end])
     return kept
