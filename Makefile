@@ -66,11 +66,11 @@ results study: PROFILE = study
 results study: OUT = results
 
 results: $(INSTALLED)  ## the page of measured results, docs/measured.md, from the committed runs: trains nothing
-	@$(VENV)/bin/python -m analysis results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE))
+	@$(VENV)/bin/python -m study.results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE))
 
 study: $(INSTALLED)  ## run what is missing of the whole study, its time first, then make results; days, any part resumable
-	@$(VENV)/bin/python -m sweeps.plan $(SETTINGS)
-	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE)))
+	@$(VENV)/bin/python -m study $(SETTINGS)
+	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m study.results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE)))
 
 ##@ The code
 

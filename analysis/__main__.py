@@ -4,7 +4,6 @@ python -m analysis fig3                         one figure or table of the paper
 python -m analysis all                          every figure and table that the finished sweeps allow
 python -m analysis splits                       a sweep's own tables and figures
 python -m analysis report                       one HTML page with everything
-python -m analysis results --out=results        the page of measured results: claims, tables, figures
 python -m analysis fig3 --out=wandb:ENTITY/PROJECT        from a W&B project; offline:FOLDER from offline W&B runs
 """
 
@@ -17,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from train.arguments import Parser
+from train.arguments import Parser, folder
 from train.errors import InputError, one_line, writing
 
 from .command import status
@@ -104,8 +103,6 @@ def main(args: list[str]) -> int:
 
 
 def _main(args: list[str]) -> None:
-    if "--out=" in args:
-        raise InputError("--out=: must be a folder; allowed: a path, such as . for the current folder")
     if args[:1] == ["dashboard"]:
         from . import dashboard
 
@@ -127,13 +124,8 @@ def _main(args: list[str]) -> None:
     parser.add_argument("--sweep", help="the sweep to take, where it is not NAME or the one that is usual")
     parser.add_argument("--profile", help="whose runs are taken, where a W&B project has several profiles")
     parser.add_argument("--allow-missing", action="store_true", help="a partial look, before all cells have finished")
-    parser.add_argument("--to", default="docs", help="of results: the folder of the page [docs]")
     options = parser.parse_args(args)
-    if options.name == "results":
-        from . import results_page
-
-        print("\n".join(map(str, results_page.write(options.out, options.to, options.profile or "study"))))
-        return
+    folder("out", options.out)
     if options.name == "report":
         print(write_report(options))
         return

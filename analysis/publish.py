@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from train.arguments import Parser
+from train.arguments import Parser, folder
 from train.errors import InputError
 from train.folder import SweepFolder
 
@@ -52,7 +52,7 @@ def main(args: list[str]) -> int:
 
     def run() -> None:
         options = parser.parse_args(args)
-        print("\n".join(publish(options.out, options.name)))
+        print("\n".join(publish(folder("out", options.out), options.name)))
 
     return status(run)
 

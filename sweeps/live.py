@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from train.arguments import Parser, any_terminal, positive
+from train.arguments import Parser, any_terminal, folder, positive
 from train.errors import InputError, one_line
 from train.folder import SweepFolder
 
@@ -66,7 +66,7 @@ def server(options: argparse.Namespace) -> tuple[WSGIServer, str]:
     """
     import optuna_dashboard  # it takes seconds
 
-    out, port = Path(options.out), positive("port", options.port)
+    out, port = Path(folder("out", options.out)), positive("port", options.port)
     there = queues(out)
     others = ""
     if options.storage:

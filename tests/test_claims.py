@@ -1,4 +1,4 @@
-"""analysis/claims.py: the rule's three verdicts, and each claim's number, on made-up runs with known outcomes."""
+"""study/claims.py: the rule's three verdicts, and each claim's number, on made-up runs with known outcomes."""
 
 import json
 import math
@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from analysis import claims, results_page
-from analysis.claims import CLAIMS, Claim, Evidence
 from analysis.sources.folder import of_manifest
-from sweeps import plan
+from study import claims, plan, results
+from study.claims import CLAIMS, Claim, Evidence
 from train.config import Config
 from train.folder import SweepFolder
 
@@ -29,7 +28,7 @@ def evidence(out: Path, claim: Claim, summary: Any, lines: Any = None, without: 
         lines: a configuration and a line's step -> what that line has.
         without: a configuration -> whether its run is not there.
     """
-    spaces = plan.parts("study", {"out": [str(out)], "task": ["sst2"], "epochs": [1]})
+    spaces = plan.spaces("study", {"out": [str(out)], "task": ["sst2"], "epochs": [1]})
     cells, runs = {}, {}
     for name in {each.part for each in claim.arms}:
         space = spaces[name]
@@ -52,7 +51,7 @@ def evidence(out: Path, claim: Claim, summary: Any, lines: Any = None, without: 
                 rows = [json.loads(line) for line in history.read_text().splitlines()]
                 rows = [_changed(row, lines(config, row["step"])) if "time/step" in row else row for row in rows]
                 history.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        runs[name] = results_page._tidy(of_manifest(space.manifest(), SweepFolder(out / space.name)))
+        runs[name] = results._tidy(of_manifest(space.manifest(), SweepFolder(out / space.name)))
     return Evidence(cells, runs)
 
 
@@ -230,7 +229,7 @@ def test_the_tuning_budget_is_the_least_number_of_rates_that_is_as_good(tmp_path
 
 def test_the_committed_page_is_what_make_results_makes_of_the_committed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    text, drawn = results_page.page("results", "study")
-    assert (ROOT / "docs" / results_page.PAGE).read_text(encoding="utf-8") == text, "make results makes it anew"
-    pictures = ROOT / "docs" / results_page.PICTURES
+    text, drawn = results.page("results", "study")
+    assert (ROOT / "docs" / results.PAGE).read_text(encoding="utf-8") == text, "make results makes it anew"
+    pictures = ROOT / "docs" / results.PICTURES
     assert {path.stem for path in pictures.glob("*.png")} == set(drawn)

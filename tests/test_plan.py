@@ -1,11 +1,12 @@
-"""sweeps/plan.py: the study's parts, what is missing of them, and one mistake as one line."""
+"""study/: the study's parts, what is missing of them, and one mistake as one line."""
 
 from pathlib import Path
 
 import pytest
 
 from optim import PAPER
-from sweeps import plan
+from study import plan
+from study.__main__ import main
 from train.builders import _adam, _search
 from train.config import Config
 
@@ -16,9 +17,9 @@ def test_a_dry_run_lists_each_part_with_its_cells_and_the_time_of_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = f"--out={tmp_path}"
-    assert plan.main(["--profile=study", out, "--workers=2", "--dry-run"], "none is run") == 0
+    assert main(["--profile=study", out, "--workers=2", "--dry-run"], "none is run") == 0
     lines = capsys.readouterr().out.splitlines()
-    spaces = plan.parts("study", {"out": [str(tmp_path)]})
+    spaces = plan.spaces("study", {"out": [str(tmp_path)]})
     for name, space in spaces.items():
         count = str(len(space.cells()))
         assert any(line.split()[:4] == [name, space.name, count, count] for line in lines)
@@ -27,15 +28,15 @@ def test_a_dry_run_lists_each_part_with_its_cells_and_the_time_of_all(
 
 
 def test_exactly_what_is_missing_of_a_part_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cells = list(plan.parts("study", {"out": [str(tmp_path)], "epochs": [1]})["splits"].cells().values())
+    cells = list(plan.spaces("study", {"out": [str(tmp_path)], "epochs": [1]})["splits"].cells().values())
     for config in cells[:20]:
         write_run(config, 0)
-    assert plan.main(["splits", "--profile=study", f"--out={tmp_path}", "--epochs=1", "--dry-run"], "none") == 0
+    assert main(["splits", "--profile=study", f"--out={tmp_path}", "--epochs=1", "--dry-run"], "none") == 0
     assert "splits: 25 cells: 20 finished, 5 missing" in capsys.readouterr().out
 
 
 def test_the_papers_part_has_the_settings_of_the_papers_preset() -> None:
-    cells = plan.parts("study", {})["paper"].cells().values()
+    cells = plan.spaces("study", {})["paper"].cells().values()
     config = next(config for config in cells if config.optimizer == "plasls")
     own = {key: getattr(config, key) for key in ("first_steps", "joint", "merge_threshold")}
     built = _search(config, 16) | _adam(config) | own
@@ -46,7 +47,7 @@ def test_the_papers_part_has_the_settings_of_the_papers_preset() -> None:
 
 
 def test_an_unknown_part_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main(["nothing", "--profile=study", "--dry-run"]) == 2
+    assert main(["nothing", "--profile=study", "--dry-run"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown part nothing; allowed: rates, paper")
 
 

@@ -64,3 +64,14 @@ def positive(option: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"--{option}={text}: must be a whole number of at least 1")
     return int(text)
+
+
+def folder(option: str, text: str) -> str:
+    """A path; an empty one would be the current folder, which nobody asked for.
+
+    Raises:
+        InputError: `text` is empty. The error names the option.
+    """
+    if not text:
+        raise InputError(f"--{option}=: must be a folder; allowed: a path, such as . for the current folder")
+    return text

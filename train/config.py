@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .arguments import Parser, unknown
+from .arguments import Parser, folder, unknown
 from .candidates import find, reads
 from .errors import InputError
 from .tasks import TASKS
@@ -133,8 +133,7 @@ class Config:
         if self.task not in TASKS:
             raise InputError(f"--task={self.task}: unknown task; allowed: {', '.join(TASKS)}")
         find(self.optimizer)
-        if not self.out:
-            raise InputError("--out=: must be a folder; allowed: a path, such as . for the current folder")
+        folder("out", self.out)
         for key in ("sweep", "profile"):
             value = getattr(self, key)
             if not value or Path(value).name != value:

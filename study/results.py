@@ -1,29 +1,32 @@
-"""python -m analysis results: the page of measured results, docs/measured.md, from the runs that are committed.
+"""python -m study.results: the page of measured results, docs/measured.md, from the runs that are committed.
 
-What it is made of is the plan of the study (sweeps/plan.py): its parts say which runs there should be.
+The parts of the study's plan say which runs there should be.
 """
 
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sweeps import plan
+from analysis import compare, exhibits, figures, formats, stats, tables, words
+from analysis.command import status
+from analysis.compare import ACCURACY, CPU, LOSS, TRIALS
+from analysis.formats import Table
+from analysis.runs import Runs
+from analysis.sources import folder as run_folders
+from analysis.sources.stored import StoredSweep
+from analysis.sources.tidy import tidy
+from train.arguments import Parser, folder
 from train.errors import InputError, writing
 from train.folder import SweepFolder
 
-from . import claims, compare, exhibits, figures, formats, stats, tables, words
+from . import claims, plan
 from .claims import CLAIMS, Claim, Evidence, Finding
-from .compare import ACCURACY, CPU, LOSS, TRIALS
-from .formats import Table
-from .runs import Runs
-from .sources import folder as run_folders
-from .sources.stored import StoredSweep
-from .sources.tidy import tidy
 
 PAGE, PICTURES = "measured.md", "measured"
 TOGETHER = "table1"
@@ -74,7 +77,7 @@ def page(out: str, profile: str) -> tuple[str, dict[str, Figure]]:
     Raises:
         InputError: there is no finished run, or one is damaged.
     """
-    spaces = plan.parts(profile, {"out": [out]})
+    spaces = plan.spaces(profile, {"out": [out]})
     stored = {
         name: run_folders.of_manifest(space.manifest(), SweepFolder(Path(out) / space.name))
         for name, space in spaces.items()
@@ -84,7 +87,7 @@ def page(out: str, profile: str) -> tuple[str, dict[str, Figure]]:
         raise InputError(f"no finished run of the profile {profile} in {out}; make study makes them")
     evidence = Evidence({name: list(space.cells().values()) for name, space in spaces.items()}, runs)
     drawn, not_drawn = _figures({**runs, TOGETHER: _tidy(_together(stored))})
-    commands = {name: f".venv/bin/python -m sweeps.plan {name} --profile={profile} --out={out}" for name in spaces}
+    commands = {name: f".venv/bin/python -m study {name} --profile={profile} --out={out}" for name in spaces}
     parts = [
         "# Measured results",
         "This page is made by `make results` from the runs in `results/`. Do not edit it: `make study` runs what is "
@@ -268,3 +271,22 @@ def _pictures(drawn: Mapping[str, Figure], lacking: Mapping[str, str], commands:
         ]
         shown += ["### Not drawn yet", formats.pipes(pd.DataFrame(rows), markdown=("lacks the runs of",))]
     return shown
+
+
+def main(args: list[str]) -> int:
+    """Exit status: 0, or 2 for bad input."""
+    parser = Parser(prog="python -m study.results", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--out", default="results", help="folder of the sweeps [results]")
+    parser.add_argument("--profile", default="study", help="of the runs [study]")
+    parser.add_argument("--to", default="docs", help="folder of the page [docs]")
+
+    def make() -> None:
+        options = parser.parse_args(args)
+        out, to = (folder(option, getattr(options, option)) for option in ("out", "to"))
+        print("\n".join(map(str, write(out, to, options.profile))))
+
+    return status(make)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

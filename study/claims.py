@@ -1,4 +1,4 @@
-"""The paper's claims, each a number of every seed and a range in which it must lie. `results_page` shows them.
+"""The paper's claims, each a number of every seed and a range in which it must lie. `results` shows them.
 
 One rule for all: the claim holds where the 95 % t interval of the number's mean over seeds lies within the range, does
 not hold where it lies outside, and cannot be told where it reaches over a border, where runs are missing, or where
@@ -14,12 +14,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis import stats
+from analysis.compare import ACCURACY, LOSS
+from analysis.curves import STEP_SIZE
+from analysis.runs import Runs
 from train.config import Config
-
-from . import stats
-from .compare import ACCURACY, LOSS
-from .curves import STEP_SIZE
-from .runs import Runs
 
 SEEDS_AT_LEAST = 5
 ADAM, SEARCHES, DEFAULT = "adam", ("adamsls", "plasls"), "untuned"

@@ -1,0 +1,1 @@
+"""The whole study: its plan, the paper's claims with our verdicts, and the page of measured results."""
