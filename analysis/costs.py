@@ -6,16 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from train.candidates import CANDIDATES, reads
+from train.candidates import BASELINE, reads
 from train.errors import InputError
 
 from . import stats
 from .compare import ACCURACY, ALL
 from .curves import half_an_epoch
 from .runs import Arm, Runs
-
-BASELINE = next(candidate for candidate in CANDIDATES.values() if not candidate.searches)
-"""the candidate that is tuned and with which the line searches are compared"""
 
 
 class Speed(NamedTuple):

@@ -10,9 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from train.candidates import BASELINE
+
 from . import words
 from .compare import ACCURACY, Measure
-from .costs import BASELINE, Budget, Rates
+from .costs import Budget, Rates
 from .curves import Curves
 from .looks import Look, Looks, of_candidate
 

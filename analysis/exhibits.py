@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from train.candidates import BASELINE
 from train.errors import InputError, writing
 from train.folder import SweepFolder
 
@@ -143,8 +144,8 @@ def cost(runs: Runs) -> Figure:
 def budget(runs: Runs) -> Figure:
     """What ADAM costs until it is as good: expected validation accuracy of the best of k learning rates."""
     rates = ", ".join(words.level(rate) for rate in sorted(runs.table["learning_rate"].dropna().unique()))
-    what = f"Expected validation accuracy of the best of k of {costs.BASELINE.name}'s learning rates (k from left to "
-    what += f"right, each a whole run; chosen from {rates} on the rows shown, which favours {costs.BASELINE.name}) "
+    what = f"Expected validation accuracy of the best of k of {BASELINE.name}'s learning rates (k from left to "
+    what += f"right, each a whole run; chosen from {rates} on the rows shown, which favours {BASELINE.name}) "
     what += "beside one run of a line search"
     lines = [key for key in runs.varied if key in ("optimizer", "learning_rate")]
     return _panels(runs, costs.budget, what, lines, drawing.budget)
@@ -154,7 +155,7 @@ def rates(runs: Runs) -> Figure:
     """Accuracy over ADAM's learning rate, and the accuracy of candidates that need none."""
     lines = [key for key in runs.compared if key != "learning_rate"] or ["optimizer"]
     parts = _parts(runs, [*runs.compared], costs.rates)
-    what = f"Validation accuracy over the peak learning rate of {costs.BASELINE.name}, and as levels that of the "
+    what = f"Validation accuracy over the peak learning rate of {BASELINE.name}, and as levels that of the "
     what += "optimizers that have none"
     caption = words.caption(runs, lines, what)
     return figures.panels(parts, _looks(runs, lines), caption, draw=drawing.rates)

@@ -5,9 +5,11 @@ from typing import Any
 
 import pandas as pd
 
+from train.candidates import BASELINE
+
 from . import words
 from .compare import ALL, Differences, Grid, Measure, Ranking
-from .costs import BASELINE, Hindsights, Speeds
+from .costs import Hindsights, Speeds
 from .formats import Table
 from .stats import ENUMERATED_AT_MOST, Estimate
 

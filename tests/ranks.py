@@ -12,7 +12,7 @@ from train.__main__ import main
 
 rank = int(os.environ["RANK"])
 steps: list[dict[str, object]] = []
-train_step = module._Training.train_step
+train_step = module.Training.train_step
 
 
 def watched(self, batch, stop):
@@ -24,7 +24,7 @@ def watched(self, batch, stop):
     return done
 
 
-module._Training.train_step = watched  # type: ignore[method-assign]
+module.Training.train_step = watched  # type: ignore[method-assign]
 seen = Path(sys.argv[1])
 status = main(sys.argv[2:])
 seen.with_name(f"{seen.name}-{rank}.json").write_text(json.dumps(steps))

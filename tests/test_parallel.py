@@ -98,11 +98,11 @@ def test_the_mean_of_the_shares_is_the_mean_of_the_batch(rows: int, count: int) 
 def test_a_checkpoint_of_other_processes_is_not_resumed(tiny: Path, tmp_path: Path) -> None:
     from train import checkpoint
     from train.errors import InputError
-    from train.run import _Training
+    from train.run import Training
 
     config = settings(tiny, tmp_path)
     config.folder.mkdir(parents=True)
-    training = _Training(config)
+    training = Training(config)
     training.started = 0.0
     training.save()
     with pytest.raises(InputError, match=r"is of 1 processes, here are 2; resume with torchrun --nproc_per_node=1"):

@@ -74,7 +74,7 @@ def test_metrics_and_loss_are_those_of_a_plain_loop_over_the_rows(tiny, tmp_path
 
     monkeypatch.setitem(METRICS, "lopsided", lambda confusion: confusion[0][1] + 100 * confusion[1][0])
     monkeypatch.setitem(TASKS, "sst2", dataclasses.replace(TASKS["sst2"], metric="lopsided"))
-    training = module._Training(config(tiny, tmp_path))
+    training = module.Training(config(tiny, tmp_path))
     training.model.eval()
     right, lopsided, loss = 0, 0, 0.0
     for line in (tiny / "data/sst2/validation.jsonl").read_text().splitlines():

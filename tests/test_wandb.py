@@ -129,10 +129,10 @@ def test_the_table_of_epochs_and_the_model_are_in_the_run(tracked) -> None:
 
 
 def test_the_kept_model_is_the_trained_one(tracked, tmp_path: Path) -> None:
-    from train.run import _Training
+    from train.run import Training
 
     settings, _ = tracked
-    again = _Training(Config.from_dict(settings.as_dict() | {"model": str(settings.folder / "model")}))
+    again = Training(Config.from_dict(settings.as_dict() | {"model": str(settings.folder / "model")}))
     again.model.head.load_state_dict(torch.load(settings.folder / "model/head.pt"))
     assert again.evaluate()["eval/loss"] == history_file(settings)[-1]["eval/loss"]
 

@@ -86,6 +86,9 @@ _ROWS = (
 CANDIDATES = {row.key: row for row in _ROWS}
 """in the paper's order"""
 
+BASELINE = next(row for row in _ROWS if not row.searches)
+"""the candidate that is tuned and with which the line searches are compared"""
+
 USED_BY = {
     setting: tuple(row.key for row in _ROWS if setting in row.settings) for row in _ROWS for setting in row.settings
 }

@@ -64,7 +64,7 @@ def run(config: Config, progress: Progress | None = None) -> Result:
     folder.start()
     ranks, threads = parallel.join(), torch.get_num_threads()
     try:
-        return Result(config.folder, _Training(config, ranks).train(progress))
+        return Result(config.folder, Training(config, ranks).train(progress))
     except Exception as error:
         folder.write_error(error)
         raise
@@ -92,7 +92,9 @@ def _stop_asked() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Training:
+class Training:
+    """One run: what it is made of, in its constructor, which writes nothing, and its loop."""
+
     def __init__(self, config: Config, ranks: parallel.Ranks = parallel.Ranks()) -> None:  # noqa: B008
         self.config, self.ranks, self.folder = config, ranks, RunFolder(config.folder)
         if config.threads:
@@ -126,6 +128,7 @@ class _Training:
         if not ranks.first:  # dropout is drawn anew for each row, on whichever rank it is
             torch.manual_seed(config.seed + 1_000_003 * ranks.rank)
 
+        self.started = self.saved = time.perf_counter()
         self.done = checkpoint.resume(self.folder, self.model, self.optimizer, ranks, self.device)
 
     # -- the loop -----------------------------------------------------------------------------------------
