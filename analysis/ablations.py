@@ -95,7 +95,7 @@ draw(exhibits.step_sizes(runs))
 runs = load(SOURCE, "merging")
 show(exhibits.means(runs))
 merges = runs.table.groupby(runs.varied, sort=False, dropna=False)["search/merges"]
-display(merges.agg(["mean", "min", "max"]).rename_axis("merges a run", axis="columns"))
+display(merges.agg(["mean", "min", "max"]).rename(index=words.level).rename_axis("merges a run", axis="columns"))
 draw(exhibits.merging(runs))
 
 # %%
