@@ -27,7 +27,7 @@ STUDIES := $(patsubst sweeps/studies/%.yaml,study-%,$(wildcard sweeps/studies/*.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sweeps study results dashboard figures notebook report bench docs faults install test lint wheel-check $(SWEEPS) $(STUDIES)
+.PHONY: help sweeps study results dashboard figures notebook report bench docs faults install test coverage lint wheel-check $(SWEEPS) $(STUDIES)
 
 help:
 	@echo 'Sweeps: run what is missing, print the table, draw the figures'
@@ -76,6 +76,9 @@ study: $(INSTALLED)  ## run what is missing of the whole study, its time first, 
 
 test: $(INSTALLED)  ## run the tests
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+coverage: $(INSTALLED)  ## run the tests, and list the lines that none of them runs
+	@$(VENV)/bin/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(INSTALLED)  ## ruff and mypy
 	@$(VENV)/bin/ruff check .
