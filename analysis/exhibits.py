@@ -254,7 +254,7 @@ EXHIBITS = {
     "interval-curves": Exhibit("steps between searches", ("interval",), ("max_interval",), convergence),
     "rates": Exhibit(
         "accuracy over ADAM's learning rate, and what needs none",
-        ("untuned", "learning-rates"),
+        ("untuned", "learning-rates", "first-look"),
         ("learning_rate",),
         rates,
     ),
