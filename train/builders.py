@@ -26,6 +26,7 @@ BETA2, EPSILON = 0.999, 1e-8
 LEVERS: dict[str, dict[str, Any]] = {
     "none": {},
     "criterion": {"criterion": "armijo", "c": 0.1},
+    "c": {"c": 0.1},
     "nonmonotone": {"criterion": "nonmonotone"},
     "momentum": {"betas": (0.9, BETA2)},
     "decay": {"total_steps": None},
