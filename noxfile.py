@@ -10,11 +10,6 @@ TESTS = """armijo averaging closures compiled contract evaluation failures gener
 rounding salsa search settings states step tensors turns"""
 OLDEST = nox.project.load_toml("pyproject.toml")["project"]["dependencies"][0].replace(">=", "==") + ".*"
 HERE = Path(__file__).parent
-# Adam of torch 2.6 has no decoupled_weight_decay. The last two tests show a collapse, which does not come there.
-NOT_ON_OLDEST = (
-    "decoupled or test_steps_are_those_of_torchs_operations or (test_the_tested_direction_is_the_one_taken and decay1) "
-    "or test_the_strict_test_lets_the_step_size_collapse or test_a_tolerance_by_the_loss_alone_does_not_keep"
-)
 
 
 def as_a_user_imports_it(code: str) -> str:
@@ -60,6 +55,5 @@ def wheel(session: nox.Session, torch: str) -> None:
         (tests / f"{name}.py").write_text(as_a_user_imports_it(code), encoding="utf-8")
     session.chdir(tests.parent)  # away from optim/
     session.run("python", "-c", "import plasls, sys, torch; print(sys.version, torch.__version__, plasls.__file__)")
-    left_out = ["-k", f"not ({NOT_ON_OLDEST})"] if torch == OLDEST else []
     options = ["-q", "-m", "not long", "-W", "ignore::pytest.PytestUnknownMarkWarning", "-p", "no:cacheprovider"]
-    session.run("python", "-m", "pytest", *options, *left_out, "tests", *session.posargs)
+    session.run("python", "-m", "pytest", *options, "tests", *session.posargs)
