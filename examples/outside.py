@@ -102,10 +102,12 @@ def run(make: Callable[..., Task], args: argparse.Namespace, seed: int, arm: str
     torch.manual_seed(seed)
     task, steps, begun = make(args, seed), args.steps or STEPS[make], time.process_time()
     model, parameters = task.model.train(), [p for p in task.model.parameters() if p.requires_grad]
-    if arm == "AdamSLS":
-        optimizer = AdamSLS(parameters, total_steps=steps)
-    elif arm == "PLASLS":
-        optimizer = PLASLS(split(model, 4), total_steps=steps)
+    name, _, c = arm.partition("@")
+    settings = {"total_steps": steps} | ({"c": float(c)} if c else {})
+    if name == "AdamSLS":
+        optimizer = AdamSLS(parameters, **settings)
+    elif name == "PLASLS":
+        optimizer = PLASLS(split(model, 4), **settings)
     else:
         optimizer = torch.optim.Adam(parameters, lr=float(arm))
     schedule = CosineAnnealingLR(optimizer, steps) if arm[0].isdigit() else None
@@ -133,7 +135,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=[make.__name__ for make in STEPS])
     parser.add_argument(
-        "--arms", default="AdamSLS,PLASLS,1e-4,3e-4,1e-3,3e-3,1e-2,3e-2", help="a number is Adam's rate"
+        "--arms",
+        default="AdamSLS,PLASLS,1e-4,3e-4,1e-3,3e-3,1e-2,3e-2",
+        help="a number is Adam's rate; AdamSLS@0.2 is AdamSLS with c=0.2",
     )
     defaults: dict[str, Any] = {"model": "minilm-l6", "data": "film-snippets", "rows": 500, "batch": 32}
     for name, default in ({"seeds": "0,1,2", "steps": 0} | defaults).items():
