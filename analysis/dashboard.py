@@ -58,6 +58,7 @@ def views() -> list[View]:
         *(view for setting in ("rounding", "direction", "growth") for view in _of("Ablation", "criterion", setting)),
         *_of("Ablation", "interval", "max_interval", apart="optimizer"),
         *_of("Ablation", "joint", "joint"),
+        *_of("Rates", "first-look", "optimizer", beside=("learning_rate",)),
         *_of("Rates and hindsight", "untuned", "optimizer", beside=("learning_rate", "beta1")),
         *_of("Rates and hindsight", "learning-rates", "optimizer", beside=("learning_rate",)),
     ]
