@@ -74,11 +74,15 @@ study: $(INSTALLED)  ## run what is missing of the whole study, its time first, 
 
 ##@ The code
 
+# The whole suite: a process a core, up to four (each takes a GB), one thread each. With ARGS: one process, plain pytest.
+PROCESSES = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+PYTEST = $(if $(ARGS),$(VENV)/bin/python -m pytest,$(PROCESSES))
+
 test: $(INSTALLED)  ## run the tests
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 coverage: $(INSTALLED)  ## run the tests, and list the lines that none of them runs
-	@$(VENV)/bin/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	@$(PYTEST) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(INSTALLED)  ## ruff and mypy
 	@$(VENV)/bin/ruff check .

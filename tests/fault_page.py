@@ -44,7 +44,7 @@ def injecting(record: Callable[[str, object], None]) -> Inject:
             fate = Fate(kind)
             raise
         finally:
-            record("fault", fate)
+            record("fault", dataclasses.asdict(fate))  # what a test process may send to the one that writes
 
     return fault
 
@@ -75,7 +75,7 @@ class _Counts:
         if report.when == "call" or report.outcome != "passed":
             self.tests[report.outcome] += 1
         if report.when == "call":
-            self.fates += [found for _, found in report.user_properties if isinstance(found, Fate)]
+            self.fates += [Fate(**found) for _, found in report.user_properties if isinstance(found, dict)]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.fates:

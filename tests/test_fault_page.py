@@ -12,7 +12,7 @@ def _fail_after(fate: Fate) -> None:
 
 def test_a_fault_whose_test_fails_is_lost_whatever_was_seen_before() -> None:
     seen: list[Fate] = []
-    fault = injecting(lambda _, found: seen.append(found))  # type: ignore[arg-type]
+    fault = injecting(lambda _, found: seen.append(Fate(**found)))  # type: ignore[arg-type]
     with fault("a kill") as fate:
         fate.equal = True
     with fault("a full disk") as fate:
