@@ -163,14 +163,37 @@ class LineSearchMixin:
     # -- the step -----------------------------------------------------------------------------------------
 
     def training_step(self: Any, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Hold the micro-batch; with the batch's last one, search and move.
+        """Trainer's own step, or a descendant's, with a search where it computes its loss.
 
         Returns:
             The loss of the whole batch, detached; 0 for a micro-batch that is held, as Trainer adds them up.
+
+        Raises:
+            NotImplementedError: a descendant's step does not come to Trainer's, and so to `compute_loss`.
         """
-        model.train()
-        self._search().train()
-        self._held.append(self._prepare_inputs(inputs))
+        found: Tensor | None = None
+
+        def search_instead(model: Any, inputs: Any, *_: Any, num_items_in_batch: Any = None, **__: Any) -> Tensor:
+            nonlocal found
+            del self.compute_loss  # the class's own is the closure's
+            found = self._hold_or_search(model, inputs, num_items_in_batch)
+            return found.clone().requires_grad_()  # Trainer calls its backward, which leaves the weights alone
+
+        self.compute_loss = search_instead
+        try:
+            super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        finally:
+            vars(self).pop("compute_loss", None)
+        if found is None:
+            raise NotImplementedError(
+                f"the training_step that {type(self).__name__} inherits computes its loss without compute_loss, so "
+                "that none can be searched on; allowed: trainers whose training_step calls that of transformers.Trainer"
+            )
+        return found
+
+    def _hold_or_search(self: Any, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        """Hold the micro-batch; with the batch's last one, search and move."""
+        self._held.append(inputs)
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
         held, self._held = self._held, []

@@ -5,7 +5,7 @@ import torch
 import transformers as hf
 from datasets import Dataset
 
-from optim import PLASLS, split
+from optim import PLASLS, AdamSLS, split
 from optim.hf import LineSearchMixin
 
 from .trainers import SIZES, arguments
@@ -51,6 +51,40 @@ def test_trls_sft_trainer_searches_and_counts_each_token_once(tiny, tmp_path, ac
     learnt(trainer)
     tokens = sum(map(len, trainer.train_dataset["input_ids"]))
     assert [row["num_tokens"] for row in trainer.state.log_history if "num_tokens" in row][-1] == 3 * tokens
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_grpo_needs_two_iterations_and_then_learns_from_its_own_text(tiny, tmp_path, iterations, accumulated):
+    trl = pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
+
+    class Mine(LineSearchMixin, trl.GRPOTrainer):
+        pass
+
+    words, _ = encoder(tiny)
+    words.eos_token, words.padding_side = "[SEP]", "left"
+    model = hf.LlamaForCausalLM(
+        hf.LlamaConfig(
+            **SIZES | {"initializer_range": 0.02}, vocab_size=len(words), pad_token_id=0, bos_token_id=2, eos_token_id=3
+        )
+    )
+    args = arguments(
+        tmp_path, trl.GRPOConfig, per_device_train_batch_size=16, gradient_accumulation_steps=accumulated, bf16=False,
+        num_generations=8, max_completion_length=8, num_iterations=iterations, max_steps=40,
+    )  # fmt: skip
+    trainer = Mine(
+        model, lambda completions, **_: [text.split().count("good") / 8 for text in completions], args=args,
+        train_dataset=Dataset.from_list([{"prompt": word} for word in BAD + GOOD] * 8), processing_class=words,
+        optimizers=(AdamSLS(model.parameters()), None),
+    )  # fmt: skip
+    if iterations == 1:  # its loss has the same value at all weights
+        with pytest.raises(RuntimeError, match="where its gradient promised another loss"):
+            trainer.train()
+        return
+    trainer.train()
+    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    assert sum(rewards[-5:]) > 3 * sum(rewards[:5])
+    assert trainer._step == 40 * accumulated
 
 
 @pytest.mark.parametrize("loss", ["CosineSimilarityLoss", "MultipleNegativesRankingLoss"])

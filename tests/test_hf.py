@@ -351,6 +351,57 @@ def test_a_trainer_that_moves_twice_a_batch_stops_at_its_first_one(tmp_path):
             trainer.train()
 
 
+class OfItsOwnData(hf.Trainer):
+    """As trainers do that learn from generated text: a step replaces its inputs, and counts itself."""
+
+    count = 0
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        swapped = {"input_ids": inputs["input_ids"], "labels": 1 - inputs["labels"]}
+        loss = super().training_step(model, swapped, num_items_in_batch)
+        self.count += 1
+        return loss
+
+
+def test_what_a_descendants_training_step_does_is_done(tmp_path):
+    class Mine(LineSearchMixin, OfItsOwnData):
+        pass
+
+    class Swapped(Rows):
+        def __getitem__(self, index):
+            return (row := super().__getitem__(index)) | {"labels": 1 - row["labels"]}
+
+    model, expected = classifier(), classifier()
+    optimizers = (AdamSLS(model.parameters()), None)
+    accumulated = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    trainer = Mine(model, arguments(tmp_path, **accumulated), train_dataset=Rows(), optimizers=optimizers)
+    trainer.train()
+    plain = trained(tmp_path, expected, rows=Swapped(), **accumulated)
+    assert torch.equal(weights(model), weights(expected))
+    assert logged(trainer, "loss") == logged(plain, "loss")
+    assert trainer.count == 24  # micro-batches
+
+
+class Alone(hf.Trainer):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = model(**inputs).loss
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+def test_a_descendant_that_never_asks_for_its_loss_is_one_error_and_moves_nothing(tmp_path):
+    class Mine(LineSearchMixin, Alone):
+        pass
+
+    model = classifier()
+    before = weights(model).clone()
+    optimizers = (AdamSLS(model.parameters()), None)
+    trainer = Mine(model, arguments(tmp_path), train_dataset=Rows(), optimizers=optimizers)
+    with pytest.raises(NotImplementedError, match="Mine inherits computes its loss without compute_loss"):
+        trainer.train()
+    assert torch.equal(weights(model), before)
+
+
 def test_two_processes_take_the_steps_of_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
