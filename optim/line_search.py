@@ -20,6 +20,9 @@ from .search import Found, Rule, Search, resolves, search, search_jointly, tange
 from .settings import Settings, refuse, refuse_types, require, take
 from .turns import Turn, Turns
 
+# The first search starts from a step size that changes the weights by this share at least. A loss may be 0 where its
+# slope is not, as a policy gradient's is: then the tangent's zero says nothing, and no trial beside it is resolved.
+LEAST_START = 1e-4
 # The step size that a param group shows before the first search, if no start was given.
 UNKNOWN = 0.1
 # At the same weights the loss may differ by this many rounding errors: accelerators sum in another order each time.
@@ -171,7 +174,7 @@ class LineSearch(Components):
             measures = settings.loss_scale is None and settings.rounding > 0
             rule = Rule.of(settings, criterion, first, partial(self._measure, f, line) if measures else None)
             if first and settings.initial_step_size is None and any(turn.starts):
-                turn = turn.starting_at(tangent_zero(line))
+                turn = turn.starting_at(max(tangent_zero(line), line.size_that_moves_by(LEAST_START)))
             if not any(line.slopes):  # nothing moves, so there is nothing to test
                 turn = replace(turn, starts=before)
                 found = Found(tuple(turn.first_trial), math.nan, 0, accepted=True)

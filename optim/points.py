@@ -155,12 +155,8 @@ class TrialPoints:
         A change above sqrt(eps) |f| is large for rounding. It must show between such points as well, else the loss
         jumps at w itself, and what is measured is the larger change between w' and two further points.
         """
-        points = list(chain.from_iterable(self._points))
-        moved = [(point.trial - point.unmoved).flatten() for point in points]
-        distance = math.sqrt(sum(float(each.double().square().sum()) for each in moved))
-        weights = math.sqrt(sum(float(point.unmoved.double().square().sum()) for point in points))
-        precision = max(torch.finfo(point.unmoved.dtype).eps for point in points)
-        share = min(1.0, precision * weights / distance) if distance else 1.0
+        precision = max(torch.finfo(point.unmoved.dtype).eps for point in chain.from_iterable(self._points))
+        share = min(1.0, self._share_that_moves_by(precision))
         sizes = [share * size for size in self._sizes]
         near = self.value(sizes)
         change = abs(near - self.base)
@@ -168,6 +164,19 @@ class TrialPoints:
             return change
         further = [self.value([times * size for size in sizes]) for times in (2.0, 3.0)]
         return min(change, max(abs(value - near) for value in further))
+
+    def size_that_moves_by(self, relative: float) -> float:
+        """The step size eta of all groups with |eta d| = relative |w|; the present trial point has one for all."""
+        share = torch.tensor(self._share_that_moves_by(relative), dtype=torch.float64)
+        return float(self._mean(share)) * max(self._sizes)
+
+    def _share_that_moves_by(self, relative: float) -> float:
+        """s with |s eta d| = relative |w|, where eta d is the present trial point's move; 1 if it does not move."""
+        points = list(chain.from_iterable(self._points))
+        moved = [(point.trial - point.unmoved).flatten() for point in points]
+        distance = math.sqrt(sum(float(each.double().square().sum()) for each in moved))
+        weights = math.sqrt(sum(float(point.unmoved.double().square().sum()) for point in points))
+        return relative * weights / distance if distance else 1.0
 
     def predicted(self, sizes: Sequence[float]) -> float:
         """The change of f at the trial point, to first order."""

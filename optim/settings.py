@@ -92,7 +92,7 @@ class Settings:
         None,
         BOUND,
         "eta_0, where the first search starts. None: |f| / |<g, d>|, where the tangent reaches 0, which has the right "
-        "unit whatever the loss is measured in.",
+        "unit whatever the loss is measured in; and at least where |eta d| is 1e-4 of |w|.",
     )
     first_backtracking: float = setting(
         0.5,

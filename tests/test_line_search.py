@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import optim
 from optim import PAPER, split
 from optim.groups import COUNTS
 from tests.reference import Reference
@@ -420,3 +421,27 @@ def test_direction_momentum_tests_the_direction_that_is_taken():
         tried = points_of_a_step(model, optimizer, x, y)
         if optimizer.search.accepted:
             assert torch.allclose(tried[-1], weights(model), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("make", [optim.SGDSLS, optim.AdamSLS])
+@pytest.mark.parametrize("away", [0.0, 1e-8, -3e-9])
+def test_a_loss_that_is_0_where_its_slope_is_not_is_searched_as_elsewhere(make, away):
+    """As a policy gradient's, whose advantages cancel: its first search would start from |f| / |<g, d>|."""
+
+    def first_step_size(added: float) -> float:
+        torch.manual_seed(0)
+        x, model = torch.randn(64, 8), torch.nn.Linear(8, 4)
+        advantage = torch.randn(64)
+        advantage -= advantage.mean()
+        with torch.no_grad():
+            old = model(x).log_softmax(-1)[:, 0]
+        optimizer = make(model.parameters())
+
+        def closure() -> torch.Tensor:
+            ratio = (model(x).log_softmax(-1)[:, 0] - old).exp()
+            return added - (advantage * (ratio - 1)).mean()
+
+        optimizer.step(closure)
+        return optimizer.search.after
+
+    assert 1 / 3 < first_step_size(away) / first_step_size(1.0) < 3
