@@ -154,7 +154,7 @@ def test_other_folders_are_not_read(tmp_path):
 @pytest.mark.parametrize("file", ["config.json", "summary.json", "history.jsonl"])
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, file):
     folder = write_sweep(tmp_path, seeds=1)[0]
-    (folder / file).write_text("{")
+    (folder / file).write_text("{\n{}")
     with pytest.raises(InputError, match=rf"{folder.name}.*{file} cannot be read"):
         load(tmp_path, "splits")
 

@@ -71,6 +71,8 @@ def parse(text: bytes) -> pyarrow.Table:
         json.loads(last)
     except ValueError:
         text = head + newline
+    if not text.strip():
+        return pyarrow.table({})
     # pyarrow's parser is fast, and exact to the last digit.
     lines = pyarrow.json.read_json(io.BytesIO(text))
     for place, field in enumerate(lines.schema):
