@@ -213,7 +213,7 @@ class LineSearch(Components):
         groups, component = self.param_groups, turn.component or 0
         predicted = line.predicted(found.sizes)
         decrease = (found.value - line.base) / predicted if resolves(line, predicted) else math.nan
-        self.turns.count(turn, found, decrease)
+        self.turns.count(turn, found, line.base, decrease)
         self.counts["searches"] += 1
         self.counts["trials"] += found.trials
         self.counts["failures"] += not found.accepted
@@ -234,7 +234,7 @@ class LineSearch(Components):
         if not self._is_finite(f, known=()):
             return None
         sizes = self._step_sizes()
-        self.turns.skip()
+        self.turns.skip(f.base)
         self.counts["unsearched"] += 1
         self.search = Search("none", sizes[0], sizes[0], 0, f.base, math.nan, math.nan, math.nan, accepted=True)
         return Found(tuple(sizes), math.nan, 0, accepted=True)

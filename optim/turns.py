@@ -18,6 +18,11 @@ SETTLED_AFTER = 3
 # it has gone less than a fifth of the way.
 NEARLY_LINEAR = 0.9
 
+# Between searches a step size may become unstable: along some direction each step then overshoots further. If the loss
+# has risen at this many steps in a row, there is a search at once, from half the step size. Losses of mini-batches that
+# only differ do so once in 5,000 steps.
+UNSTABLE_AFTER = 6
+
 # SaLSA's rule spreads searches only after this many steps, which are all searched.
 DRIFTS_AFTER = 9
 
@@ -82,6 +87,8 @@ class Progress:
         shows_average: whether the parameters hold the average of the iterates; the state then holds the iterates.
         fast_average: average of the step sizes found, over about 10 searches.
         slow_average: the same over about 100 searches.
+        last_loss: the loss at the last step.
+        rises: steps since the last search, up to the last step, each of whose loss was above that of the one before.
     """
 
     whole_network_phase: bool = True
@@ -102,6 +109,8 @@ class Progress:
     shows_average: bool = False
     fast_average: float = 1e-8
     slow_average: float = 1e-8
+    last_loss: float = math.inf
+    rises: int = 0
 
     def error_at(self, loss: float) -> float:
         """A loss's error by rounding as last measured, reduced in proportion if the loss has fallen since."""
@@ -143,10 +152,12 @@ class Turns:
     def next(self, sizes: Sequence[float]) -> Turn | None:
         """This step's turn, given the components' step sizes. None: a step between searches, which takes these."""
         progress, count = self.progress, len(sizes)
-        steps = progress.steps_since_search + 1
-        if steps < progress.interval:
+        steps, unstable = progress.steps_since_search + 1, progress.rises >= UNSTABLE_AFTER
+        if steps < progress.interval and not unstable:
             return None
         grown = self._growth(steps) if progress.accepted_once else 1.0
+        if unstable:
+            sizes, grown = [size / 2 for size in sizes], 1.0
         if self.is_whole(count):
             return Turn(None, False, range(count), [sizes[0] * grown] * count)
         component = progress.next_component % count
@@ -184,14 +195,19 @@ class Turns:
             return 0.0
         return (1 + math.cos(math.pi * done / total)) / 2
 
-    def skip(self) -> None:
-        """Note that a step without a search was done."""
-        self.progress.steps_since_search += 1
+    def skip(self, loss: float) -> None:
+        """Note that a step without a search was done, and its loss before the move."""
+        progress = self.progress
+        progress.steps_since_search += 1
+        scheduled = self.settings.interval_growth not in (None, "drift")
+        progress.rises = progress.rises + 1 if scheduled and loss > progress.last_loss else 0
+        progress.last_loss = loss
 
-    def count(self, turn: Turn, found: Found, decrease: float) -> None:
+    def count(self, turn: Turn, found: Found, loss: float, decrease: float) -> None:
         """Note that a search was done: who is next, when, and whether the whole-network phase is over.
 
         Args:
+            loss: the loss before the move.
             decrease: decrease of the loss at the last trial, as a share of the predicted one; NaN if it is within
                 rounding.
         """
@@ -201,6 +217,7 @@ class Turns:
         progress.interval = self._interval(turn, found)
         progress.accepted_once |= found.accepted
         progress.steps_since_search = 0
+        progress.last_loss, progress.rises = loss, 0
         # If a step size grows at each search, its second trial is about where the last search ended.
         at_once = found.accepted and found.trials <= (1 if self.settings.search_growth == 1 else 2)
         if turn.component is not None:

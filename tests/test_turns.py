@@ -19,14 +19,14 @@ def after_first_steps(count=3, **settings):
     turns = Turns(Settings(**CLASSIC), ComponentSettings(first_steps=1, **settings))
     sizes = [0.1] * count
     turn = turns.next(sizes)
-    turns.count(turn, found(turn.first_trial), 0.5)
+    turns.count(turn, found(turn.first_trial), 1.0, 0.5)
     return turns, turn.starts
 
 
 def search_of(turns, sizes, trials=1):
     turn = turns.next(sizes)
     result = found(turn.first_trial, trials)
-    turns.count(turn, result, 0.5)
+    turns.count(turn, result, 1.0, 0.5)
     return turn, turn.sizes(result)
 
 
@@ -53,8 +53,8 @@ def test_where_searches_grow_a_second_trial_is_settled_too():
     turns, sizes, whole = Turns(Settings(), ComponentSettings()), [0.1, 0.1], []
     for trials in (1, 3, 1, 2, 2, 1):
         while (turn := turns.next(sizes)) is None:
-            turns.skip()
-        turns.count(turn, found(turn.first_trial, trials), 0.5)
+            turns.skip(1.0)
+        turns.count(turn, found(turn.first_trial, trials), 1.0, 0.5)
         whole.append(turn.component is None)
     assert whole == [True] * 5 + [False]
 
@@ -85,10 +85,10 @@ def test_searches_move_apart_while_they_take_their_first_trial_and_close_up_when
     for step in range(16):
         turn = turns.next(sizes)
         if turn is None:
-            turns.skip()
+            turns.skip(1.0)
             continue
         searched.append(step)
-        turns.count(turn, found(turn.first_trial, trials=2 if step in (0, 11) else 1), 0.5)
+        turns.count(turn, found(turn.first_trial, trials=2 if step in (0, 11) else 1), 1.0, 0.5)
     assert searched == [0, 1, 3, 7, 11, 12, 14]
 
 
@@ -97,11 +97,11 @@ def searched_steps(settings, steps, shrink=()):
     for step in range(1, steps + 1):
         turn = turns.next(sizes)
         if turn is None:
-            turns.skip()
+            turns.skip(1.0)
         else:
             searched.append(step)
             size = turn.first_trial[0] * (0.4 if step in shrink else 1.0)
-            turns.count(turn, found([size], trials=5 if step in shrink else 2), 0.5)
+            turns.count(turn, found([size], trials=5 if step in shrink else 2), 1.0, 0.5)
         turns.progress.steps += 1
     return searched
 
@@ -123,20 +123,20 @@ def test_a_search_that_more_than_halves_the_step_size_is_followed_by_another_at_
 def test_a_step_size_doubles_where_its_trial_was_nearly_linear_and_grows_less_otherwise():
     for decrease, growth in ((0.95, 2.0), (0.6, 1.1)):
         turns = Turns(Settings(search_growth=1.1, growth_steps=math.inf), None)
-        turns.count(turns.next([1.0]), found([1.0]), decrease)
+        turns.count(turns.next([1.0]), found([1.0]), 1.0, decrease)
         assert turns.next([1.0]).starts == [growth]
     turns = Turns(Settings(growth_steps=math.inf, search_growth=1.0), None)  # the paper's: nothing but Eq. 2
-    turns.count(turns.next([1.0]), found([1.0]), 0.95)
+    turns.count(turns.next([1.0]), found([1.0]), 1.0, 0.95)
     assert turns.next([1.0]).starts == [1.0]
 
 
 def test_a_step_size_that_is_about_to_double_is_tested_at_the_next_step():
     turns = Turns(Settings(), None)
     turns.progress.steps, turns.progress.accepted_once = 400, True
-    turns.count(turns.next([1.0]), found([1.0]), 0.6)
+    turns.count(turns.next([1.0]), found([1.0]), 1.0, 0.6)
     assert turns.next([1.0]) is None
     turns.progress.steps_since_search = turns.progress.interval
-    turns.count(turns.next([1.0]), found([1.0]), 0.95)
+    turns.count(turns.next([1.0]), found([1.0]), 1.0, 0.95)
     assert turns.next([1.0]).starts == [2.0]
 
 
@@ -175,3 +175,25 @@ def test_progress_of_an_older_checkpoint_loads_under_its_new_names():
     )
     with pytest.raises(ValueError, match="the state holds later, unknown here: a newer version has saved it"):
         Progress.from_saved({"later": 1})
+
+
+def skipped_before_a_search(settings, losses):
+    """How many steps with these losses come between two searches, and the trial that the second one starts from."""
+    turns = Turns(settings, None)
+    turns.progress.steps = 1000
+    turns.count(turns.next([1.0]), found([1.0]), 0.0, 0.5)
+    for step, loss in enumerate(losses):
+        if (turn := turns.next([1.0])) is not None:
+            return step, turn.first_trial[0]
+        turns.skip(loss)
+    return len(losses), None
+
+
+def test_six_rises_in_a_row_bring_a_search_at_once_from_half_the_step_size():
+    apart = Settings(max_interval=16, interval_growth=4)
+    rising = list(range(1, 17))
+    assert skipped_before_a_search(apart, rising) == (6, 0.5)
+    interrupted = [1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert skipped_before_a_search(apart, interrupted) == (12, 0.5)
+    assert skipped_before_a_search(apart, [1, 2, 3, 4, 5] * 3)[0] == 15
+    assert skipped_before_a_search(apart, [loss - 20 for loss in rising]) == (7, 0.5)  # the first one is a fall
