@@ -75,7 +75,7 @@ study: $(INSTALLED)  ## run what is missing of the whole study, its time first, 
 ##@ The code
 
 # The whole suite: a process a core, up to four (each takes a GB), one thread each. With ARGS: one process, plain pytest.
-PROCESSES = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+PROCESSES = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 PYTEST = $(if $(ARGS),$(VENV)/bin/python -m pytest,$(PROCESSES))
 
 test: $(INSTALLED)  ## run the tests
