@@ -38,7 +38,7 @@ def reviews(args: argparse.Namespace) -> tuple[list[Any], list[Any], DataCollato
     """Tokenised rows to learn from and to validate on, and what makes a batch of them."""
     tokenizer = load_tokenizer(args.model)
     learn, validate = (load_rows(args.data, "sst2", part) for part in ("train", "validation"))
-    parts = small_subset(learn, 0, args.rows), validate[:300]
+    parts = small_subset(learn, 0, args.rows), small_subset(validate, 0, 300)  # the file has them by label
     learn, validate = (tokenize(part, tokenizer, TASKS["sst2"], 64) for part in parts)
     return learn, validate, DataCollatorWithPadding(tokenizer)
 
