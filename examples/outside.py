@@ -134,11 +134,8 @@ def run(make: Callable[..., Task], args: argparse.Namespace, seed: int, arm: str
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=[make.__name__ for make in STEPS])
-    parser.add_argument(
-        "--arms",
-        default="AdamSLS,PLASLS,1e-4,3e-4,1e-3,3e-3,1e-2,3e-2",
-        help="a number is Adam's rate; AdamSLS@0.2 is AdamSLS with c=0.2",
-    )
+    arms = "AdamSLS,PLASLS,1e-4,3e-4,1e-3,3e-3,1e-2,3e-2"
+    parser.add_argument("--arms", default=arms, help="a number is Adam's rate; AdamSLS@0.2 is AdamSLS with c=0.2")
     defaults: dict[str, Any] = {"model": "minilm-l6", "data": "film-snippets", "rows": 500, "batch": 32}
     for name, default in ({"seeds": "0,1,2", "steps": 0} | defaults).items():
         parser.add_argument(f"--{name}", default=default, type=type(default))
@@ -148,6 +145,5 @@ if __name__ == "__main__":
     for arm in args.arms.split(","):
         found = torch.tensor([run(make, args, seed, arm) for seed in seeds], dtype=torch.float64)
         errors = found.std(0) / math.sqrt(len(seeds)) if len(seeds) > 1 else [math.nan] * 5
-        print(
-            f"{arm:8}", ", ".join(f"{m:.4g} ± {e:.2g}" for m, e in zip(found.mean(0), errors, strict=True)), flush=True
-        )
+        figures = (f"{m:.4g} ± {e:.2g}" for m, e in zip(found.mean(0), errors, strict=True))
+        print(f"{arm:8}", ", ".join(figures), flush=True)
