@@ -14,6 +14,8 @@ from train.config import Config
 from train.errors import InputError
 from train.tasks import METRICS, TASKS, accuracy
 
+from .families import bert
+
 
 @pytest.mark.parametrize("row", CANDIDATES.values(), ids=CANDIDATES)
 def test_a_row_names_settings_a_builder_and_candidates_that_there_are(row: Candidate) -> None:
@@ -61,7 +63,7 @@ def test_every_task_is_judged_by_a_metric_that_there_is() -> None:
     assert accuracy([[0, 0, 5], [0, 0, 0], [0, 0, 5]]) == 0.5
 
 
-@pytest.mark.parametrize("lever", typing.get_args(typing.get_type_hints(Config)["lever"]))
+@pytest.mark.parametrize("lever", sorted(LEVERS.keys() - {"components"}))
 def test_each_lever_of_the_default_search_sets_back_its_own_settings_and_no_others(lever: str) -> None:
     model = torch.nn.Linear(3, 2)
 
@@ -72,6 +74,21 @@ def test_each_lever_of_the_default_search_sets_back_its_own_settings_and_no_othe
     default, found = settings(), settings(lever=lever)
     assert {key for key in found if found[key] != default[key]} == set(LEVERS[lever])
     assert default["total_steps"] == 16 * Config.epochs
+    assert set(typing.get_args(typing.get_type_hints(Config)["lever"])) == LEVERS.keys()
+
+
+def test_the_lever_of_components_gives_each_of_ten_the_default_search() -> None:
+    model = bert()
+
+    def optimizer(**changes: Any) -> Any:
+        return find("untuned").build(Config(optimizer="untuned", **changes), model, 16)
+
+    one, ten = optimizer(), optimizer(lever="components")
+    assert (len(one.param_groups), len(ten.param_groups)) == (1, 10)
+    assert ten.settings == one.settings
+    assert ten.components.joint == "always"
+    with pytest.raises(InputError, match=r"^--lever=components: "):
+        find("untuned").build(Config(optimizer="untuned", lever="components"), torch.nn.Linear(3, 2), 16)
 
 
 def test_the_published_salsa_repeats_a_run_and_goes_on_from_its_state() -> None:

@@ -22,7 +22,8 @@ from .peers import Missing, package
 BETA2, EPSILON = 0.999, 1e-8
 
 # Each lever of the library's default search is set back to what the paper has. Two are alternatives that the paper does
-# not have: "nonmonotone" (PoNoS's criterion) and "average" (instead of a decay).
+# not have: "nonmonotone" (PoNoS's criterion) and "average" (instead of a decay). "components" changes no setting, but
+# the number of step sizes.
 LEVERS: dict[str, dict[str, Any]] = {
     "none": {},
     "criterion": {"criterion": "armijo", "c": 0.1},
@@ -34,7 +35,10 @@ LEVERS: dict[str, dict[str, Any]] = {
     "interval": {"max_interval": 1},
     "first_search": {"first_search": "backtrack", "initial_step_size": 0.1},
     "growth": {"search_growth": 1.0, "growth_steps": 500.0},
+    "components": {},
 }
+COMPONENTS = 10
+"""of the lever "components", as in the paper"""
 
 
 class PlainStep(torch.optim.Optimizer):
@@ -135,8 +139,10 @@ def adamsls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Ada
 
 
 def untuned(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
-    """The library's default, which is told the number of steps. `lever` may set one part of it back."""
+    """The library's default, which is told the number of steps. `lever` may change one part of it."""
     settings: dict[str, Any] = {"total_steps": steps_per_epoch * config.epochs, "eps": EPSILON, "fused": True}
+    if config.lever == "components":
+        return PLASLS(_components(model, COMPONENTS, "--lever=components"), **settings)
     return AdamSLS(split(model, 1), **(settings | LEVERS[config.lever]))
 
 
@@ -190,12 +196,8 @@ def published_salsa(config: Config, model: torch.nn.Module, steps_per_epoch: int
 
 
 def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLASLS:
-    try:
-        components = split(model, config.split)
-    except ValueError as error:
-        raise InputError(f"--split={config.split}: {error}") from None
     return PLASLS(
-        components,
+        _components(model, config.split, f"--split={config.split}"),
         **_search(config, steps_per_epoch),
         **_adam(config),
         growth=config.growth,
@@ -203,6 +205,13 @@ def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLAS
         joint=config.joint,
         merge_threshold=config.merge_threshold or 0.0,
     )
+
+
+def _components(model: torch.nn.Module, count: int | str, flag: str) -> list[dict[str, Any]]:
+    try:
+        return split(model, count)
+    except ValueError as error:
+        raise InputError(f"{flag}: {error}") from None
 
 
 def _search(config: Config, steps_per_epoch: int) -> dict[str, Any]:

@@ -79,7 +79,17 @@ class Config:
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """momentum of adam, adamsls and plasls: beta of the mean gradient; 0: none"""
     lever: Literal[
-        "none", "criterion", "c", "nonmonotone", "momentum", "decay", "average", "interval", "first_search", "growth"
+        "none",
+        "criterion",
+        "c",
+        "nonmonotone",
+        "momentum",
+        "decay",
+        "average",
+        "interval",
+        "first_search",
+        "growth",
+        "components",
     ] = "none"
     """of untuned, the library's default search: what is changed, a key of train.builders.LEVERS"""
     precision: Literal["fp32", "bf16"] = "fp32"
