@@ -1,4 +1,7 @@
-"""Try the wheel in new environments: `make wheel-check`. Each one holds the wheel, torch, pytest and NumPy, no more."""
+"""Try the wheel in new environments: `make wheel-check`. Each one holds the wheel, torch, NumPy and pytest, no more.
+
+The tests run with this folder's pytest settings, so that a warning is an error there, too, but for those in TORCHS_OWN.
+"""
 
 import re
 from pathlib import Path
@@ -9,6 +12,8 @@ import nox
 TESTS = """armijo averaging closures compiled contract evaluation failures generic line_search merging points resume
 rounding salsa search settings states step tensors turns"""
 OLDEST = nox.project.load_toml("pyproject.toml")["project"]["dependencies"][0].replace(">=", "==") + ".*"
+# Warnings that torch 2.7 gives of its own code.
+TORCHS_OWN = ["-W", "ignore:TypedStorage is deprecated:UserWarning"]
 HERE = Path(__file__).parent
 
 
@@ -40,7 +45,7 @@ def build(session: nox.Session) -> None:
 def wheel(session: nox.Session, torch: str) -> None:
     """The optimizer tests on the wheel, with the oldest torch that pyproject.toml allows and with the newest."""
     (built,) = (HERE / "dist").glob("plasls-*.whl")
-    session.install(torch, "numpy", "pytest", str(built))
+    session.install(torch, "numpy", "pytest", "pytest-timeout", str(built))
     tests = Path(session.create_tmp()) / "tests"
     tests.mkdir(exist_ok=True)
     for name in [
@@ -55,5 +60,4 @@ def wheel(session: nox.Session, torch: str) -> None:
         (tests / f"{name}.py").write_text(as_a_user_imports_it(code), encoding="utf-8")
     session.chdir(tests.parent)  # away from optim/
     session.run("python", "-c", "import plasls, sys, torch; print(sys.version, torch.__version__, plasls.__file__)")
-    options = ["-q", "-m", "not long", "-W", "ignore::pytest.PytestUnknownMarkWarning", "-p", "no:cacheprovider"]
-    session.run("python", "-m", "pytest", *options, "tests", *session.posargs)
+    session.run("python", "-m", "pytest", "-p", "no:cacheprovider", *TORCHS_OWN, "tests", *session.posargs)

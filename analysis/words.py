@@ -100,10 +100,15 @@ def factor(each: Estimate) -> str:
 
 
 def whole(value: Any) -> str:
-    """A setting's value as it is."""
+    """A setting's value as it is; a number below 0.001 as a power of ten, 1e-4, so that learning rates look alike."""
     if value is None or value != value:
         return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if not 0 < abs(value) < 0.001:
+        return f"{value:g}"
+    digits, power = f"{value:.5e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def level(value: Any) -> str:

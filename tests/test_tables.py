@@ -165,6 +165,11 @@ def test_a_hub_id_stays_whole_and_a_folder_is_its_last_part():
         assert words.whole(folder) == folder
 
 
+def test_small_numbers_are_written_alike():
+    rates = {2e-5: "2e-5", 1e-4: "1e-4", 1.5e-4: "1.5e-4", 0.001: "0.001", 1e-12: "1e-12", 0.0: "0", 500.0: "500"}
+    assert [words.whole(rate) for rate in rates] == list(rates.values())
+
+
 def test_names_are_shown_by_markdown_as_they_are():
     render = MarkdownIt("commonmark").enable("table").render
     names = ["a*b*c", "__init__", "`x`", "<b>", "a|b", "[x](y)", "&amp;", "back\\|slash", "$x$", "~~y~~", "*c*"]
@@ -215,12 +220,12 @@ def test_what_an_optimizer_does_not_read_is_a_dash_and_one_arm(tmp_path):
     folders = write_sweep(tmp_path, "learning-rates", varied, seeds=3, epochs=1)
     assert len(folders) == 9
     loaded = load(tmp_path, "learning-rates")
-    arms = [["ADAM", "1e-05"], ["ADAM", "0.0001"], ["ADAMSLS", "–"]]
+    arms = [["ADAM", "1e-5"], ["ADAM", "1e-4"], ["ADAMSLS", "–"]]
     for table in (exhibits.means(loaded).cells, exhibits.grid(loaded, LOSS).cells):
         assert table[["optimizer", "learning_rate"]].to_numpy().tolist() == arms
     assert paired(loaded).cells[["optimizer", "learning_rate"]].to_numpy().tolist() == arms[1:]
     (ranked,) = exhibits.ranking(loaded, LOSS)
-    assert ranked.cells["second"].tolist() == ["ADAM, learning rate 0.0001", "ADAMSLS", "ADAMSLS"]
+    assert ranked.cells["second"].tolist() == ["ADAM, learning rate 1e-4", "ADAMSLS", "ADAMSLS"]
 
 
 def test_markdown_fits_a_terminal_of_120_columns_and_every_row_has_all_cells(tmp_path):
@@ -418,7 +423,7 @@ def test_hindsight_takes_each_tasks_best_rate_and_pairs_seeds(tmp_path):
         lines = [line | {"time/cpu": 2.0 if adam else 3.0} if "time/step" in line else line for line in lines]
         (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     cells = exhibits.hindsight(load(tmp_path, "untuned"))[0].cells.set_index("task")
-    assert cells["rate"].tolist() == ["1e-05", "2e-05", "–"]
+    assert cells["rate"].tolist() == ["1e-5", "2e-5", "–"]
     assert cells["difference"].tolist() == ["+10.0", "−2.0", "+4.0"]
     assert cells["accuracy at the best rate"].tolist() == ["75.0 ± 5.0", "72.0 ± 1.0", "73.5 ± 3.0"]
     assert cells.loc["all", "95 % interval"] == "−2.4 to 10.4"  # of the seeds' differences 4.5 and 3.5
