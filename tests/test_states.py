@@ -54,7 +54,7 @@ def test_a_loaded_optimizer_runs_in_parallel_bit_for_bit(make):
         torch.manual_seed(7)
         assert train(other, loaded, [(x, y)]) == first
         assert torch.equal(weights(one), weights(other))
-        assert loaded.search == optimizer.search
+        assert repr(loaded.search) == repr(optimizer.search)  # where a number is NaN, no record equals another
     assert repr(loaded) == repr(optimizer)
     assert repr(optimizer.state_dict()) == repr(loaded.state_dict())
     loaded.load_state_dict(kept)
