@@ -196,7 +196,7 @@ def test_a_compiled_model_takes_the_steps_of_the_plain_one_and_is_compiled_once(
         searches, counts = [], []
         for _ in range(8):
             optimizer.step(classifier(run_it, *images()))
-            searches.append(optimizer.search)
+            searches.append(repr(optimizer.search))  # a NaN equals none, but looks like it
             counts.append(len(compilations))
         return searches, weights(model), dict(model.named_buffers()), counts
 

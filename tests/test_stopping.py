@@ -53,6 +53,10 @@ def test_a_run_does_not_start_after_a_stop_that_was_swallowed(swallowed: None, t
     assert not settings.folder.exists()
 
 
+# It sleeps in short turns: a signal between two of Python's instructions must not wait for the end of a long one.
+SLOW_IMPORT = "import time\nprint('importing', flush=True)\nfor turn in range(300):\n    time.sleep(0.1)\n"
+
+
 @pytest.mark.parametrize(
     ("command", "library", "how"),
     [
@@ -64,7 +68,7 @@ def test_a_run_does_not_start_after_a_stop_that_was_swallowed(swallowed: None, t
 )
 def test_a_stop_during_the_imports_is_one_line(tmp_path: Path, command: str, library: str, how: int) -> None:
     """A library in the place of the real one tells that it is being imported, and takes its time."""
-    (tmp_path / f"{library}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(30)\n")
+    (tmp_path / f"{library}.py").write_text(SLOW_IMPORT)
     arguments = [f"--out={tmp_path}", *(["report"] if command == "analysis" else [])]
     process = subprocess.Popen(
         [sys.executable, "-m", command, *arguments],
