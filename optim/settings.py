@@ -125,7 +125,7 @@ class Settings:
         "bounds those that shrink all, after those that shrink one alone.",
     )
     max_interval: int = setting(
-        16,
+        32,
         STEPS,
         "steps from one search to the next at most; steps in between take the step size untested, at the cost of the "
         "host's own step. 1: a search at every step, as in the paper.",

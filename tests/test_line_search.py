@@ -450,7 +450,7 @@ def test_a_loss_that_is_0_where_its_slope_is_not_is_searched_as_elsewhere(make, 
 @pytest.mark.parametrize("make", [optim.SGDSLS, optim.AdamSLS])
 @pytest.mark.parametrize("unit", [1e-6, 1e-3, 1.0, 1e3, 1e6])
 def test_a_regression_is_solved_up_to_rounding_whatever_the_unit_of_its_targets(make, unit):
-    """Adam with a step size that does not change oscillates here where searches are 16 steps apart."""
+    """Adam with a step size that does not change oscillates here where searches are many steps apart."""
     torch.manual_seed(0)
     x = torch.randn(256, 10)
     y = unit * x.sum(1, keepdim=True)
