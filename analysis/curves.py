@@ -36,6 +36,11 @@ class Curves:
     evaluated: tuple[float, ...] = ()
     counts: bool = False
 
+    @property
+    def once(self) -> bool:
+        """Whether each arm has one value only."""
+        return all(len(curve) == 1 for curve in self.of_arm.values())
+
 
 def half_an_epoch(runs: Runs) -> pd.Series:
     """Steps over which each run's training loss is smoothed, by run id: half an epoch, whatever the batch size."""

@@ -18,14 +18,19 @@ from .costs import Budget, Rates
 from .curves import Curves
 from .looks import Look, Looks, of_candidate
 
+BESIDE = 0.05
+"""how far the points of two arms lie from each other, in epochs"""
 X_NAMES = {"samples": "training samples processed", "steps": "optimizer steps", "epochs": "epochs"}
 
 
 def curves(axes: Axes, shown: Curves, looks: Looks) -> None:
-    """A line for each arm, with a band of one standard error around it."""
-    for arm, curve in shown.of_arm.items():
+    """A line for each arm, with a band of one standard error around it; of a single value a point with a bar."""
+    for place, (arm, curve) in enumerate(shown.of_arm.items()):
         look = looks.of_arm[arm]
-        _curve(axes, curve, look if shown.x == "epochs" else Look(look.label, look.style | {"marker": ""}))
+        if shown.once:
+            _point(axes, curve, look, BESIDE * (place - (len(shown.of_arm) - 1) / 2))
+        else:
+            _curve(axes, curve, look if shown.x == "epochs" else Look(look.label, look.style | {"marker": ""}))
     if shown.decades:
         log_scale(axes)
     x_name = X_NAMES[shown.x]
@@ -46,6 +51,12 @@ def _curve(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
     low, high = curve["mean"] - curve["standard_error"], curve["mean"] + curve["standard_error"]
     axes.fill_between(curve.index, low, high, color=look.style["color"], alpha=0.15, linewidth=0)
     axes.plot(curve.index, curve["mean"], label=look.label, **look.style)
+
+
+def _point(axes: Axes, curve: pd.DataFrame, look: Look, beside: float) -> None:
+    style = look.style | {"linestyle": ""}
+    axes.errorbar(curve.index + beside, curve["mean"], curve["standard_error"], label=look.label, capsize=3, **style)
+    axes.margins(x=0.4)
 
 
 def _counts(axes: Axes) -> None:

@@ -186,7 +186,9 @@ def _panels(
 def _pairs(runs: Runs, left: Callable[[Runs], Curves], right: Callable[[Runs], Curves], what: str) -> Figure:
     """Two numbers of the alternatives side by side, with a row of panels for each condition."""
     shown = _parts(runs, runs.compared, lambda part: (left(part), right(part)))
-    return figures.pairs(shown, _looks(runs, runs.compared), words.caption(runs, runs.compared, what))
+    once = any(each.once for panel in shown for each in panel.numbers)
+    caption = words.caption(runs, runs.compared, what, drawn="bands and bars" if once else "bands")
+    return figures.pairs(shown, _looks(runs, runs.compared), caption)
 
 
 def _parts(runs: Runs, lines: Sequence[str], numbers: Callable[[Runs], Any]) -> list[Panel]:

@@ -161,7 +161,7 @@ def setting(runs: Runs) -> str:
     parts = ["1 epoch" if part == "1 epochs" else part for part in parts]
     rows = dict.fromkeys(f"{rows:,}" for rows in runs.table["samples"] // runs.table["epochs"])
     first = runs.fixed.get("eval_rows")
-    held_out = "all validation rows" if first is None else f"{first:,} validation rows drawn at random"
+    held_out = "all validation rows" if first is None else f"at most {first:,} validation rows, drawn at random"
     return ", ".join([*parts, f"{' or '.join(rows)} training rows", held_out])
 
 

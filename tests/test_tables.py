@@ -145,7 +145,7 @@ def test_first_line_says_what_was_run(tmp_path):
     text = " ".join(formats.markdown(exhibits.of_sweep(load(tmp_path, "splits"))).split())
     assert text.startswith(
         "Sweep splits, profile embedded: bge-small-en-v1.5, glue, sst2, small, PLASLS, 5 epochs, batch 32, at most 256 "
-        "tokens, 512 training rows, 300 validation rows drawn at random, 3 seeds (0 to 2). "
+        "tokens, 512 training rows, at most 300 validation rows, drawn at random, 3 seeds (0 to 2). "
         "Mean ± standard error over seeds; seconds on 2 CPU threads."
     )
 
