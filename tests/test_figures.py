@@ -108,6 +108,29 @@ def test_an_axis_of_epochs_that_were_not_all_evaluated_names_those_that_were(tmp
     assert list(axes.get_lines()[0].get_xdata()) == [2, 3]
 
 
+def test_arms_that_were_evaluated_once_are_points_beside_each_other_with_their_standard_errors(tmp_path):
+    folders = write_sweep(tmp_path, seeds=3, epochs=1)
+    lines = [json.loads(line) for folder in folders for line in (folder / "history.jsonl").read_text().splitlines()]
+    accuracy = 100 * np.array([line["eval/accuracy"] for line in lines if "eval/accuracy" in line]).reshape(5, 3)
+    figure, _, axes = panels(load(tmp_path, "splits"))
+    assert [bar.get_label() for bar in axes.containers] == [f"split {split}" for split in SPLITS]
+    places = []
+    for values, bar in zip(accuracy, axes.containers, strict=True):
+        (segment,) = bar.lines[2][0].get_segments()
+        error = values.std(ddof=1) / np.sqrt(3)
+        assert segment[:, 1] == pytest.approx([values.mean() - error, values.mean() + error])
+        places.append(segment[0, 0])
+    assert places == sorted(set(places))
+    assert np.mean(places) == pytest.approx(1)
+    assert "bands and bars: ± one standard error" in caption(figure)
+
+
+def test_one_run_an_arm_that_was_evaluated_once_is_a_point(tmp_path):
+    write_sweep(tmp_path, seeds=1, epochs=1)
+    _, _, axes = panels(load(tmp_path, "splits"))
+    assert [len(bar.lines[0].get_xdata()) for bar in axes.containers] == [1] * 5
+
+
 def test_axes_have_units(tmp_path):
     write_sweep(tmp_path, seeds=1)
     loaded = load(tmp_path, "splits")
