@@ -25,11 +25,11 @@ X_NAMES = {"samples": "training samples processed", "steps": "optimizer steps", 
 
 def curves(axes: Axes, shown: Curves, looks: Looks) -> None:
     """A line for each arm, with a band of one standard error around it; of a single value a point with a bar."""
-    for place, (arm, curve) in enumerate(shown.of_arm.items()):
-        look = looks.of_arm[arm]
-        if shown.once:
-            _point(axes, curve, look, BESIDE * (place - (len(shown.of_arm) - 1) / 2))
-        else:
+    if shown.once:
+        _points(axes, shown, looks)
+    else:
+        for arm, curve in shown.of_arm.items():
+            look = looks.of_arm[arm]
             _curve(axes, curve, look if shown.x == "epochs" else Look(look.label, look.style | {"marker": ""}))
     if shown.decades:
         log_scale(axes)
@@ -53,9 +53,12 @@ def _curve(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
     axes.plot(curve.index, curve["mean"], label=look.label, **look.style)
 
 
-def _point(axes: Axes, curve: pd.DataFrame, look: Look, beside: float) -> None:
-    style = look.style | {"linestyle": ""}
-    axes.errorbar(curve.index + beside, curve["mean"], curve["standard_error"], label=look.label, capsize=3, **style)
+def _points(axes: Axes, shown: Curves, looks: Looks) -> None:
+    first = -BESIDE * (len(shown.of_arm) - 1) / 2
+    for place, (arm, curve) in enumerate(shown.of_arm.items()):
+        look, x = looks.of_arm[arm], curve.index + first + BESIDE * place
+        style = look.style | {"linestyle": "", "capsize": 3}
+        axes.errorbar(x, curve["mean"], curve["standard_error"], label=look.label, **style)
     axes.margins(x=0.4)
 
 

@@ -179,16 +179,21 @@ def _panels(
     """
     lines = runs.compared if lines is None else lines
     shared = set(runs.compared) > set(lines)
-    caption = words.caption(runs, lines, what)
-    return figures.panels(_parts(runs, lines, numbers), _looks(runs, lines), caption, shared, draw)
+    shown = _parts(runs, lines, numbers)
+    caption = words.caption(runs, lines, what, _errors([panel.numbers for panel in shown]))
+    return figures.panels(shown, _looks(runs, lines), caption, shared, draw)
 
 
 def _pairs(runs: Runs, left: Callable[[Runs], Curves], right: Callable[[Runs], Curves], what: str) -> Figure:
     """Two numbers of the alternatives side by side, with a row of panels for each condition."""
     shown = _parts(runs, runs.compared, lambda part: (left(part), right(part)))
-    once = any(each.once for panel in shown for each in panel.numbers)
-    caption = words.caption(runs, runs.compared, what, drawn="bands and bars" if once else "bands")
+    caption = words.caption(runs, runs.compared, what, _errors([each for panel in shown for each in panel.numbers]))
     return figures.pairs(shown, _looks(runs, runs.compared), caption)
+
+
+def _errors(shown: Sequence[Any]) -> str:
+    """How `drawing` shows the standard errors of these numbers: all as bands, but curves of one value as bars."""
+    return " and ".join(sorted({"bars" if isinstance(each, Curves) and each.once else "bands" for each in shown}))
 
 
 def _parts(runs: Runs, lines: Sequence[str], numbers: Callable[[Runs], Any]) -> list[Panel]:

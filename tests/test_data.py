@@ -272,6 +272,6 @@ if child == 0:
 os.waitpid(child, 0)
 """
     # What Python itself says of a fork, from 3.12 on, is not meant.
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
+    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout + done.stderr == ""

@@ -123,6 +123,7 @@ def test_arms_that_were_evaluated_once_are_points_beside_each_other_with_their_s
     assert places == sorted(set(places))
     assert np.mean(places) == pytest.approx(1)
     assert "bands and bars: ± one standard error" in caption(figure)
+    assert "; bars: ± one standard error" in caption(exhibits.accuracies(load(tmp_path, "splits")))
 
 
 def test_one_run_an_arm_that_was_evaluated_once_is_a_point(tmp_path):
