@@ -1,8 +1,8 @@
 """The paper's claims, each a number of every seed and a range in which it must lie. `results` shows them.
 
 One rule for all: the claim holds where the 95 % t interval of the number's mean over seeds lies within the range, does
-not hold where it lies outside, and cannot be told where it reaches over a border, where runs are missing, or where
-there are fewer than five seeds.
+not hold where it lies outside, and cannot be told where it reaches over a border, where no task has all of its runs, or
+where there are fewer than five seeds. Where some tasks lack runs, the verdict is on the others.
 """
 
 import functools
@@ -78,7 +78,7 @@ class Finding(NamedTuple):
         p: Student's two-sided test that the number's mean is at the range's border that is nearest to it.
         exact: the sign-flip test of the same, with the least p that so many seeds could give.
         missing: part -> cells that the claim needs and that have not finished.
-        tasks: those that the number is of.
+        tasks: those that the number and the verdict are of.
     """
 
     estimate: stats.Estimate
@@ -119,7 +119,7 @@ class Claim:
         return f"below {self.high:g}" if math.isinf(self.low) else f"between {self.low:g} and {self.high:g}"
 
     def judge(self, evidence: Evidence) -> Finding:
-        """The verdict, of the tasks of which all arms have runs."""
+        """The verdict on the tasks of which all runs of all arms are there; none such: it cannot be told."""
         missing: dict[str, int] = {}
         for each in self.arms:
             count = len(evidence.missing(each))
@@ -129,7 +129,7 @@ class Claim:
         values = self.of_seeds(evidence, tasks).dropna() if tasks else pd.Series(dtype=float)
         estimate = stats.estimate(values)
         border = min((b for b in (self.low, self.high) if math.isfinite(b)), key=lambda b: abs(b - estimate.mean))
-        verdict = self._verdict(estimate) if not missing and estimate.n >= SEEDS_AT_LEAST else "cannot be told"
+        verdict = self._verdict(estimate) if estimate.n >= SEEDS_AT_LEAST else "cannot be told"
         away = values - border
         return Finding(estimate, stats.paired_t(away).p, stats.sign_flip(away), verdict, missing, tasks)
 

@@ -136,7 +136,8 @@ def _claims(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
         "Each claim is a number of every seed; over several tasks it is their mean. It **holds** where the 95 % t "
         "interval of the number's mean over seeds lies within the range that the second table names, **does not hold** "
         "where the interval lies outside of it, and **cannot be told** where it reaches over a border, where runs are "
-        f"missing, or with fewer than {claims.SEEDS_AT_LEAST} seeds. p (t): paired t-test that the mean is at the "
+        f"missing, or with fewer than {claims.SEEDS_AT_LEAST} seeds. Where runs of some tasks are missing, the number "
+        "and the verdict are of the other tasks, which stand beside it. p (t): paired t-test that the mean is at the "
         "border. p (exact): sign-flip test of the same, and the least p that so many seeds can give. The p values are "
         "not adjusted for the number of claims.",
         formats.pipes(
@@ -155,7 +156,7 @@ def _claims(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
 
 def _row(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
     found = finding.estimate
-    why = "" if finding.verdict != "cannot be told" or not finding.missing else ": runs are missing"
+    part = f" on {', '.join(finding.tasks)}" if finding.tasks else ": runs are missing"
     digits = words.decimals([found.standard_error], 2)
     return {
         "no.": str(number),
@@ -168,7 +169,7 @@ def _row(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
         "p (t)": words.p_value(finding.p),
         "p (exact)": words.p_value(finding.exact.p, 4),
         "least p": words.p_value(finding.exact.smallest_p, 4),
-        "verdict": f"**{finding.verdict}**{why}",
+        "verdict": f"**{finding.verdict}**{part if finding.missing else ''}",
     }
 
 

@@ -1,5 +1,6 @@
 """study/claims.py: the rule's three verdicts, and each claim's number, on made-up runs with known outcomes."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -204,6 +205,16 @@ def test_missing_runs_are_counted_and_give_no_verdict(tmp_path: Path) -> None:
     assert finding.missing == {"paper": 2}
     assert finding.verdict == "cannot be told"
     assert math.isnan(finding.estimate.mean)
+
+
+def test_where_a_task_lacks_runs_the_verdict_is_on_the_others(tmp_path: Path) -> None:
+    claim = FIRST["about 3 % better on small sets"]
+    made = evidence(tmp_path, claim, OUTCOMES[claim.said][0])
+    other = {name: [*cells, *(dataclasses.replace(c, task="mrpc") for c in cells)] for name, cells in made.cells.items()}
+    finding = claim.judge(Evidence(other, made.runs))
+    assert finding.missing == {"paper": 5, "rates": 5}
+    assert (finding.tasks, finding.estimate.n, finding.verdict) == (["sst2"], 5, "holds")
+    assert results._row(1, claim, finding)["verdict"] == "**holds** on sst2"
 
 
 def test_fewer_than_five_seeds_give_no_verdict(tmp_path: Path) -> None:
