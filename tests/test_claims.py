@@ -210,8 +210,9 @@ def test_missing_runs_are_counted_and_give_no_verdict(tmp_path: Path) -> None:
 def test_where_a_task_lacks_runs_the_verdict_is_on_the_others(tmp_path: Path) -> None:
     claim = FIRST["about 3 % better on small sets"]
     made = evidence(tmp_path, claim, OUTCOMES[claim.said][0])
-    other = {name: [*cells, *(dataclasses.replace(c, task="mrpc") for c in cells)] for name, cells in made.cells.items()}
-    finding = claim.judge(Evidence(other, made.runs))
+    of_mrpc = {name: [dataclasses.replace(each, task="mrpc") for each in cells] for name, cells in made.cells.items()}
+    both = {name: [*cells, *of_mrpc[name]] for name, cells in made.cells.items()}
+    finding = claim.judge(Evidence(both, made.runs))
     assert finding.missing == {"paper": 5, "rates": 5}
     assert (finding.tasks, finding.estimate.n, finding.verdict) == (["sst2"], 5, "holds")
     assert results._row(1, claim, finding)["verdict"] == "**holds** on sst2"
