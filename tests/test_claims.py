@@ -18,7 +18,6 @@ from .fake_runs import edit, write_run
 
 ROOT = Path(__file__).parents[1]
 SPLIT_PLACE = {1: 0, 4: 1, 7: 2, 10: 3, "qkv": 3}
-SETTINGS = ("optimizer", "learning_rate", "split", "batch_size", "merge_threshold", "train_rows")
 
 
 def evidence(out: Path, claim: Claim, summary: Any, lines: Any = None, without: Any = None) -> Evidence:
