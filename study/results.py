@@ -63,7 +63,7 @@ def write(out: str, to: str, profile: str) -> list[Path]:
     """
     text, drawn = page(out, profile)
     pictures = Path(to) / PICTURES
-    with writing(to):
+    with writing(to, "--to"):
         pictures.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():
             figures.write(figure, pictures / f"{name}.png", "png")

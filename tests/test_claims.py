@@ -244,3 +244,13 @@ def test_the_committed_page_is_what_make_results_makes_of_the_committed_runs(mon
     assert (ROOT / "docs" / results.PAGE).read_text(encoding="utf-8") == text, "make results makes it anew"
     pictures = ROOT / "docs" / results.PICTURES
     assert {path.stem for path in pictures.glob("*.png")} == set(drawn)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_with_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(results, "page", lambda out, profile: ("text", {}))
+    (tmp_path / "file").touch()
+    assert results.main([f"--out={tmp_path}", f"--to={tmp_path / 'file'}"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "file cannot be written (Not a directory); --to takes a writable folder" in told

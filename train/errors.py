@@ -16,8 +16,8 @@ class DamagedRun(InputError):
 
 
 @contextmanager
-def writing(what: object) -> Iterator[None]:
-    """An OSError inside becomes one line that names what was being written.
+def writing(what: object, option: str = "--out") -> Iterator[None]:
+    """An OSError inside becomes one line that names what was being written, and the option that says where.
 
     Raises:
         InputError: it cannot be written.
@@ -25,7 +25,7 @@ def writing(what: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{what} cannot be written ({error.strerror}); --out takes a writable folder") from None
+        raise InputError(f"{what} cannot be written ({error.strerror}); {option} takes a writable folder") from None
 
 
 def one_line(error: BaseException) -> str:
