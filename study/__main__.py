@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from sweeps.__main__ import arguments, ended, one_sweep, shown_time, unfinished
 from sweeps.estimate import estimate
 from sweeps.space import Space
+from sweeps.twins import may_be_copied
 from train.arguments import positive
 from train.errors import InputError
 
@@ -56,10 +57,12 @@ def _show(spaces: Mapping[str, Space], asked: str | None) -> None:
     """A line a part, and the time of all, with so many runs at a time as there will be."""
     workers = positive("workers", asked) if asked else min(len(os.sched_getaffinity(0)), 4)
     total, unknown = 0.0, False
+    shared: set[str] = set()  # what an earlier part trains is copied
     print(f"{'part':<12} {'sweep':<12} {'cells':>5} {'missing':>8} {'time':>9}  what it asks")
     for name, space in spaces.items():
         cells = list(space.cells().values())
-        missing = unfinished(cells)
+        missing = [config for config in unfinished(cells) if config.run_id not in shared]
+        shared |= {config.run_id for config in missing if may_be_copied(config)}
         found = estimate(missing)
         seconds = found.seconds / min(workers, max(1, len(missing))) if found else None
         total, unknown = total + (seconds or 0), unknown or seconds is None

@@ -34,6 +34,7 @@ from .grid import run_grid
 from .space import STUDY, Space, load, studies, sweeps
 from .storage import Storage, reachable
 from .tuning import Plan, tune
+from .twins import twin
 
 
 def arguments(
@@ -117,7 +118,7 @@ def one_sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str)
     if call.dry_run:
         missing = unfinished(cells.values())
         for config in cells.values():
-            state = "missing" if config in missing else "finished"
+            state = "missing" if config in missing else "finished" if config.folder.exists() else "copied"
             print(f"{config.folder}  {state:8}  {shlex.join(space.command_line(config))}")
         print(f"{space.name}: {len(cells)} cells: {len(cells) - len(missing)} finished, {len(missing)} missing")
         return 0
@@ -188,7 +189,8 @@ def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
 
 
 def unfinished(cells: Iterable[Config]) -> list[Config]:
-    return [config for config in cells if not RunFolder(config.folder).is_finished()]
+    """The runs that would be trained."""
+    return [config for config in cells if not RunFolder(config.folder).is_finished() and twin(config) is None]
 
 
 def _range(found: BaseDistribution) -> str:

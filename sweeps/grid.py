@@ -72,6 +72,8 @@ def run_grid(space: Space, storage: Storage, workers: int, retry_failed: bool, r
         InputError: the sweep or a cell cannot run, for a reason that the caller can mend.
     """
     queue = Queue(space, storage)
+    for sweep, count in queue.copy_twins().items():
+        print(f"{space.name}: {count} of the runs are those of {sweep}, and were copied from there", flush=True)
     before = queue.finished()
     folders = {run_id: queue.folders[run_id] for run_id in before}
     damaged = [damage for folder in folders.values() if folder.is_finished() and (damage := folder.damage())]

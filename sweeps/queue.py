@@ -16,6 +16,7 @@ import math
 import socket
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -32,6 +33,7 @@ from train.folder import RunFolder, SweepFolder
 
 from .space import Space
 from .storage import Storage, alone
+from .twins import copy, twin
 
 
 class Queue:
@@ -83,6 +85,20 @@ class Queue:
                 return
             with alone(self.database.engine, self.name):
                 yield
+
+    def copy_twins(self) -> Counter[str]:
+        """Copy the runs that other sweeps have finished. Returns how many, by sweep.
+
+        Raises:
+            InputError: the sweep's folder cannot be written.
+        """
+        copied: Counter[str] = Counter()
+        with self.alone():
+            for config in self.cells.values():
+                if (found := twin(config)) is not None:
+                    copy(found, config)
+                    copied[found.path.parent.name] += 1
+        return copied
 
     def refill(self, retry_failed: bool = False, given_up: Mapping[str, str] | None = None) -> None:
         """Queue every cell that is neither finished, nor being run, nor waiting, nor failed.

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -87,6 +88,29 @@ class RunFolder:
         """Mark the run as finished."""
         with self.writing():
             write_atomically(self.summary_file, json.dumps(summary, indent=2))
+
+    def copy_to(self, path: str | Path, **changes: Any) -> None:
+        """Copy a finished run's configuration, with changes, and its history, starts and summary.
+
+        A kill leaves the whole copy or none.
+
+        Args:
+            path: of a folder that is not there.
+            changes: fields of the configuration.
+
+        Raises:
+            InputError: this folder cannot be read, or the other one cannot be written.
+        """
+        copy = RunFolder(path)
+        partial = RunFolder(copy.path.with_name(f".{copy.path.name}.partial"))
+        with copy.writing():
+            shutil.rmtree(partial.path, ignore_errors=True)
+            partial.start()
+            partial.write_config(self.config() | changes)
+            for name in ("history_file", "starts_file", "summary_file"):
+                if (file := getattr(self, name)).exists():  # runs of earlier versions have no starts
+                    shutil.copyfile(file, getattr(partial, name))
+            partial.path.rename(copy.path)
 
     # -- its circumstances --------------------------------------------------------------------------------------
 
@@ -250,9 +274,9 @@ class SweepFolder:
         return sorted(path.parent.name for path in Path(out).glob("*/sweep.json"))
 
     @staticmethod
-    def finished_runs(out: str | Path) -> list[RunFolder]:
-        """The finished runs of all sweeps in `out`."""
-        return [RunFolder(path.parent) for path in Path(out).glob("*/*/summary.json")]
+    def finished_runs(out: str | Path, run_id: str = "*") -> list[RunFolder]:
+        """The finished runs of all sweeps in `out`, or only those of one run id."""
+        return [RunFolder(path.parent) for path in sorted(Path(out).glob(f"*/{run_id}/summary.json"))]
 
     def run(self, run_id: str) -> RunFolder:
         return RunFolder(self.path / run_id)
