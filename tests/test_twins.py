@@ -98,6 +98,7 @@ def test_a_kill_in_the_middle_of_a_copy_leaves_none_and_the_next_copy_is_whole(
     assert found is not None
 
     def killed(one: Path, other: Path) -> None:
+        (other.parent / "half of a file").write_text("{")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -107,6 +108,7 @@ def test_a_kill_in_the_middle_of_a_copy_leaves_none_and_the_next_copy_is_whole(
     assert not finished.folder.exists()
     twins.copy(found, finished)
     assert not RunFolder(finished.folder).damage()
+    assert len(list(finished.folder.iterdir())) == len(list(found.path.iterdir())) == 4
     assert [path.name for path in finished.folder.parent.iterdir()] == [finished.run_id]
 
 
