@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .armijo import growth
+from .overruled import Overruled
 from .search import Found
 from .settings import ComponentSettings, Settings
 
@@ -144,6 +145,7 @@ class Turns:
     def __init__(self, settings: Settings, components: ComponentSettings | None) -> None:
         self.settings, self.components = settings, components
         self.progress = Progress()
+        self.overruled = Overruled()
 
     def is_whole(self, count: int) -> bool:
         """Whether all `count` components share one step size now."""
@@ -151,6 +153,7 @@ class Turns:
 
     def next(self, sizes: Sequence[float]) -> Turn | None:
         """This step's turn, given the components' step sizes. None: a step between searches, which takes these."""
+        self.overruled.found(sizes)
         progress, count = self.progress, len(sizes)
         steps, unstable = progress.steps_since_search + 1, progress.rises >= UNSTABLE_AFTER
         if steps < progress.interval and not unstable:
@@ -212,6 +215,8 @@ class Turns:
                 rounding.
         """
         progress = self.progress
+        if found.accepted:
+            self.overruled.searched(turn.sizes(found))
         progress.nearly_linear = found.accepted and decrease >= NEARLY_LINEAR
         progress.unresolved = math.isnan(decrease)
         progress.interval = self._interval(turn, found)
