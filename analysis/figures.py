@@ -181,19 +181,28 @@ def _frame(figure: Figure, looks: Looks, caption: str) -> None:
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             of_label.setdefault(label, handle)
-    longest = max(map(len, of_label), default=1)
-    columns = max(1, min(len(of_label), int(16 * figure.get_figwidth() / (longest + 6))))
-    rows = -(-len(of_label) // columns)
+    rows = _legend(figure, of_label)
     figure.set_figheight(figure.get_figheight() + LINE[0] * rows)
-    figure.legend(
-        of_label.values(),
-        of_label.keys(),
-        loc="outside upper center",
-        ncols=-(-len(of_label) // rows),
-        handlelength=2.4,
-        columnspacing=1.4,
-    )
     _caption(figure, caption)
+
+
+def _legend(figure: Figure, of_label: Mapping[str, Any]) -> int:
+    """Add the legend, in as few rows as the figure's width allows. Returns their number."""
+    rows = 0
+    while True:
+        rows += 1
+        columns = max(1, -(-len(of_label) // rows))
+        legend = figure.legend(
+            of_label.values(),
+            of_label.keys(),
+            loc="outside upper center",
+            ncols=columns,
+            handlelength=2.4,
+            columnspacing=1.4,
+        )
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            return rows
+        legend.remove()
 
 
 def _caption(figure: Figure, text: str) -> None:

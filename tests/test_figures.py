@@ -304,6 +304,16 @@ def test_accuracy_over_learning_rates_is_a_line_and_what_has_none_a_level(tmp_pa
     assert axes.get_xscale() == "log"
 
 
+def test_the_legend_of_a_single_panel_is_not_cut_off(tmp_path):
+    write_sweep(tmp_path, "batch-sizes", {"batch_size": [8, 16, 32, 64]}, 1, 1)
+    figure = exhibits.make("fig8", load(tmp_path, "batch-sizes"))
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 1
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+
+
 @pytest.mark.parametrize("make", [exhibits.smallest_step_sizes, exhibits.cost, exhibits.losses])
 def test_long_names_of_arms_are_not_cut_off(tmp_path, make):
     write_sweep(tmp_path, "criterion", {"joint": ["always", "never"], "growth_steps": ["epoch", 500]}, 1, 1)
