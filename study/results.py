@@ -198,7 +198,11 @@ def _budgets(evidence: Evidence) -> str:
 
 
 def _tables(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
-    shown = ["## Tables"]
+    shown = [
+        "## Tables",
+        "CPU-seconds are of the machine that made the run. The runs of a table may be of several machines, so compare "
+        "trials, or the costs in the last table of part rates.",
+    ]
     for name, runs in evidence.runs.items():
         cells = evidence.cells[name]
         shown.append(f"### Part {name}")
