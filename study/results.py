@@ -201,7 +201,7 @@ def _tables(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
     shown = [
         "## Tables",
         "CPU-seconds are of the machine that made the run. The runs of a table may be of several machines, so compare "
-        "trials, or the costs in the last table of part rates.",
+        "trials. `python -m train.cost` measures a run's cost beside ADAM's, step by step in turn.",
     ]
     for name, runs in evidence.runs.items():
         cells = evidence.cells[name]
