@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +22,7 @@ def train(
     before: Callable[[], Any] | None = None,
     home: str = HOME.name,
     told: list[str] | None = None,
+    pause: float = 0.0,
 ) -> int:
     """Train in a process group of its own, W&B's process included.
 
@@ -29,6 +31,7 @@ def train(
         before: an importable function that the process calls before it trains.
         home: its home folder.
         told: takes the line with which the run was refused.
+        pause: seconds before the step at which it is killed; W&B writes what it has once a second.
 
     Returns:
         The process's exit status; -9 if it was killed, 2 if the run was refused.
@@ -36,7 +39,7 @@ def train(
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["train.run", "wandb", __name__])
     ours, theirs = server.Pipe(duplex=False)
-    process = server.Process(target=_train, args=(settings, killed_at, before, home, theirs))
+    process = server.Process(target=_train, args=(settings, killed_at, before, home, theirs, pause))
     process.start()
     theirs.close()
     with contextlib.suppress(EOFError):
@@ -50,7 +53,12 @@ def train(
 
 
 def _train(
-    settings: Config, killed_at: int | None, before: Callable[[], Any] | None, home: str, tell: Connection
+    settings: Config,
+    killed_at: int | None,
+    before: Callable[[], Any] | None,
+    home: str,
+    tell: Connection,
+    pause: float,
 ) -> None:
     """Of a user without a key."""
     from train.errors import InputError
@@ -62,6 +70,8 @@ def _train(
     os.environ["HOME"] = home
 
     def progress(done: int, total: int) -> None:
+        if killed_at is not None and done == killed_at - 1:
+            time.sleep(pause)
         if done == killed_at:
             os.killpg(0, signal.SIGKILL)
 

@@ -33,9 +33,9 @@ def rows_of(files: list[Path]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def resumed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Killed before its first checkpoint, after one, and after that again; each step takes a fraction of a second."""
+    """Killed before its first checkpoint, after one, and after that again, each time with some lines written."""
     settings = config(tiny, tmp_path_factory.mktemp("resumed"), track=True, sweep="splits", epochs=2)
-    assert [train(settings, killed_at=step) for step in (3, 8, 10, None)] == [-9, -9, -9, 0]
+    assert [train(settings, killed_at=step, pause=2.0) for step in (3, 8, 10, None)] == [-9, -9, -9, 0]
     return settings
 
 
