@@ -11,7 +11,7 @@ from train.errors import InputError
 
 from . import stats
 from .compare import ACCURACY, ALL
-from .curves import half_an_epoch
+from .curves import courses
 from .runs import Arm, Runs
 
 
@@ -54,7 +54,7 @@ def speeds(runs: Runs) -> Speeds:
     if "optimizer" not in runs.compared or BASELINE.key not in set(runs.table["optimizer"]):
         raise InputError(f"the sweep {runs.name!r} does not compare {BASELINE.name} with other optimizers")
     by = [*runs.conditions, *(key for key in runs.compared if key != "optimizer")]
-    table = _courses(runs, by)
+    table = courses(runs, by)
     rows = []
     for key, part in table.groupby(by, sort=False, dropna=False) if by else [((), table)]:
         baselines = part[part["optimizer"] == BASELINE.key].set_index("seed")
@@ -83,24 +83,6 @@ def speeds(runs: Runs) -> Speeds:
                 )
             )
     return Speeds(by, rows)
-
-
-def _courses(runs: Runs, by: list[str]) -> pd.DataFrame:
-    """A row for each run: settings `by`, optimizer, seed, merges, and its smoothed loss and seconds step by step."""
-    spans, table = half_an_epoch(runs), runs.table.set_index("run_id")
-    rows = []
-    for run_id, run in runs.steps.groupby("run_id", sort=False, observed=True):
-        of_run, span = table.loc[run_id], spans[run_id]
-        smoothed = stats.smooth(run["train/loss"].reset_index(drop=True), span)
-        rows.append(
-            {key: of_run[key] for key in [*by, "optimizer", "seed"]}
-            | {
-                "merges": of_run["search/merges"],
-                "loss": smoothed.where(smoothed.index >= span - 1).to_numpy(),
-                "seconds": run["time/step"].cumsum().to_numpy(),
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 class Untuned(NamedTuple):

@@ -1,6 +1,6 @@
 """Numbers over training: for each arm the mean over seeds and its standard error. `figures` draws them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +56,28 @@ def training_loss(runs: Runs) -> Curves:
         return stats.smooth(run.set_index("samples")["train/loss"], spans[run_id])
 
     return Curves("samples", "training loss", _curves(runs, runs.steps, smoothed), decades=True)
+
+
+def courses(runs: Runs, by: Sequence[str]) -> pd.DataFrame:
+    """A row for each run: run_id, the settings `by`, optimizer, seed, merges, and its loss and seconds step by step.
+
+    The loss is the moving average of the mini-batch losses over half an epoch, NaN until half an epoch is over.
+    """
+    spans, table = half_an_epoch(runs), runs.table.set_index("run_id")
+    rows = []
+    for run_id, run in runs.steps.groupby("run_id", sort=False, observed=True):
+        of_run, span = table.loc[run_id], spans[run_id]
+        smoothed = stats.smooth(run["train/loss"].reset_index(drop=True), span)
+        rows.append(
+            {key: of_run[key] for key in [*by, "optimizer", "seed"]}
+            | {
+                "run_id": run_id,
+                "merges": of_run["search/merges"],
+                "loss": smoothed.where(smoothed.index >= span - 1).to_numpy(),
+                "seconds": run["time/step"].cumsum().to_numpy(),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def accuracy(runs: Runs) -> Curves:

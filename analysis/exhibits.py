@@ -13,7 +13,7 @@ from train.candidates import BASELINE
 from train.errors import InputError, writing
 from train.folder import SweepFolder
 
-from . import compare, costs, curves, drawing, figures, formats, sources, tables, words
+from . import compare, costs, curves, drawing, figures, formats, lead, sources, tables, words
 from .compare import ACCURACY, LOSS, SECONDS, TRIALS, Measure
 from .curves import Curves
 from .figures import Panel
@@ -65,6 +65,11 @@ def results(runs: Runs) -> list[Table]:
 def speeds(runs: Runs) -> list[Table]:
     """The numbers that the paper has in its text."""
     return [tables.speeds(costs.speeds(runs), words.heading(runs))]
+
+
+def leads(runs: Runs) -> list[Table]:
+    """Who is ahead early, who late."""
+    return [tables.leads(lead.leads(runs), words.heading(runs, timed=False))]
 
 
 def hindsight(runs: Runs) -> list[Table]:
@@ -235,6 +240,7 @@ EXHIBITS = {
         ("optimizer",),
         speeds,
     ),
+    "lead": Exhibit("who is ahead early, who late, and where ADAM passes", (*FULL, *SMALL), ("optimizer",), leads),
     "fig1": Exhibit("one component's step size over a run (Fig. 1)", ("merging", *SMALL, "splits"), (), one_component),
     "fig2": Exhibit("merge thresholds (Fig. 2)", ("merging",), ("merge_threshold",), merging),
     "fig3": Exhibit("training loss, small tasks (Fig. 3)", SMALL, ("optimizer",), losses),

@@ -11,6 +11,7 @@ from . import words
 from .compare import ALL, Differences, Grid, Measure, Ranking
 from .costs import Hindsights, Speeds
 from .formats import Table
+from .lead import PLACES, Leads
 from .stats import ENUMERATED_AT_MOST, Estimate
 
 
@@ -134,6 +135,31 @@ def speeds(found: Speeds, about: str) -> Table:
         f"Components merged, and steps and seconds of training until {BASELINE.name}'s final training loss (same seed) "
         f"is reached, both a moving average over half an epoch. {about} Speed-ups against the whole {BASELINE.name} "
         "run: geometric mean and 95 % t interval over the runs that reached it."
+    )
+    return Table(text, pd.DataFrame(rows))
+
+
+def leads(found: Leads, about: str) -> Table:
+    """Who is ahead when: losses and accuracies on the way, and from which step on the baseline's loss is lower."""
+    digits = words.decimals([each.mean for row in found.rows for each in row.losses], 3)
+    rows: list[dict[str, Any]] = [
+        {name: words.level(value) for name, value in zip(found.by, row.conditions, strict=True)}
+        | {"optimizer": words.named(row.optimizer)}
+        | {f"loss after {name}": words.mean_error(each, digits) for name, each in zip(PLACES, row.losses, strict=True)}
+        | {
+            f"accuracy after epoch {epoch:g}, %": words.mean_error(each, 1)
+            for epoch, each in zip(found.epochs, row.accuracies, strict=True)
+        }
+        | {
+            f"{BASELINE.name} lower at the end": words.NONE if row.pairs is None else f"{row.passed} of {row.pairs}",
+            "from step": words.mean_error(row.step, 0),
+        }
+        for row in found.rows
+    ]
+    text = (
+        f"Who is ahead when: training loss after a part of the run, and the step from which on {BASELINE.name}'s loss "
+        "is the lower one to the end (same seed; mean over the runs in which it is). The loss is a moving average over "
+        f"half an epoch. {about}"
     )
     return Table(text, pd.DataFrame(rows))
 

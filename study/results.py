@@ -31,12 +31,14 @@ from .claims import CLAIMS, Claim, Evidence, Finding
 PAGE, PICTURES = "measured.md", "measured"
 TOGETHER = "table1"
 """in place of a part: ADAM at the paper's rate, the paper's searches and the default"""
+LONG = "long"
+"""the part that asks who is ahead early, who late"""
 FIGURES = {
     "rates": "rates",
     "fig3": TOGETHER,
     "fig7": TOGETHER,
-    "fig5": "long",
-    "fig6": "long",
+    "fig5": LONG,
+    "fig6": LONG,
     "fig1": "merging",
     "fig2": "merging",
     "fig8": "batches",
@@ -213,6 +215,8 @@ def _tables(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
             shown.append(formats.markdown([_means(runs)]).rstrip())
         if name == claims.UNTUNED.part and runs is not None:
             shown += _hindsight(evidence, runs)
+        if name == LONG and runs is not None:
+            shown += _leads(runs)
     return shown
 
 
@@ -242,6 +246,14 @@ def _hindsight(evidence: Evidence, runs: Runs) -> list[str]:
     whole = runs.only(runs.table[runs.table["task"].isin(known)], runs.varied)
     shown = exhibits.hindsight(dataclasses.replace(whole, missing=[]))
     return [formats.markdown(shown).rstrip()]
+
+
+def _leads(runs: Runs) -> list[str]:
+    """Who is ahead when, if there is someone to be compared with."""
+    try:
+        return [formats.markdown(exhibits.leads(dataclasses.replace(runs, missing=[]))).rstrip()]
+    except InputError:
+        return []
 
 
 # -- figures

@@ -40,6 +40,17 @@ def write_sweep(
     return [config.folder for config in configs]
 
 
+def write_losses(out: Path, losses: Mapping[str, Iterable[float]], seconds: float = 1.0) -> None:
+    """Write a sweep `small` of one seed: optimizer -> training loss of each step of 2 epochs of 16 steps."""
+    folders = write_sweep(out, "small", {"optimizer": list(losses)}, seeds=1, epochs=2)
+    for folder, of_run in zip(folders, losses.values(), strict=True):
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if "time/step" in line]
+        for line, loss in zip(steps, of_run, strict=True):
+            line |= {"train/loss": loss, "time/step": seconds}
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def cells(out: Path, name: str, varied: Mapping[str, Iterable[Any]], seeds: int, **fixed: Any) -> list[Config]:
     """The grid of a sweep, seeds innermost; an optimizer is there once for all values of what it does not read."""
     common = {"out": str(out), "sweep": name, "profile": "embedded", **fixed}

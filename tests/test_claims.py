@@ -246,6 +246,15 @@ def test_the_committed_page_is_what_make_results_makes_of_the_committed_runs(mon
     assert {path.stem for path in pictures.glob("*.png")} == set(drawn)
 
 
+def test_the_page_shows_who_is_ahead_when_once_adam_has_a_long_run_beside_another(tmp_path: Path) -> None:
+    cells = plan.spaces("study", {"out": [str(tmp_path)]})["long"].cells().values()
+    default, adam = (next(c for c in cells if c.optimizer == key) for key in ("untuned", "adam"))
+    write_run(default, 0)
+    assert "Who is ahead when" not in results.page(str(tmp_path), "study")[0]
+    write_run(adam, 1)
+    assert "Who is ahead when" in results.page(str(tmp_path), "study")[0]
+
+
 def test_a_folder_that_cannot_be_written_is_one_line_with_the_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from analysis import exhibits, formats, load, stats, words
 from analysis.compare import ACCURACY, LOSS
 from train.errors import InputError
 
-from .fake_runs import edit, write_sweep
+from .fake_runs import edit, write_losses, write_sweep
 
 
 def values(folders, key):
@@ -360,15 +360,9 @@ def test_what_the_pairs_could_have_seen_stands_beside_each_test(tmp_path):
     assert table.cells["80 % power"][0] == f"{stats.detectable(losses[:, 1] - losses[:, 0]):.3f}"
 
 
-def speeds(tmp_path, losses, seconds=1.0, **settings):
-    """A table of speeds of made runs: optimizer -> training loss of each step of an epoch of 8 steps, 2 epochs."""
-    folders = write_sweep(tmp_path, "small", {"optimizer": list(losses)}, seeds=1, epochs=2, **settings)
-    for folder, of_run in zip(folders, losses.values(), strict=True):
-        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-        steps = [line for line in lines if "time/step" in line]
-        for line, loss in zip(steps, of_run, strict=True):
-            line |= {"train/loss": loss, "time/step": seconds}
-        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def speeds(tmp_path, losses, seconds=1.0):
+    """The table of speeds of runs with these losses, by optimizer."""
+    write_losses(tmp_path, losses, seconds)
     return exhibits.speeds(load(tmp_path, "small"))[0].cells.set_index("optimizer")
 
 

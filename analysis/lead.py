@@ -1,0 +1,102 @@
+"""Who is ahead when: each optimizer's loss and accuracy on the way, and where the baseline passes it for good."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from train.candidates import BASELINE
+from train.errors import InputError
+
+from . import stats
+from .compare import ACCURACY
+from .curves import courses
+from .runs import Arm, Runs
+
+PLACES = {"a quarter": 0.25, "half": 0.5, "three quarters": 0.75, "the whole": 1.0}
+"""the parts of a run after which the training loss is shown"""
+
+
+class Lead(NamedTuple):
+    """One optimizer on its way.
+
+    Args:
+        conditions: the conditions and other settings, in the order of `Leads.by`.
+        losses: training loss after each of PLACES.
+        accuracies: validation accuracy in percent after each of `Leads.epochs`.
+        pairs: runs with a run of the baseline of the same seed; None for the baseline itself.
+        passed: of these, the runs in which the baseline's loss is the lower one at the end.
+        step: of the passed ones, the step from which on it is lower to the end.
+    """
+
+    conditions: Arm
+    optimizer: str
+    losses: list[stats.Estimate]
+    accuracies: list[stats.Estimate]
+    pairs: int | None
+    passed: int
+    step: stats.Estimate
+
+
+class Leads(NamedTuple):
+    """The optimizers, and the first and the last epoch after which they were evaluated."""
+
+    by: list[str]
+    epochs: list[float]
+    rows: list[Lead]
+
+
+def leads(runs: Runs) -> Leads:
+    """Each optimizer, within each condition and choice of the other settings.
+
+    The loss is the moving average of the mini-batch losses over half an epoch, from the step on at which half an epoch
+    is over.
+
+    Raises:
+        InputError: the sweep does not have the baseline beside other candidates.
+    """
+    if "optimizer" not in runs.compared or BASELINE.key not in set(runs.table["optimizer"]):
+        raise InputError(f"the sweep {runs.name!r} does not compare {BASELINE.name} with other optimizers")
+    by = [*runs.conditions, *(key for key in runs.compared if key != "optimizer")]
+    table, evaluated = courses(runs, by), runs.epochs.dropna(subset=ACCURACY.column)
+    epochs = sorted({evaluated["epoch"].min(), evaluated["epoch"].max()})
+    rows = []
+    for key, part in table.groupby(by, sort=False, dropna=False) if by else [((), table)]:
+        baselines = part[part["optimizer"] == BASELINE.key].set_index("seed")["loss"]
+        for optimizer, of_arm in part.groupby("optimizer", sort=False):
+            losses = of_arm.set_index("seed")["loss"]
+            after = evaluated[evaluated["run_id"].isin(of_arm["run_id"])].groupby("epoch")[ACCURACY.column]
+            pairs = losses.index.intersection(baselines.index)
+            steps = [step for seed in pairs if (step := passed(losses[seed], baselines[seed])) is not None]
+            rows.append(
+                Lead(
+                    key,
+                    str(optimizer),
+                    [stats.estimate([_after(loss, place) for loss in losses]) for place in PLACES.values()],
+                    [stats.estimate(ACCURACY.scale * after.get_group(epoch)) for epoch in epochs],
+                    None if optimizer == BASELINE.key else len(pairs),
+                    len(steps),
+                    stats.estimate(steps),
+                )
+            )
+    return Leads(by, epochs, rows)
+
+
+def _after(loss: np.ndarray, place: float) -> float:
+    return float(loss[max(1, round(len(loss) * place)) - 1])
+
+
+def passed(loss: np.ndarray, others: np.ndarray) -> int | None:
+    """The step, counted from 1, from which on the other's loss is lower to the end; None if it is not lower there.
+
+    Steps count from where both have a loss. A run that has blown up is above every other. Of runs of different lengths
+    the steps of the shorter one count.
+    """
+    both = pd.DataFrame({"loss": pd.Series(loss), "other": pd.Series(others)})[: min(len(loss), len(others))]
+    begun = both.notna().cummax().all(axis=1)
+    both = both[begun].fillna(np.inf)
+    lower = both["other"] < both["loss"]
+    if not len(lower) or not lower.iloc[-1]:
+        return None
+    for_good = lower[::-1].cummin()[::-1]
+    return int(for_good.idxmax()) + 1

@@ -1,0 +1,87 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import exhibits, lead, load, stats
+from train.errors import InputError
+
+from .fake_runs import write_losses, write_sweep
+
+SPAN = 8
+"""steps of half an epoch of made runs"""
+
+
+def leads(tmp_path, losses):
+    write_losses(tmp_path, losses)
+    return exhibits.leads(load(tmp_path, "small"))[0].cells.set_index("optimizer")
+
+
+def test_adam_passes_where_its_smoothed_loss_stays_lower_to_the_end(tmp_path):
+    adam, flat = np.linspace(1.0, 0.2, 32), np.full(32, 0.7)
+    smoothed = stats.smooth(pd.Series(adam), SPAN)
+    first = next(step for step in range(1, 33) if (smoothed[step - 1 :] < 0.7).all())
+    assert 12 < first < 20
+    cells = leads(tmp_path, {"adam": adam, "plasls": flat, "sgdsls": np.full(32, 0.1)})
+    assert cells.loc["PLASLS", ["ADAM lower at the end", "from step"]].tolist() == ["1 of 1", str(first)]
+    assert cells.loc["SGDSLS", ["ADAM lower at the end", "from step"]].tolist() == ["0 of 1", "–"]
+    assert cells.loc["ADAM", ["ADAM lower at the end", "from step"]].tolist() == ["–", "–"]
+
+
+def test_losses_are_shown_after_each_quarter(tmp_path):
+    falling = np.linspace(1.0, 0.2, 32)
+    smoothed = stats.smooth(pd.Series(falling), SPAN)
+    cells = leads(tmp_path, {"adam": falling, "plasls": np.full(32, 0.5)})
+    shown = [cells.loc["ADAM", f"loss after {place}"] for place in ("a quarter", "half", "three quarters", "the whole")]
+    assert shown == [f"{smoothed[step - 1]:.3f}" for step in (8, 16, 24, 32)]
+
+
+def test_accuracies_are_those_of_the_first_and_the_last_evaluation(tmp_path):
+    write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=3, epochs=3)
+    loaded = load(tmp_path, "small")
+    (table,) = exhibits.leads(loaded)
+    plasls = loaded.table[loaded.table["optimizer"] == "plasls"]
+    for epoch in (1, 3):
+        lines = loaded.epochs[loaded.epochs["run_id"].isin(plasls["run_id"]) & (loaded.epochs["epoch"] == epoch)]
+        values = 100 * lines["eval/accuracy"].to_numpy()
+        error = values.std(ddof=1) / np.sqrt(3)
+        shown = table.cells.set_index("optimizer").loc["PLASLS", f"accuracy after epoch {epoch}, %"]
+        assert shown == f"{values.mean():.1f} ± {error:.1f}"
+    assert "accuracy after epoch 2, %" not in table.cells
+
+
+@pytest.mark.parametrize(
+    ("loss", "others", "step"),
+    [
+        ([3, 3, 3, 3], [4, 2, 2, 2], 2),
+        ([3, 3, 3, 3], [2, 4, 2, 2], 3),
+        ([3, 3, 3, 3], [2, 2, 2, 2], 1),
+        ([3, 3, 3, 3], [2, 2, 2, 3], None),
+        ([np.nan, 3, 3, 3], [2, 2, 2, 2], 2),
+        ([3, 3, np.nan, np.nan], [4, 4, 4, 4], 3),
+        ([3, 3, 3, 3], [2, 2, np.nan, np.nan], None),
+        ([np.nan, np.nan], [np.nan, np.nan], None),
+        ([3, 3], [4, 2, 5, 5], 2),
+    ],
+    ids=["from 2", "twice", "always", "equal at the end", "begins late", "blew up", "other blew up", "none", "lengths"],
+)
+def test_the_other_has_passed_from_the_step_on_from_which_it_stays_lower(loss, others, step):
+    assert lead.passed(np.array(loss, dtype=float), np.array(others, dtype=float)) == step
+
+
+def test_seeds_without_a_run_of_adam_are_no_pairs(tmp_path):
+    folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=3, epochs=1)
+    (folders[0] / "summary.json").unlink()
+    (table,) = exhibits.leads(load(tmp_path, "small", allow_missing=True))
+    assert table.cells.set_index("optimizer").loc["PLASLS", "ADAM lower at the end"].endswith(" of 2")
+
+
+def test_a_run_that_was_evaluated_once_has_one_column_of_accuracies(tmp_path):
+    write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=1)
+    (table,) = exhibits.leads(load(tmp_path, "small"))
+    assert [column for column in table.cells if column.startswith("accuracy")] == ["accuracy after epoch 1, %"]
+
+
+def test_leads_without_adam_are_an_error(tmp_path):
+    write_sweep(tmp_path, "small", {"optimizer": ["sgdsls", "plasls"]}, seeds=1, epochs=1)
+    with pytest.raises(InputError, match="'small' does not compare ADAM"):
+        exhibits.leads(load(tmp_path, "small"))
