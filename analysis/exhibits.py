@@ -255,6 +255,7 @@ EXHIBITS = {
     "step-sizes": Exhibit("step sizes of all components of a run", ("splits", *SMALL, "merging"), (), step_sizes),
     "cost": Exhibit("seconds and trials a step", (*SMALL, "splits"), (), cost),
     "trials": Exhibit("trials over training", (*SMALL, "splits"), (), trials),
+    "smallest": Exhibit("smallest step size over training", (*FULL, *SMALL), ("optimizer",), smallest_step_sizes),
     "rounding": Exhibit(
         "smallest step size, by the tolerance of the test",
         ("criterion", "merging"),

@@ -39,6 +39,7 @@ FIGURES = {
     "fig7": TOGETHER,
     "fig5": LONG,
     "fig6": LONG,
+    "smallest": LONG,
     "fig1": "merging",
     "fig2": "merging",
     "fig8": "batches",
