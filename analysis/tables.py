@@ -142,20 +142,21 @@ def speeds(found: Speeds, about: str) -> Table:
 def leads(found: Leads, about: str) -> Table:
     """Who is ahead when: losses and accuracies on the way, and from which step on the baseline's loss is lower."""
     digits = words.decimals([each.mean for row in found.rows for each in row.losses], 3)
-    rows: list[dict[str, Any]] = [
-        {name: words.level(value) for name, value in zip(found.by, row.conditions, strict=True)}
-        | {"optimizer": words.named(row.optimizer)}
-        | {f"loss after {name}": words.mean_error(each, digits) for name, each in zip(PLACES, row.losses, strict=True)}
-        | {
-            f"accuracy after epoch {epoch:g}, %": words.mean_error(each, 1)
-            for epoch, each in zip(found.epochs, row.accuracies, strict=True)
-        }
-        | {
-            f"{BASELINE.name} lower at the end": words.NONE if row.pairs is None else f"{row.passed} of {row.pairs}",
-            "from step": words.mean_error(row.step, 0),
-        }
-        for row in found.rows
-    ]
+    names = [BASELINE.name if rate is None else f"{BASELINE.name} {words.level(rate)}" for rate in found.rates]
+    rows: list[dict[str, Any]] = []
+    for row in found.rows:
+        cells = {name: words.level(value) for name, value in zip(found.by, row.conditions, strict=True)}
+        cells["optimizer"] = words.named(row.optimizer)
+        if found.rates != [None]:
+            cells["rate"] = words.NONE if row.rate is None else words.level(row.rate)
+        for name, loss in zip(PLACES, row.losses, strict=True):
+            cells[f"loss after {name}"] = words.mean_error(loss, digits)
+        for epoch, accuracy in zip(found.epochs, row.accuracies, strict=True):
+            cells[f"accuracy after epoch {epoch:g}, %"] = words.mean_error(accuracy, 1)
+        for name, each in zip(names, row.passes, strict=True):
+            cells[f"{name} lower at the end"] = words.NONE if each is None else f"{each.passed} of {each.pairs}"
+            cells[f"{name}: from step"] = words.NONE if each is None else words.mean_error(each.step, 0)
+        rows.append(cells)
     text = (
         f"Who is ahead when: training loss after a part of the run, and the step from which on {BASELINE.name}'s loss "
         "is the lower one to the end (same seed; mean over the runs in which it is). The loss is a moving average over "

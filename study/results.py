@@ -26,7 +26,7 @@ from train.errors import InputError, writing
 from train.folder import SweepFolder
 
 from . import claims, plan
-from .claims import CLAIMS, Claim, Evidence, Finding
+from .claims import CLAIMS, Arm, Claim, Evidence, Finding
 
 PAGE, PICTURES = "measured.md", "measured"
 TOGETHER = "table1"
@@ -215,9 +215,9 @@ def _tables(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
         if runs is not None:
             shown.append(formats.markdown([_means(runs)]).rstrip())
         if name == claims.UNTUNED.part and runs is not None:
-            shown += _hindsight(evidence, runs)
+            shown += _hindsight(evidence, runs, claims.UNTUNED, claims.ADAM_RATES)
         if name == LONG and runs is not None:
-            shown += _leads(runs)
+            shown += [*_hindsight(evidence, runs, claims.LONG[claims.DEFAULT], claims.LONG_ADAM_RATES), *_leads(runs)]
     return shown
 
 
@@ -239,13 +239,13 @@ def _heading(runs: Runs) -> str:
     return words.heading(dataclasses.replace(runs, missing=[]), timed=False)
 
 
-def _hindsight(evidence: Evidence, runs: Runs) -> list[str]:
+def _hindsight(evidence: Evidence, runs: Runs, untuned: Arm, tuned: Arm) -> list[str]:
     """ADAM at its best rate, of the tasks with all seeds of all rates: a best rate of fewer would be another one."""
-    known = claims.whole_tasks(evidence, (claims.UNTUNED, claims.ADAM_RATES))
-    if not known:
+    known = claims.whole_tasks(evidence, (untuned, tuned))
+    table = runs.table[runs.table["task"].isin(known) & runs.table["optimizer"].isin((claims.ADAM, claims.DEFAULT))]
+    if table.empty:
         return []
-    whole = runs.only(runs.table[runs.table["task"].isin(known)], runs.varied)
-    shown = exhibits.hindsight(dataclasses.replace(whole, missing=[]))
+    shown = exhibits.hindsight(dataclasses.replace(runs.only(table, runs.varied), missing=[]))
     return [formats.markdown(shown).rstrip()]
 
 

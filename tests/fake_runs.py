@@ -44,11 +44,16 @@ def write_losses(out: Path, losses: Mapping[str, Iterable[float]], seconds: floa
     """Write a sweep `small` of one seed: optimizer -> training loss of each step of 2 epochs of 16 steps."""
     folders = write_sweep(out, "small", {"optimizer": list(losses)}, seeds=1, epochs=2)
     for folder, of_run in zip(folders, losses.values(), strict=True):
-        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-        steps = [line for line in lines if "time/step" in line]
-        for line, loss in zip(steps, of_run, strict=True):
-            line |= {"train/loss": loss, "time/step": seconds}
-        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        set_losses(folder, of_run, seconds)
+
+
+def set_losses(folder: Path, losses: Iterable[float], seconds: float = 1.0) -> None:
+    """Give a run other losses, a value a step, and the seconds that each step took."""
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "time/step" in line]
+    for line, loss in zip(steps, losses, strict=True):
+        line |= {"train/loss": loss, "time/step": seconds}
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def cells(out: Path, name: str, varied: Mapping[str, Iterable[Any]], seeds: int, **fixed: Any) -> list[Config]:

@@ -5,7 +5,7 @@ import pytest
 from analysis import exhibits, lead, load, stats
 from train.errors import InputError
 
-from .fake_runs import write_losses, write_sweep
+from .fake_runs import set_losses, write_losses, write_sweep
 
 SPAN = 8
 """steps of half an epoch of made runs"""
@@ -22,9 +22,9 @@ def test_adam_passes_where_its_smoothed_loss_stays_lower_to_the_end(tmp_path):
     first = next(step for step in range(1, 33) if (smoothed[step - 1 :] < 0.7).all())
     assert 12 < first < 20
     cells = leads(tmp_path, {"adam": adam, "plasls": flat, "sgdsls": np.full(32, 0.1)})
-    assert cells.loc["PLASLS", ["ADAM lower at the end", "from step"]].tolist() == ["1 of 1", str(first)]
-    assert cells.loc["SGDSLS", ["ADAM lower at the end", "from step"]].tolist() == ["0 of 1", "–"]
-    assert cells.loc["ADAM", ["ADAM lower at the end", "from step"]].tolist() == ["–", "–"]
+    assert cells.loc["PLASLS", ["ADAM lower at the end", "ADAM: from step"]].tolist() == ["1 of 1", str(first)]
+    assert cells.loc["SGDSLS", ["ADAM lower at the end", "ADAM: from step"]].tolist() == ["0 of 1", "–"]
+    assert cells.loc["ADAM", ["ADAM lower at the end", "ADAM: from step"]].tolist() == ["–", "–"]
 
 
 def test_losses_are_shown_after_each_quarter(tmp_path):
@@ -66,6 +66,22 @@ def test_accuracies_are_those_of_the_first_and_the_last_evaluation(tmp_path):
 )
 def test_the_other_has_passed_from_the_step_on_from_which_it_stays_lower(loss, others, step):
     assert lead.passed(np.array(loss, dtype=float), np.array(others, dtype=float)) == step
+
+
+def test_each_of_adams_rates_has_its_own_columns(tmp_path):
+    varied = {"optimizer": ["adam", "plasls"], "learning_rate": [2e-5, 1e-4]}
+    folders = write_sweep(tmp_path, "small", varied, seeds=1, epochs=2)
+    for folder, level in zip(folders, (0.9, 0.3, 0.5), strict=True):
+        set_losses(folder, [level] * 32)
+    (table,) = exhibits.leads(load(tmp_path, "small"))
+    cells = table.cells.set_index(["optimizer", "rate"])
+    assert cells["ADAM 2e-5 lower at the end"].tolist() == ["–", "0 of 1", "0 of 1"]
+    assert cells["ADAM 1e-4 lower at the end"].tolist() == ["1 of 1", "–", "1 of 1"]
+    assert cells["loss after half"].to_dict() == {
+        ("ADAM", "2e-5"): "0.900",
+        ("ADAM", "1e-4"): "0.300",
+        ("PLASLS", "–"): "0.500",
+    }
 
 
 def test_seeds_without_a_run_of_adam_are_no_pairs(tmp_path):
