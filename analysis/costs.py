@@ -55,6 +55,10 @@ def speeds(runs: Runs) -> Speeds:
         raise InputError(f"the sweep {runs.name!r} does not compare {BASELINE.name} with other optimizers")
     by = [*runs.conditions, *(key for key in runs.compared if key != "optimizer")]
     table = courses(runs, by)
+    table["counted"] = [
+        np.where(np.arange(len(loss)) >= span - 1, loss, np.nan)
+        for loss, span in zip(table["smoothed"], table["span"], strict=True)
+    ]
     rows = []
     for key, part in table.groupby(by, sort=False, dropna=False) if by else [((), table)]:
         baselines = part[part["optimizer"] == BASELINE.key].set_index("seed")
@@ -63,7 +67,7 @@ def speeds(runs: Runs) -> Speeds:
             steps, seconds, in_steps, in_seconds = [], [], [], []
             for run in pairs:
                 baseline = baselines.loc[run["seed"]]
-                place = np.flatnonzero(run["loss"] <= baseline["loss"][-1])
+                place = np.flatnonzero(run["counted"] <= baseline["counted"][-1])
                 if place.size:
                     steps.append(place[0] + 1)
                     seconds.append(run["seconds"][place[0]])

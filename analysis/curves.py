@@ -59,21 +59,23 @@ def training_loss(runs: Runs) -> Curves:
 
 
 def courses(runs: Runs, by: Sequence[str]) -> pd.DataFrame:
-    """A row for each run: run_id, the settings `by`, optimizer, seed, merges, and its loss and seconds step by step.
+    """A row for each run: run_id, the settings `by`, optimizer, seed, merges, span, and arrays with a value a step.
 
-    The loss is the moving average of the mini-batch losses over half an epoch, NaN until half an epoch is over.
+    The span is half an epoch, in steps. The arrays are loss (of the mini-batch), smoothed (its moving average over the
+    span) and seconds (since the first step began).
     """
     spans, table = half_an_epoch(runs), runs.table.set_index("run_id")
     rows = []
     for run_id, run in runs.steps.groupby("run_id", sort=False, observed=True):
-        of_run, span = table.loc[run_id], spans[run_id]
-        smoothed = stats.smooth(run["train/loss"].reset_index(drop=True), span)
+        of_run, loss = table.loc[run_id], run["train/loss"].reset_index(drop=True)
         rows.append(
             {key: of_run[key] for key in [*by, "optimizer", "seed"]}
             | {
                 "run_id": run_id,
                 "merges": of_run["search/merges"],
-                "loss": smoothed.where(smoothed.index >= span - 1).to_numpy(),
+                "span": spans[run_id],
+                "loss": loss.to_numpy(),
+                "smoothed": stats.smooth(loss, spans[run_id]).to_numpy(),
                 "seconds": run["time/step"].cumsum().to_numpy(),
             }
         )

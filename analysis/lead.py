@@ -1,5 +1,6 @@
 """Who is ahead when: each arm's loss and accuracy on the way, and where the baseline passes it for good."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,8 @@ from .curves import courses
 from .runs import Arm, Runs
 
 RATE = "learning_rate"
-PLACES = {"a quarter": 0.25, "half": 0.5, "three quarters": 0.75, "the whole": 1.0}
-"""the parts of a run after which the training loss is shown"""
+QUARTERS = ("first", "second", "third", "last")
+"""the parts of a run over which the training loss is averaged"""
 
 
 class Pass(NamedTuple):
@@ -38,7 +39,7 @@ class Lead(NamedTuple):
     Args:
         conditions: the conditions and other settings, in the order of `Leads.by`.
         rate: the learning rate; None for an optimizer that has none, or if the sweep does not vary it.
-        losses: training loss after each of PLACES.
+        losses: mean training loss of each of QUARTERS of the run.
         accuracies: validation accuracy in percent after each of `Leads.epochs`.
         passes: for each of `Leads.rates`; None for the arm itself, or where there is no run at this rate.
     """
@@ -66,8 +67,7 @@ class Leads(NamedTuple):
 def leads(runs: Runs) -> Leads:
     """Each optimizer, within each condition and choice of the other settings, beside the baseline at each rate.
 
-    The loss is the moving average of the mini-batch losses over half an epoch, from the step on at which half an epoch
-    is over.
+    Losses are compared as moving averages of the mini-batch losses over half an epoch.
 
     Raises:
         InputError: the sweep does not have the baseline beside other candidates.
@@ -91,7 +91,7 @@ def leads(runs: Runs) -> Leads:
                     key,
                     optimizer,
                     rate,
-                    [stats.estimate([_after(loss, place) for loss in of_arm["loss"]]) for place in PLACES.values()],
+                    [stats.estimate(of_quarter) for of_quarter in zip(*map(_quarters, of_arm["loss"]), strict=True)],
                     [stats.estimate(ACCURACY.scale * after.get_group(epoch)) for epoch in epochs],
                     [None if other is None or other is of_arm else _pass(of_arm, other) for other in baselines],
                 )
@@ -101,27 +101,23 @@ def leads(runs: Runs) -> Leads:
 
 def _pass(of_arm: pd.DataFrame, others: pd.DataFrame) -> Pass:
     """Paired by seed."""
-    losses, baselines = (part.set_index("seed")["loss"] for part in (of_arm, others))
+    losses, baselines = (part.set_index("seed")["smoothed"] for part in (of_arm, others))
     pairs = losses.index.intersection(baselines.index)
     steps = [step for seed in pairs if (step := passed(losses[seed], baselines[seed])) is not None]
     return Pass(len(pairs), len(steps), stats.estimate(steps))
 
 
-def _after(loss: np.ndarray, place: float) -> float:
-    return float(loss[max(1, round(len(loss) * place)) - 1])
+def _quarters(loss: np.ndarray) -> list[float]:
+    """The mean over each quarter; of fewer than four steps some are NaN."""
+    return [float(part.mean()) if len(part) else math.nan for part in np.array_split(loss, len(QUARTERS))]
 
 
 def passed(loss: np.ndarray, others: np.ndarray) -> int | None:
     """The step, counted from 1, from which on the other's loss is lower to the end; None if it is not lower there.
 
-    Steps count from where both have a loss. A run that has blown up is above every other. Of runs of different lengths
-    the steps of the shorter one count.
+    A run that has blown up (NaN) is above every other. Of runs of different lengths the steps of the shorter one count.
     """
-    both = pd.DataFrame({"loss": pd.Series(loss), "other": pd.Series(others)})[: min(len(loss), len(others))]
-    begun = both.notna().cummax().all(axis=1)
-    both = both[begun].fillna(np.inf)
-    lower = both["other"] < both["loss"]
-    if not len(lower) or not lower.iloc[-1]:
-        return None
-    for_good = lower[::-1].cummin()[::-1]
-    return int(for_good.idxmax()) + 1
+    steps = min(len(loss), len(others))
+    lower = np.nan_to_num(others[:steps], nan=np.inf) < np.nan_to_num(loss[:steps], nan=np.inf)
+    for_good = np.logical_and.accumulate(lower[::-1])[::-1]
+    return int(for_good.argmax()) + 1 if for_good.any() else None

@@ -11,7 +11,7 @@ from . import words
 from .compare import ALL, Differences, Grid, Measure, Ranking
 from .costs import Hindsights, Speeds
 from .formats import Table
-from .lead import PLACES, Leads
+from .lead import QUARTERS, Leads
 from .stats import ENUMERATED_AT_MOST, Estimate
 
 
@@ -149,8 +149,8 @@ def leads(found: Leads, about: str) -> Table:
         cells["optimizer"] = words.named(row.optimizer)
         if found.rates != [None]:
             cells["rate"] = words.NONE if row.rate is None else words.level(row.rate)
-        for name, loss in zip(PLACES, row.losses, strict=True):
-            cells[f"loss after {name}"] = words.mean_error(loss, digits)
+        for name, loss in zip(QUARTERS, row.losses, strict=True):
+            cells[f"loss, {name} quarter"] = words.mean_error(loss, digits)
         for epoch, accuracy in zip(found.epochs, row.accuracies, strict=True):
             cells[f"accuracy after epoch {epoch:g}, %"] = words.mean_error(accuracy, 1)
         for name, each in zip(names, row.passes, strict=True):
@@ -158,9 +158,9 @@ def leads(found: Leads, about: str) -> Table:
             cells[f"{name}: from step"] = words.NONE if each is None else words.mean_error(each.step, 0)
         rows.append(cells)
     text = (
-        f"Who is ahead when: training loss after a part of the run, and the step from which on {BASELINE.name}'s loss "
-        "is the lower one to the end (same seed; mean over the runs in which it is). The loss is a moving average over "
-        f"half an epoch. {about}"
+        "Who is ahead when: mean training loss of each quarter of the run, and the step from which on the loss of "
+        f"{BASELINE.name}, a moving average over half an epoch, is the lower one to the end (same seed; mean over the "
+        f"runs in which it is). {about}"
     )
     return Table(text, pd.DataFrame(rows))
 

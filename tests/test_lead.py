@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,12 +29,19 @@ def test_adam_passes_where_its_smoothed_loss_stays_lower_to_the_end(tmp_path):
     assert cells.loc["ADAM", ["ADAM lower at the end", "ADAM: from step"]].tolist() == ["–", "–"]
 
 
-def test_losses_are_shown_after_each_quarter(tmp_path):
-    falling = np.linspace(1.0, 0.2, 32)
-    smoothed = stats.smooth(pd.Series(falling), SPAN)
-    cells = leads(tmp_path, {"adam": falling, "plasls": np.full(32, 0.5)})
-    shown = [cells.loc["ADAM", f"loss after {place}"] for place in ("a quarter", "half", "three quarters", "the whole")]
-    assert shown == [f"{smoothed[step - 1]:.3f}" for step in (8, 16, 24, 32)]
+def test_losses_are_means_over_the_quarters_of_a_run(tmp_path):
+    cells = leads(tmp_path, {"adam": np.repeat([0.9, 0.7, 0.4, 0.3], 8), "plasls": np.full(32, 0.5)})
+    shown = [cells.loc["ADAM", f"loss, {place} quarter"] for place in ("first", "second", "third", "last")]
+    assert shown == ["0.900", "0.700", "0.400", "0.300"]
+
+
+def test_runs_whose_steps_are_no_multiple_of_four_have_all_quarters(tmp_path):
+    write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=1, epochs=1)
+    loaded = load(tmp_path, "small")
+    lines = loaded.history
+    shorter = lines[(lines["step"] <= 14) | lines["time/total"].notna()]
+    for row in lead.leads(dataclasses.replace(loaded, history=shorter)).rows:
+        assert all(np.isfinite(each.mean) for each in row.losses)
 
 
 def test_accuracies_are_those_of_the_first_and_the_last_evaluation(tmp_path):
@@ -56,13 +65,23 @@ def test_accuracies_are_those_of_the_first_and_the_last_evaluation(tmp_path):
         ([3, 3, 3, 3], [2, 4, 2, 2], 3),
         ([3, 3, 3, 3], [2, 2, 2, 2], 1),
         ([3, 3, 3, 3], [2, 2, 2, 3], None),
-        ([np.nan, 3, 3, 3], [2, 2, 2, 2], 2),
+        ([np.nan, np.nan], [2, 2], 1),
         ([3, 3, np.nan, np.nan], [4, 4, 4, 4], 3),
         ([3, 3, 3, 3], [2, 2, np.nan, np.nan], None),
         ([np.nan, np.nan], [np.nan, np.nan], None),
         ([3, 3], [4, 4, 2, 2], None),
     ],
-    ids=["from 2", "twice", "always", "equal at the end", "begins late", "blew up", "other blew up", "none", "lengths"],
+    ids=[
+        "from 2",
+        "twice",
+        "always",
+        "equal at the end",
+        "blew up at once",
+        "blew up",
+        "other blew up",
+        "none",
+        "lengths",
+    ],
 )
 def test_the_other_has_passed_from_the_step_on_from_which_it_stays_lower(loss, others, step):
     assert lead.passed(np.array(loss, dtype=float), np.array(others, dtype=float)) == step
@@ -77,7 +96,7 @@ def test_each_of_adams_rates_has_its_own_columns(tmp_path):
     cells = table.cells.set_index(["optimizer", "rate"])
     assert cells["ADAM 2e-5 lower at the end"].tolist() == ["–", "0 of 1", "0 of 1"]
     assert cells["ADAM 1e-4 lower at the end"].tolist() == ["1 of 1", "–", "1 of 1"]
-    assert cells["loss after half"].to_dict() == {
+    assert cells["loss, second quarter"].to_dict() == {
         ("ADAM", "2e-5"): "0.900",
         ("ADAM", "1e-4"): "0.300",
         ("PLASLS", "–"): "0.500",
