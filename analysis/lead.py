@@ -118,6 +118,6 @@ def passed(loss: np.ndarray, others: np.ndarray) -> int | None:
     A run that has blown up (NaN) is above every other. Of runs of different lengths the steps of the shorter one count.
     """
     steps = min(len(loss), len(others))
-    lower = np.nan_to_num(others[:steps], nan=np.inf) < np.nan_to_num(loss[:steps], nan=np.inf)
+    lower = others[:steps] < np.nan_to_num(loss[:steps], nan=np.inf)  # NaN is never lower
     for_good = np.logical_and.accumulate(lower[::-1])[::-1]
     return int(for_good.argmax()) + 1 if for_good.any() else None
