@@ -20,6 +20,8 @@ from .looks import Look, Looks, of_candidate
 
 BESIDE = 0.05
 """how far the points of two arms lie from each other, in epochs"""
+LONG_NUMBERS = 10_000
+"""samples from which on fewer of them fit below a panel"""
 X_NAMES = {"samples": "training samples processed", "steps": "optimizer steps", "epochs": "epochs"}
 
 
@@ -42,6 +44,8 @@ def curves(axes: Axes, shown: Curves, looks: Looks) -> None:
         axes.set_xlim(left=0)
     if shown.x == "samples":
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        if axes.get_xlim()[1] >= LONG_NUMBERS:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
     if shown.counts:
         _counts(axes)
     axes.set(xlabel=x_name, ylabel=shown.y)

@@ -187,7 +187,12 @@ def _frame(figure: Figure, looks: Looks, caption: str) -> None:
 
 
 def _legend(figure: Figure, of_label: Mapping[str, Any]) -> int:
-    """Add the legend, in as few rows as the figure's width allows. Returns their number."""
+    """Add the legend, in as few rows as the figure's width allows. Returns their number.
+
+    It is measured at the resolution of the file, as texts are wider by some per cent at another one.
+    """
+    shown_at = figure.dpi
+    figure.dpi = STYLE["savefig.dpi"]
     rows = 0
     while True:
         rows += 1
@@ -201,6 +206,7 @@ def _legend(figure: Figure, of_label: Mapping[str, Any]) -> int:
             columnspacing=1.4,
         )
         if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            figure.dpi = shown_at
             return rows
         legend.remove()
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import struct
 
@@ -323,6 +324,32 @@ def test_long_names_of_arms_are_not_cut_off(tmp_path, make):
         box = legend.get_window_extent()
         assert figure.bbox.x0 <= box.x0
         assert box.x1 <= figure.bbox.x1
+
+
+def test_a_legend_that_fits_on_the_screen_is_not_cut_off_in_the_file(tmp_path):
+    varied = {"optimizer": ["adam", "plasls", "untuned"], "learning_rate": [2e-5]}
+    write_sweep(tmp_path, "full", varied, 1, 1)
+    figure = exhibits.make("fig5", load(tmp_path, "full"))
+    for dpi in (72, 100, 200):
+        figure.dpi = dpi
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+
+
+def test_long_numbers_of_samples_do_not_touch(tmp_path):
+    for folder in write_sweep(tmp_path, "full", {"optimizer": ["adam", "plasls"]}, 1, 1):
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        for line in lines:
+            line["samples"] = 20_000 * line["step"] // lines[-1]["step"]
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure = exhibits.make("fig5", load(tmp_path, "full"))
+    figure.dpi = 200
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert len(boxes) > 2
+    assert all(left.x1 + 5 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_figures_take_numbers_that_anybody_made():
