@@ -172,10 +172,10 @@ def all_components(runs: Runs) -> StepSizes:
 
 
 def lowest_component(runs: Runs) -> StepSizes:
-    """The component of all runs whose step size falls lowest."""
+    """The component of all runs whose step size falls lowest, through all merges."""
     each = runs.steps.groupby("run_id", observed=True, sort=False)
     run_id = str(each.apply(lambda run: np.nanmin(_sizes(run).to_numpy())).idxmin())
-    sizes = _named(_of_run(runs, run_id))
+    sizes = _followed(_named(_of_run(runs, run_id)))
     return StepSizes(run_id, sizes[[sizes.min().idxmin()]])
 
 

@@ -40,7 +40,7 @@ FIGURES = {
     "fig5": LONG,
     "fig6": LONG,
     "smallest": LONG,
-    "fig1": "merging",
+    "fig1": LONG,
     "fig2": "merging",
     "fig8": "batches",
     "fig9": "splits",

@@ -8,7 +8,7 @@ import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
 
-from analysis import curves, exhibits, figures, load, looks, stats
+from analysis import curves, exhibits, figures, load, looks, stats, words
 from train.candidates import CANDIDATES
 
 from .fake_runs import edit, write_sweep
@@ -85,8 +85,8 @@ def test_one_seed_has_lines_without_bands_and_the_caption_says_so(tmp_path):
 def test_caption_names_profile_model_data_and_n(tmp_path):
     write_sweep(tmp_path, seeds=3, diverging=[7], model="bge-small-en-v1.5")
     figure, *_ = panels(load(tmp_path, "splits"))
-    for words in ("profile embedded", "bge-small-en-v1.5", "glue", "sst2", "n = 3 seeds (0 to 2)", "standard error"):
-        assert words in caption(figure)
+    for text in ("profile embedded", "bge-small-en-v1.5", "glue", "sst2", "n = 3 seeds (0 to 2)", "standard error"):
+        assert text in caption(figure)
     assert "1 of 15 runs diverged" in caption(figure)
 
 
@@ -267,6 +267,23 @@ def test_the_one_component_shown_is_the_one_whose_step_size_falls_lowest(tmp_pat
     assert "component 'head'" in caption(figure)
     assert "split 4, seed 1" in caption(figure)
     assert min(figure.axes[0].lines[0].get_ydata()) == 1e-30
+
+
+def test_the_one_component_shown_is_followed_through_its_merges(tmp_path):
+    (folder,) = write_sweep(tmp_path, "splits", {"split": [4]}, seeds=1, epochs=1)
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "time/step" in line]
+    first, second = [key.removeprefix("step_size/") for key in steps[0] if key.startswith("step_size/")][:2]
+    for place, line in enumerate(steps):
+        line[f"step_size/{first}"] = 1e-10
+        if place >= 8:
+            del line[f"step_size/{first}"], line[f"step_size/{second}"]
+            line[f"step_size/{second}+{first}"] = 1e-20 if place < 12 else 1e-4
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure = exhibits.one_component(load(tmp_path, "splits"))
+    shown = figure.axes[0].lines[0].get_ydata()
+    assert f"component '{words.component(first)}'" in caption(figure)
+    assert list(shown) == [1e-10] * 8 + [1e-20] * 4 + [1e-4] * 4
 
 
 def test_the_cost_of_a_step_is_the_mean_over_seeds(tmp_path):
