@@ -85,14 +85,14 @@ def leads(runs: Runs) -> Leads:
         arms = dict(list(part.groupby("arm", sort=False)))
         baselines = [arms.get((BASELINE.key, rate)) for rate in rates]
         for (optimizer, rate), of_arm in arms.items():
-            after = evaluated[evaluated["run_id"].isin(of_arm["run_id"])].groupby("epoch")[ACCURACY.column]
+            after = evaluated[evaluated["run_id"].isin(of_arm["run_id"])].set_index("epoch")[ACCURACY.column]
             rows.append(
                 Lead(
                     key,
                     optimizer,
                     rate,
                     [stats.estimate(of_quarter) for of_quarter in zip(*map(_quarters, of_arm["loss"]), strict=True)],
-                    [stats.estimate(ACCURACY.scale * after.get_group(epoch)) for epoch in epochs],
+                    [stats.estimate(ACCURACY.scale * after[after.index == epoch]) for epoch in epochs],
                     [None if other is None or other is of_arm else _pass(of_arm, other) for other in baselines],
                 )
             )

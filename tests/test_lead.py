@@ -116,6 +116,18 @@ def test_a_run_that_was_evaluated_once_has_one_column_of_accuracies(tmp_path):
     assert [column for column in table.cells if column.startswith("accuracy")] == ["accuracy after epoch 1, %"]
 
 
+def test_an_arm_that_was_not_evaluated_after_the_first_epoch_has_a_dash_there(tmp_path):
+    write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=1, epochs=2)
+    loaded = load(tmp_path, "small")
+    of_plasls = loaded.table.loc[loaded.table["optimizer"] == "plasls", "run_id"]
+    lines = loaded.history
+    left_out = lines["run_id"].isin(of_plasls) & lines["time/total"].notna() & (lines["epoch"] == 1)
+    (table,) = exhibits.leads(dataclasses.replace(loaded, history=lines[~left_out]))
+    column = table.cells.set_index("optimizer")["accuracy after epoch 1, %"]
+    assert column["PLASLS"] == "–"
+    assert column["ADAM"] != "–"
+
+
 def test_leads_without_adam_are_an_error(tmp_path):
     write_sweep(tmp_path, "small", {"optimizer": ["sgdsls", "plasls"]}, seeds=1, epochs=1)
     with pytest.raises(InputError, match="'small' does not compare ADAM"):
