@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from train.candidates import BASELINE, reads
-from train.errors import InputError
 
 from . import stats
 from .compare import ACCURACY, ALL
@@ -51,8 +50,7 @@ def speeds(runs: Runs) -> Speeds:
     Raises:
         InputError: the sweep does not have the baseline beside other candidates.
     """
-    if "optimizer" not in runs.compared or BASELINE.key not in set(runs.table["optimizer"]):
-        raise InputError(f"the sweep {runs.name!r} does not compare {BASELINE.name} with other optimizers")
+    runs.need_baseline()
     by = [*runs.conditions, *(key for key in runs.compared if key != "optimizer")]
     table = courses(runs, by)
     table["counted"] = [

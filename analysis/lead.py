@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from train.candidates import BASELINE
-from train.errors import InputError
 
 from . import stats
 from .compare import ACCURACY
@@ -72,8 +71,7 @@ def leads(runs: Runs) -> Leads:
     Raises:
         InputError: the sweep does not have the baseline beside other candidates.
     """
-    if "optimizer" not in runs.compared or BASELINE.key not in set(runs.table["optimizer"]):
-        raise InputError(f"the sweep {runs.name!r} does not compare {BASELINE.name} with other optimizers")
+    runs.need_baseline()
     by = [*runs.conditions, *(key for key in runs.compared if key not in ("optimizer", RATE))]
     table, evaluated = courses(runs, [*by, RATE]), runs.epochs.dropna(subset=ACCURACY.column)
     varied = [rate if RATE in runs.varied and pd.notna(rate) else None for rate in table[RATE]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from train.candidates import CANDIDATES, reads
+from train.candidates import BASELINE, CANDIDATES, reads
 from train.errors import InputError
 
 # Settings of what is learned. Results are compared within them, never between tasks.
@@ -120,6 +120,15 @@ class Runs(Sweep):
             return
         for choice, table in self.table.groupby(by, sort=False, dropna=False):
             yield choice, self.only(table, within)
+
+    def need_baseline(self) -> None:
+        """Check that the baseline is there beside other candidates.
+
+        Raises:
+            InputError: it is not.
+        """
+        if "optimizer" not in self.compared or BASELINE.key not in set(self.table["optimizer"]):
+            raise InputError(f"the sweep {self.name!r} does not compare {BASELINE.name} with other optimizers")
 
     def searching(self) -> "Runs":
         """The runs with a line search.
