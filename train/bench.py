@@ -332,17 +332,22 @@ def _bench(flags: argparse.Namespace) -> None:
     torch.set_num_threads(flags.threads)
     torch.manual_seed(0)
     names = _chosen(flags.only)
-    model = _model(flags)
+    device = _device(flags)
+    model = _model(flags).to(device)
     ids = model.encoder.config.vocab_size
 
     def batches(k: int) -> Batch:
-        drawn = torch.randint(ids, (flags.batch, flags.tokens), generator=torch.Generator().manual_seed(k))
+        drawn = torch.randint(ids, (flags.batch, flags.tokens), generator=torch.Generator().manual_seed(k)).to(device)
         return {"input_ids": drawn, "attention_mask": torch.ones_like(drawn), "labels": drawn[:, 0] % 2}
 
+    def when_idle() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
     running = contestants(names, model)
-    now = time.process_time if flags.cpu_time else time.perf_counter
+    now = time.process_time if flags.cpu_time else time.perf_counter if device.type == "cpu" else when_idle
     forwards = measure(running, batches, flags.warmup, flags.rounds, now, sys.stderr.isatty())
-    result = vars(flags) | {"machine": _machine(), **summarise(running, forwards)}
+    result = vars(flags) | {"machine": _machine(device), **summarise(running, forwards)}
     print(f"{result['machine']}; {_size(model)}, batch {flags.batch}, {flags.tokens} tokens, {flags.rounds} rounds")
     print(table(result))
     if flags.out:
@@ -371,6 +376,9 @@ def _flags(args: Sequence[str]) -> argparse.Namespace:
         "--only", help=f"candidates, separated by semicolons; Adam runs always ({'; '.join(CANDIDATES)})"
     )
     parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the model is (default cpu)"
+    )
+    parser.add_argument(
         "--cpu-time",
         action="store_true",
         help="the processor's time instead of the wall's, for a machine that others share; with --threads=1",
@@ -387,6 +395,14 @@ def _chosen(only: str | None) -> list[str]:
         if name not in CANDIDATES:
             raise InputError(f"--only={only}: no candidate {name!r}; allowed: {'; '.join(CANDIDATES)}")
     return list(dict.fromkeys(asked))
+
+
+def _device(flags: argparse.Namespace) -> torch.device:
+    if flags.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device=cuda: torch sees no CUDA device here; allowed: cpu")
+    if flags.device == "cuda" and flags.cpu_time:
+        raise InputError("--cpu-time: a device's work is not in the processor's time; allowed: with --device=cpu")
+    return torch.device(flags.device)
 
 
 def _model(flags: argparse.Namespace) -> Classifier:
@@ -414,7 +430,9 @@ def _size(model: Classifier) -> str:
     return f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {millions:.1f} M parameters"
 
 
-def _machine() -> str:
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     name = names[0] if names else platform.processor()
     return f"{name}, {len(names)} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
