@@ -15,18 +15,23 @@ from .runs import Arm, Runs
 
 
 class Speed(NamedTuple):
-    """How soon an arm reaches the baseline's final training loss.
+    """How soon an arm reaches the final training loss of the baseline at one of its rates.
 
     Args:
         conditions: the conditions and other settings, in the order of `Speeds.by`.
+        rate: the learning rate; None for an optimizer that has none, or if the sweep does not vary it.
+        against: the baseline's rate; None if the sweep does not vary it.
         merges: number of components merged in a run.
         pairs: number of runs with a baseline of the same seed; `reached` is the number of them that reached its loss.
         steps, seconds: training until then, over the runs that reached it.
-        in_steps, in_seconds: speed-ups over the baseline's whole run, as geometric mean and its t interval.
+        in_steps, in_seconds: speed-ups over the baseline's whole run, as geometric mean and its t interval. Seconds of
+            different devices are not compared.
     """
 
     conditions: Arm
     optimizer: str
+    rate: float | None
+    against: float | None
     merges: stats.Estimate
     pairs: int
     reached: int
@@ -37,12 +42,15 @@ class Speed(NamedTuple):
 
 
 class Speeds(NamedTuple):
+    """The arms, within each condition, beside the baseline at each of its rates; [None] if the sweep varies none."""
+
     by: list[str]
+    rates: list[float | None]
     rows: list[Speed]
 
 
 def speeds(runs: Runs) -> Speeds:
-    """Each optimizer's speed, within each condition and choice of the other settings.
+    """Each optimizer's speed, within each condition and choice of the other settings, against each baseline.
 
     The loss is the moving average of the mini-batch losses over half an epoch. It counts from the step on at which half
     an epoch is over. The baseline's final loss is this average at its last step, with the same task and seed.
@@ -51,40 +59,47 @@ def speeds(runs: Runs) -> Speeds:
         InputError: the sweep does not have the baseline beside other candidates.
     """
     runs.need_baseline()
-    by = [*runs.conditions, *(key for key in runs.compared if key != "optimizer")]
-    table = courses(runs, by)
+    table, by, rates = courses(runs)
     table["counted"] = [
         np.where(np.arange(len(loss)) >= span - 1, loss, np.nan)
         for loss, span in zip(table["smoothed"], table["span"], strict=True)
     ]
     rows = []
     for key, part in table.groupby(by, sort=False, dropna=False) if by else [((), table)]:
-        baselines = part[part["optimizer"] == BASELINE.key].set_index("seed")
-        for optimizer, of_arm in part.groupby("optimizer", sort=False):
-            pairs = [run for _, run in of_arm.iterrows() if run["seed"] in baselines.index]
-            steps, seconds, in_steps, in_seconds = [], [], [], []
-            for run in pairs:
-                baseline = baselines.loc[run["seed"]]
-                place = np.flatnonzero(run["counted"] <= baseline["counted"][-1])
-                if place.size:
-                    steps.append(place[0] + 1)
-                    seconds.append(run["seconds"][place[0]])
-                    in_steps.append(math.log(len(baseline["seconds"]) / steps[-1]))
-                    in_seconds.append(math.log(baseline["seconds"][-1] / seconds[-1]))
-            rows.append(
-                Speed(
-                    key,
-                    str(optimizer),
-                    stats.estimate(of_arm["merges"]),
-                    len(pairs),
-                    len(steps),
-                    stats.estimate(steps),
-                    stats.estimate(seconds),
-                    stats.geometric(in_steps),
-                    stats.geometric(in_seconds),
-                )
-            )
-    return Speeds(by, rows)
+        arms = dict(list(part.groupby("arm", sort=False)))
+        for rate in rates:
+            if (baselines := arms.get((BASELINE.key, rate))) is not None:
+                of_seed = baselines.set_index("seed")
+                rows += [_speed(key, arm, of_arm, rate, of_seed) for arm, of_arm in arms.items()]
+    return Speeds(by, rates, rows)
+
+
+def _speed(
+    key: Arm, arm: tuple[str, float | None], of_arm: pd.DataFrame, against: float | None, baselines: pd.DataFrame
+) -> Speed:
+    pairs = [run for _, run in of_arm.iterrows() if run["seed"] in baselines.index]
+    steps, seconds, in_steps, in_seconds = [], [], [], []
+    for run in pairs:
+        baseline = baselines.loc[run["seed"]]
+        place = np.flatnonzero(run["counted"] <= baseline["counted"][-1])
+        if place.size:
+            steps.append(place[0] + 1)
+            seconds.append(run["seconds"][place[0]])
+            in_steps.append(math.log(len(baseline["seconds"]) / steps[-1]))
+            if run["device"] == baseline["device"]:
+                in_seconds.append(math.log(baseline["seconds"][-1] / seconds[-1]))
+    return Speed(
+        key,
+        *arm,
+        against,
+        stats.estimate(of_arm["merges"]),
+        len(pairs),
+        len(steps),
+        stats.estimate(steps),
+        stats.estimate(seconds),
+        stats.geometric(in_steps),
+        stats.geometric(in_seconds),
+    )
 
 
 class Untuned(NamedTuple):
@@ -144,8 +159,8 @@ class Hindsight(NamedTuple):
         rate: the best rate of this condition; None in the mean.
         difference: untuned minus tuned accuracy in points, paired over seeds. In the mean it is over the means of each
             seed.
-        cost: CPU seconds of training of an untuned run over those of a tuned one, as geometric mean over pairs. If no
-            run has CPU seconds, it is of seconds.
+        cost: CPU seconds of training of an untuned run over those of a tuned one, as geometric mean over pairs in which
+            both have some. If no run has CPU seconds, it is of seconds.
     """
 
     conditions: Arm
@@ -207,9 +222,10 @@ def _hindsight(condition: Arm, arm: Arm, other: Arm, pairs: pd.DataFrame) -> Hin
 
 
 def _cost(runs: Runs) -> pd.Series:
-    """CPU seconds of all steps of a run, by run id. NaN for older runs, which have none, if there are newer ones."""
+    """CPU seconds of all steps of a run, by run id. NaN for runs that have none (see `tidy`), if others have some."""
     steps = runs.steps
-    seconds = steps["time/cpu" if "time/cpu" in steps else "time/step"]
+    measured = "time/cpu" in steps and steps["time/cpu"].notna().any()
+    seconds = steps["time/cpu" if measured else "time/step"]
     return seconds.groupby(steps["run_id"], observed=True).sum(min_count=1).astype(float)
 
 

@@ -1,11 +1,13 @@
 """Numbers over training: for each arm the mean over seeds and its standard error. `figures` draws them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+
+from train.candidates import BASELINE
 
 from . import stats
 from .compare import ACCURACY, TRIALS, Measure
@@ -14,6 +16,7 @@ from .runs import Arm, Runs
 SMOOTHED_EPOCHS = 0.5
 """span of the moving average of the training loss, in epochs"""
 STEP_SIZE = "step_size/"
+RATE = "learning_rate"
 
 
 @dataclass(frozen=True)
@@ -58,20 +61,27 @@ def training_loss(runs: Runs) -> Curves:
     return Curves("samples", "training loss", _curves(runs, runs.steps, smoothed), decades=True)
 
 
-def courses(runs: Runs, by: Sequence[str]) -> pd.DataFrame:
-    """A row for each run: run_id, the settings `by`, optimizer, seed, merges, span, and arrays with a value a step.
+def courses(runs: Runs) -> tuple[pd.DataFrame, list[str], list[float | None]]:
+    """The runs on their way.
 
-    The span is half an epoch, in steps. The arrays are loss (of the mini-batch), smoothed (its moving average over the
-    span) and seconds (since the first step began).
+    Returns:
+        - A row for each run: run_id, `by`, arm, seed, device, merges, span, and arrays with a value a step. An arm is
+          (optimizer, learning rate). The rate is None if the optimizer has none, or if the sweep does not vary it. The
+          span is half an epoch, in steps. The arrays are loss (of the mini-batch), smoothed (its moving average over
+          the span) and seconds (since the first step began).
+        - by: the settings beside the arm that runs must share to be compared, conditions first.
+        - The baseline's rates.
     """
     spans, table = half_an_epoch(runs), runs.table.set_index("run_id")
+    by = [*runs.conditions, *(key for key in runs.compared if key not in ("optimizer", RATE))]
     rows = []
     for run_id, run in runs.steps.groupby("run_id", sort=False, observed=True):
         of_run, loss = table.loc[run_id], run["train/loss"].reset_index(drop=True)
         rows.append(
-            {key: of_run[key] for key in [*by, "optimizer", "seed"]}
+            {key: of_run[key] for key in [*by, "seed", "device"]}
             | {
                 "run_id": run_id,
+                "arm": (of_run["optimizer"], of_run[RATE] if RATE in runs.varied and pd.notna(of_run[RATE]) else None),
                 "merges": of_run["search/merges"],
                 "span": spans[run_id],
                 "loss": loss.to_numpy(),
@@ -79,7 +89,8 @@ def courses(runs: Runs, by: Sequence[str]) -> pd.DataFrame:
                 "seconds": run["time/step"].cumsum().to_numpy(),
             }
         )
-    return pd.DataFrame(rows)
+    rates = dict.fromkeys(rate for optimizer, rate in (row["arm"] for row in rows) if optimizer == BASELINE.key)
+    return pd.DataFrame(rows), by, list(rates)
 
 
 def accuracy(runs: Runs) -> Curves:

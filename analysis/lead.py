@@ -13,7 +13,6 @@ from .compare import ACCURACY
 from .curves import courses
 from .runs import Arm, Runs
 
-RATE = "learning_rate"
 QUARTERS = ("first", "second", "third", "last")
 """the parts of a run over which the training loss is averaged"""
 
@@ -72,11 +71,7 @@ def leads(runs: Runs) -> Leads:
         InputError: the sweep does not have the baseline beside other candidates.
     """
     runs.need_baseline()
-    by = [*runs.conditions, *(key for key in runs.compared if key not in ("optimizer", RATE))]
-    table, evaluated = courses(runs, [*by, RATE]), runs.epochs.dropna(subset=ACCURACY.column)
-    varied = [rate if RATE in runs.varied and pd.notna(rate) else None for rate in table[RATE]]
-    table["arm"] = list(zip(table["optimizer"], varied, strict=True))
-    rates = list(dict.fromkeys(rate for optimizer, rate in table["arm"] if optimizer == BASELINE.key))
+    (table, by, rates), evaluated = courses(runs), runs.epochs.dropna(subset=ACCURACY.column)
     epochs = sorted({evaluated["epoch"].min(), evaluated["epoch"].max()})
     rows = []
     for key, part in table.groupby(by, sort=False, dropna=False) if by else [((), table)]:

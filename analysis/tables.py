@@ -118,10 +118,12 @@ def ranking(ranked: Ranking) -> Table:
 
 def speeds(found: Speeds, about: str) -> Table:
     """The numbers in the paper's text: merges, and steps and seconds to the baseline's final training loss."""
+    rated = found.rates != [None]
     rows: list[dict[str, Any]] = [
         {name: words.level(value) for name, value in zip(found.by, row.conditions, strict=True)}
+        | {"optimizer": words.named(row.optimizer)}
+        | ({"rate": words.rate(row.rate), f"against {BASELINE.name} at": words.rate(row.against)} if rated else {})
         | {
-            "optimizer": words.named(row.optimizer),
             "merges a run": words.mean_error(row.merges, 1),
             "reached": f"{row.reached} of {row.pairs}",
             "steps": words.mean_error(row.steps, 0),
@@ -148,7 +150,7 @@ def leads(found: Leads, about: str) -> Table:
         cells = {name: words.level(value) for name, value in zip(found.by, row.conditions, strict=True)}
         cells["optimizer"] = words.named(row.optimizer)
         if found.rates != [None]:
-            cells["rate"] = words.NONE if row.rate is None else words.level(row.rate)
+            cells["rate"] = words.rate(row.rate)
         for name, loss in zip(QUARTERS, row.losses, strict=True):
             cells[f"loss, {name} quarter"] = words.mean_error(loss, digits)
         for epoch, accuracy in zip(found.epochs, row.accuracies, strict=True):

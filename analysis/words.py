@@ -119,6 +119,11 @@ def level(value: Any) -> str:
     return text if is_id else parts[-1]
 
 
+def rate(value: float | None) -> str:
+    """A learning rate; a dash where there is none."""
+    return NONE if value is None else level(value)
+
+
 def named(value: Any) -> str:
     """A setting's value as a label. A candidate is written as in the paper."""
     text = level(value)

@@ -99,16 +99,24 @@ def test_a_package_that_is_missing_is_left_out_with_a_line(saved, monkeypatch):
     [
         ("--only=Nonsense", "no candidate 'Nonsense'; allowed: Adam; AdamW"),
         ("--width=100", "a multiple of 64"),
+        ("--device=cuda", "--device=cuda: torch sees no CUDA device here; allowed: cpu"),
         ("--batch=-1", "--batch=-1: must be a whole number of at least 1"),
         ("--colour=red", "unknown argument --colour=red; closest: --out; python -m train.bench --help lists"),
     ],
 )
-def test_bad_input_is_one_line(flag, line, capsys):
+def test_bad_input_is_one_line(flag, line, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench.main([*SMALL, flag, "--out="]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert line in error
     assert error.count("\n") == 1
+
+
+def test_a_devices_work_is_not_measured_by_the_processors_time(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert bench.main([*SMALL, "--device=cuda", "--cpu-time", "--out="]) == 2
+    assert "--cpu-time: a device's work is not in the processor's time" in capsys.readouterr().err
 
 
 def test_a_result_that_cannot_be_kept_is_printed_all_the_same(tmp_path, capsys):

@@ -55,3 +55,11 @@ def test_a_run_with_a_trial_at_every_step_counts_adams_step_as_the_plain_one():
 def test_a_mistake_is_one_line(capsys):
     assert cost.main(["--optimizer=nothing"]) == 2
     assert capsys.readouterr().err.startswith("error: --optimizer=nothing: unknown candidate; allowed: adam")
+
+
+def test_a_cost_is_not_measured_where_torch_sees_a_device(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert cost.main(["--optimizer=untuned"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: a processor's time says nothing of a run on an accelerator")
+    assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""On an accelerator: the searches are those of the CPU, steps keep their randomness, runs resume. Skipped without one."""
+"""On an accelerator: searches are those of the CPU, steps keep their randomness, runs resume. Skipped without one."""
 
 import io
 import json
@@ -110,7 +110,8 @@ def test_half_precision_learns(dtype):
         with torch.autocast("cuda", dtype):
             return cross_entropy(model(x), y)
 
-    losses = [float(optimizer.step(lambda x=x.to(CUDA), y=y.to(CUDA): loss(x, y))) for x, y in batches(150)]
+    data = [(x.to(CUDA), y.to(CUDA)) for x, y in batches(150)]
+    losses = [float(optimizer.step(lambda x=x, y=y: loss(x, y))) for x, y in data]
     assert sum(losses[-10:]) < sum(losses[:10]) / 2
 
 
@@ -137,7 +138,7 @@ def test_a_whole_run_is_on_the_device_and_says_so(tiny, tmp_path):
     assert json.loads((folder / "summary.json").read_text())["device"] == "cuda:0"
 
 
-@pytest.mark.parametrize("optimizer", ["untuned", "plasls", "adam"])
+@pytest.mark.parametrize("optimizer", ["untuned", "plasls", "adam", "salsa-package"])
 def test_a_run_that_was_stopped_resumes_to_the_same_result(tiny, tmp_path, optimizer):
     whole = run(config(tiny, tmp_path / "whole", optimizer=optimizer, dropout=0.1)).folder
     settings = config(tiny, tmp_path / "stopped", optimizer=optimizer, dropout=0.1)

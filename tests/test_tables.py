@@ -11,7 +11,7 @@ from analysis import exhibits, formats, load, stats, words
 from analysis.compare import ACCURACY, LOSS
 from train.errors import InputError
 
-from .fake_runs import edit, write_losses, write_sweep
+from .fake_runs import edit, set_losses, write_losses, write_sweep
 
 
 def values(folders, key):
@@ -397,6 +397,56 @@ def test_merges_of_a_run_are_averaged(tmp_path):
         edit(folder / "summary.json", search__merges=merges)
     cells = exhibits.speeds(load(tmp_path, "small"))[0].cells
     assert cells["merges a run"].tolist() == ["0.0 ± 0.0", "3.5 ± 1.5"]
+
+
+def test_searches_are_held_against_adam_at_each_rate_that_the_sweep_varies(tmp_path):
+    varied = {"optimizer": ["adam", "plasls"], "learning_rate": [1e-5, 2e-5]}
+    slow, fast, search = write_sweep(tmp_path, "small", varied, seeds=1, epochs=2)
+    for folder, end in ((slow, 0.8), (fast, 0.2), (search, 0.5)):
+        set_losses(folder, np.linspace(1.0, end, 32))
+    cells = exhibits.speeds(load(tmp_path, "small"))[0].cells.set_index(["optimizer", "rate", "against ADAM at"])
+    assert cells["reached"].to_dict() == {
+        ("PLASLS", "–", "1e-5"): "1 of 1",
+        ("PLASLS", "–", "2e-5"): "0 of 1",
+        ("ADAM", "1e-5", "1e-5"): "1 of 1",
+        ("ADAM", "1e-5", "2e-5"): "0 of 1",
+        ("ADAM", "2e-5", "1e-5"): "1 of 1",
+        ("ADAM", "2e-5", "2e-5"): "1 of 1",
+    }
+    assert float(cells.loc[("PLASLS", "–", "1e-5"), "speed-up in steps"]) > 1
+
+
+def test_seconds_of_different_devices_are_not_compared(tmp_path):
+    write_losses(tmp_path, {"adam": np.linspace(1.0, 0.5, 32), "plasls": np.linspace(1.0, 0.0, 32)})
+    loaded = load(tmp_path, "small")
+    loaded.table.loc[loaded.table["optimizer"] == "plasls", "device"] = "cuda:0"
+    cells = exhibits.speeds(loaded)[0].cells.set_index("optimizer")
+    assert cells.loc["PLASLS", "speed-up in seconds"] == "–"
+    assert cells.loc["PLASLS", "speed-up in steps"] != "–"
+    assert cells.loc["ADAM", "speed-up in seconds"] == "1.00"
+
+
+def test_a_run_on_a_device_has_no_processor_time_and_no_cost(tmp_path):
+    varied = {"optimizer": ["untuned", "adam"], "learning_rate": [1e-5, 2e-5]}
+    folders = write_sweep(tmp_path, "untuned", varied, seeds=2, epochs=1)
+    for folder in folders:
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        took = 2.0 if folder in folders[:2] else 1.0
+        lines = [line | ({"time/cpu": took, "time/step": 9.0} if "time/step" in line else {}) for line in lines]
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def cost():
+        return exhibits.hindsight(load(tmp_path, "untuned"))[0].cells["cost"][0]
+
+    assert cost() == "2.00 (2.00 to 2.00)"
+    edit(folders[0] / "summary.json", device="cuda:0")
+    assert cost() == "2.00"  # of the other seed alone
+    assert load(tmp_path, "untuned").steps["time/cpu"].isna().sum() == 16
+    edit(folders[1] / "summary.json", device="cuda:0")
+    assert cost() == "–"
+    for folder in folders:
+        edit(folder / "summary.json", device="cuda:0")
+    assert cost() == "1.00 (1.00 to 1.00)"  # of seconds
 
 
 def test_speeds_without_adam_are_an_error(tmp_path):

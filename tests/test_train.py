@@ -24,7 +24,7 @@ from train.candidates import CANDIDATES, USED_BY, reads
 from train.config import OUTSIDE_IDENTITY, Config
 from train.errors import InputError
 from train.model import load_classifier
-from train.run import run
+from train.run import Training, run
 from train.tasks import METRICS, TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +68,13 @@ def test_every_candidate_learns_and_leaves_a_whole_run_folder(tiny, tmp_path, op
     assert not (result.folder / "checkpoint.pt").exists()
 
 
+def test_the_step_size_of_prodigy_is_its_rate_times_its_estimate(tiny, tmp_path):
+    training = Training(config(tiny, tmp_path, optimizer="prodigy"))
+    training.optimizer.param_groups[0]["d"] = 3e-5
+    training.optimizer.param_groups[0]["lr"] = 0.5
+    assert training.step_sizes() == {"step_size/all": pytest.approx(1.5e-5)}
+
+
 def test_metrics_and_loss_are_those_of_a_plain_loop_over_the_rows(tiny, tmp_path, monkeypatch):
     """Accuracy, and beside it the task's own metric: here a lopsided one, told of how rows and labels are counted."""
     import train.run as module
@@ -80,7 +87,8 @@ def test_metrics_and_loss_are_those_of_a_plain_loop_over_the_rows(tiny, tmp_path
     for line in (tiny / "data/sst2/validation.jsonl").read_text().splitlines():
         row = json.loads(line)
         with torch.no_grad():
-            logits = training.model(**training.tokenizer(row["sentence"], return_tensors="pt"))[0]
+            encoded = training.tokenizer(row["sentence"], return_tensors="pt").to(training.device)
+            logits = training.model(**encoded)[0]
         given = int(logits.argmax())
         right += given == row["label"]
         lopsided += {(0, 1): 1, (1, 0): 100}.get((row["label"], given), 0)

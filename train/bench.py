@@ -375,9 +375,7 @@ def _flags(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--only", help=f"candidates, separated by semicolons; Adam runs always ({'; '.join(CANDIDATES)})"
     )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where the model is (default cpu)"
-    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model is (default cpu)")
     parser.add_argument(
         "--cpu-time",
         action="store_true",

@@ -80,7 +80,7 @@ _ROWS = (
     Candidate("salsa", "SALSA", "#CC79A7", "train.builders:salsa", (), trials=1.5),
     Candidate("salsa-package", "SALSA 0.1.0", "#8C6D31", "train.builders:published_salsa", (), trials=1.7),
     Candidate("adamw", "ADAMW", "#888888", "train.builders:adamw", SCHEDULED, searches=False),
-    Candidate("prodigy", "PRODIGY", "#E69F00", "train.builders:prodigy", ("warmup",), searches=False),
+    Candidate("prodigy", "PRODIGY", "#E69F00", "train.builders:prodigy", (), searches=False),
     Candidate("schedule-free", "SCHEDULE-FREE", "#7A4D9E", "train.builders:schedule_free", SCHEDULED, searches=False),
 )
 CANDIDATES = {row.key: row for row in _ROWS}

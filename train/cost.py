@@ -103,6 +103,11 @@ def main(args: list[str]) -> int:
     any_terminal()
     try:
         config = Config.from_args(args)
+        if torch.cuda.is_available():
+            raise InputError(
+                "a processor's time says nothing of a run on an accelerator, which torch sees here; allowed: "
+                "CUDA_VISIBLE_DEVICES= python -m train.cost ..., or python -m train.bench --device=cuda"
+            )
         cost = summarise(measure(config))
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

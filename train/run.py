@@ -255,7 +255,8 @@ class Training:
         return {"step": self.done.step, "samples": self.done.samples, "epoch": self.done.step / self.steps_per_epoch}
 
     def step_sizes(self) -> dict[str, float]:
-        return {f"step_size/{group['name']}": float(group["lr"]) for group in self.optimizer.param_groups}
+        """Each param group's step size; Prodigy's is its learning rate times its estimate d."""
+        return {f"step_size/{g['name']}": float(g["lr"]) * float(g.get("d", 1)) for g in self.optimizer.param_groups}
 
     def seconds(self) -> float:
         return self.done.seconds + time.perf_counter() - self.started

@@ -47,6 +47,9 @@ def tidy(sweep: StoredSweep, allow_missing: bool) -> Runs:
     table[varied] = pd.DataFrame({key: pd.Series([row[key] for row in rows], dtype=object) for key in varied})
     of_sweep = {field.name: getattr(sweep, field.name) for field in dataclasses.fields(Sweep)}
     history = _history(table, varied, [_lines(cell) for cell in finished])
+    if "time/cpu" in history:  # what a run on an accelerator takes is not in its processor's time
+        elsewhere = table.loc[table["device"] != "cpu", "run_id"]
+        history["time/cpu"] = history["time/cpu"].mask(history["run_id"].isin(elsewhere))
     return Runs(**of_sweep, table=table, history=history, missing=missing)
 
 
