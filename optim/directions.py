@@ -101,27 +101,26 @@ def plain_directions(group: Group, beta1: float, gradients: list[Tensor], states
         group: its betas, eps and amsgrad.
         beta1: 0 for the direction without momentum, -g / (sqrt(v_hat) + eps).
         gradients: g, of any shapes.
-        states: torch's state of each one, before this step; all are empty at the first step.
+        states: torch's state of each one, before this step, which has the same number in all; all are empty at the
+            first step.
     """
     beta2, seen = group["betas"][1], bool(states[0])
     if seen:
         v = torch._foreach_mul([state["exp_avg_sq"] for state in states], beta2)
         torch._foreach_addcmul_(v, gradients, gradients, value=1 - beta2)
-        # A tensor of its device: reading its values here would wait for the accelerator.
-        steps = torch.stack([state["step"] for state in states]).double() + 1
     else:
         v = torch._foreach_mul(torch._foreach_mul(gradients, gradients), 1 - beta2)
-        steps = torch.ones(len(gradients), dtype=torch.float64, device=gradients[0].device)
+    step = float(states[0]["step"]) + 1 if seen else 1.0
     if group["amsgrad"] and seen:
         torch._foreach_maximum_(v, [state["max_exp_avg_sq"] for state in states])
     torch._foreach_sqrt_(v)
-    torch._foreach_div_(v, (1 - beta2**steps).sqrt().neg().unbind())
+    torch._foreach_div_(v, -math.sqrt(1 - beta2**step))
     torch._foreach_sub_(v, group["eps"])
     numerators: list[Tensor] | tuple[Tensor, ...] = gradients
     if beta1:
         moments = [state["exp_avg"] for state in states] if seen else torch._foreach_mul(gradients, 0)
         numerators = torch._foreach_lerp(moments, gradients, 1 - beta1)
-        torch._foreach_div_(numerators, (1 - beta1**steps).unbind())
+        torch._foreach_div_(numerators, 1 - beta1**step)
     return list(torch._foreach_div(numerators, v))
 
 

@@ -42,8 +42,9 @@ class Direction(Protocol):
             parameters: slices of some of its parameters, of one device and data type. They are several tensors of any
                 shape, or one vector in which several parameters may lie behind one another.
             gradients: their gradients.
-            states: the host's state of each one. Of its tensors of the parameter's shape it holds the same slice. All
-                states are empty if the host has not seen the parameters yet.
+            states: the host's state of each one. Of its tensors of the parameter's shape it holds the same slice. Tensors
+                of one number, such as "step", are numbers here, and equal in all of them. All states are empty if the
+                host has not seen the parameters yet.
             scratch: memory for vectors that are not needed after the next call.
         """
 
@@ -198,7 +199,7 @@ class TrialPoints:
             chunk.place(directions, size)
             for of_all, vectors in zip(dots, (chunk.gradients, chunk.unmoved, directions), strict=True):
                 if decays or of_all is dots[0]:
-                    of_all += [_dot(one, d) for one, d in zip(vectors, directions, strict=True)]
+                    of_all.append(_dot(vectors, directions))
         sums = [_sum(of_all) for of_all in dots]
         return torch.stack([each.to(sums[0].device) for each in sums])
 
@@ -265,7 +266,7 @@ class _Slice:
     Attributes:
         moments: the same part of those tensors of the host's state that have the parameter's shape.
         state: the rest of the host's state.
-        flat: whether these are vectors in main memory.
+        flat: whether these are vectors in main memory, which small ones of a chunk are joined to.
     """
 
     unmoved: Tensor
@@ -279,11 +280,8 @@ class _Slice:
     def kind(self) -> tuple[Any, ...]:
         """What the slices of one chunk have in common."""
         types = (self.unmoved.device, self.unmoved.dtype, self.gradient.dtype)
-        return *types, self.flat, *self.moments, *((name, self._known(value)) for name, value in self.state.items())
-
-    def _known(self, value: Any) -> Any:
-        """A number that must be equal in all slices of one operation. It is read only if that waits for nothing."""
-        return value.item() if self.flat and isinstance(value, Tensor) and value.numel() == 1 else None
+        numbers = ((k, v if isinstance(v, int | float) else None) for k, v in self.state.items())
+        return *types, self.flat, *self.moments, *numbers
 
 
 class _Chunk:
@@ -312,17 +310,21 @@ class _Chunk:
             point = torch.add(self.unmoved[0], directions[0], alpha=size)
             parts = point.split([piece.unmoved.numel() for piece in self._slices])
             torch._foreach_copy_([piece.trial for piece in self._slices], parts)
+        elif len(self._slices) == 1:
+            torch.add(self.unmoved[0], directions[0], alpha=size, out=self._slices[0].trial)
         else:
-            for piece, direction in zip(self._slices, directions, strict=True):
-                torch.add(piece.unmoved, direction, alpha=size, out=piece.trial)
+            trials = [piece.trial for piece in self._slices]
+            torch._foreach_copy_(trials, self.unmoved)
+            torch._foreach_add_(trials, directions, alpha=size)
 
 
-def _chunks(points: Iterable[Point], states: Mapping[Tensor, State]) -> Iterator[_Chunk]:
+def _chunks(points: Sequence[Point], states: Mapping[Tensor, State]) -> Iterator[_Chunk]:
     slices: list[_Slice] = []
     room, kind = 0, None
-    for point in points:
-        limit = CHUNK if point.unmoved.is_cpu else ON_ACCELERATOR
-        pieces = _slices(point, states.get(point.parameter) or {}, limit)
+    for point, state in zip(points, _with_numbers(points, states), strict=True):
+        flat = _is_in_main_memory(point.unmoved)
+        limit = CHUNK if flat else ON_ACCELERATOR
+        pieces = _slices(point, state, limit, flat)
         of_point = pieces[0].kind
         for piece in pieces:
             size = piece.unmoved.numel()
@@ -340,9 +342,34 @@ def _chunks(points: Iterable[Point], states: Mapping[Tensor, State]) -> Iterator
         yield _Chunk(slices)
 
 
-def _slices(point: Point, state: State, limit: int) -> list[_Slice]:
+def _with_numbers(points: Sequence[Point], states: Mapping[Tensor, State]) -> list[dict[str, Any]]:
+    """The state of each point's parameter, with numbers for tensors of one number, such as torch's count of steps.
+
+    An accelerator is waited for once for all of them.
+    """
+    found = [dict(states.get(point.parameter) or {}) for point in points]
+    places: dict[tuple[torch.device, torch.dtype, torch.Size], list[tuple[dict[str, Any], str]]] = {}
+    for point, state in zip(points, found, strict=True):
+        for name, value in state.items():
+            is_number = isinstance(value, Tensor) and value.numel() == 1
+            if is_number and (name == "step" or value.shape != point.unmoved.shape):  # else it is a moment
+                places.setdefault((value.device, value.dtype, value.shape), []).append((state, name))
+    for alike in places.values():
+        numbers = torch.stack([state[name] for state, name in alike]).flatten().tolist()
+        for (state, name), number in zip(alike, numbers, strict=True):
+            state[name] = number
+    return found
+
+
+def _is_in_main_memory(tensor: Tensor) -> bool:
+    return tensor.is_cpu
+
+
+def _slices(point: Point, state: State, limit: int, flat: bool) -> list[_Slice]:
     """Slices of at most `limit` entries. A parameter that does not lie in one piece is not cut."""
     own = (point.unmoved, point.trial, point.gradient)
+    if not flat and point.unmoved.numel() <= limit:
+        return [_Slice(*own, {}, dict(state), flat=False)]
     moments = {name: value for name, value in state.items() if getattr(value, "shape", None) == point.unmoved.shape}
     if point.unmoved.ndim == 0 or not all(tensor.is_contiguous() for tensor in (*own, *moments.values())):
         return [_Slice(*own, {}, dict(state), flat=False)]
@@ -350,7 +377,7 @@ def _slices(point: Point, state: State, limit: int) -> list[_Slice]:
     vectors = [tensor.view(-1) for tensor in (*own, *moments.values())]
     parts = [vectors] if vectors[0].numel() <= limit else zip(*(vector.split(limit) for vector in vectors), strict=True)
     return [
-        _Slice(unmoved, trial, gradient, dict(zip(moments, of_state, strict=True)), rest, point.unmoved.is_cpu)
+        _Slice(unmoved, trial, gradient, dict(zip(moments, of_state, strict=True)), rest, flat)
         for unmoved, trial, gradient, *of_state in parts
     ]
 
@@ -361,7 +388,8 @@ def last_gradients(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
     In main memory a fresh page costs more than the arithmetic that fills it. So the memory that `zero_grad` would free
     is kept through the forward pass. On an accelerator torch keeps memory at hand itself.
     """
-    return {p: p.grad for p in parameters if p.grad is not None and p.is_cpu and _may_be_overwritten(p)}
+    with_one = (p for p in parameters if p.grad is not None and _is_in_main_memory(p))
+    return {p: p.grad for p in with_one if p.grad is not None and _may_be_overwritten(p)}
 
 
 def _may_be_overwritten(parameter: Tensor) -> bool:
@@ -407,7 +435,12 @@ def _sum(dots: Sequence[Tensor]) -> Tensor:
     return torch.stack([dot.to(device, torch.float64) for dot in dots]).sum()
 
 
-def _dot(one: Tensor, other: Tensor) -> Tensor:
+def _dot(ones: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """The sum of the products of all entries."""
+    one, other = (
+        of_all[0].flatten() if len(of_all) == 1 else torch.cat([each.flatten() for each in of_all])
+        for of_all in (ones, others)
+    )
     if one.dtype in _HALF:  # a sum of many terms needs more digits
         one, other = one.float(), other.float()
-    return torch.dot(one.flatten(), other.flatten())
+    return torch.dot(one, other)

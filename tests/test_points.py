@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 import optim
 from optim import directions, points, split
-from tests.small import classic, network, train
+from tests.small import by_layer, classic, network, train
 
 PLASLS, SGDSLS, AdamSLS = classic(optim.PLASLS), classic(optim.SGDSLS), classic(optim.AdamSLS)
 
@@ -30,6 +30,76 @@ def test_chunks_of_any_size_find_the_same(make, chunk, small, monkeypatch):
     assert [tried for tried, *_ in chunked] == [tried for tried, *_ in whole]
     for column in (1, 2):
         assert [found[column] for found in chunked] == pytest.approx([found[column] for found in whole])
+
+
+class Shapes(torch.nn.Module):
+    """A network with a parameter of no dimension, one of one entry, one without entries, and one not in one piece."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Linear(4, 30)
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+        self.shift = torch.nn.Parameter(torch.zeros(1))
+        self.empty = torch.nn.Parameter(torch.ones(0))
+        self.strided = torch.nn.Parameter(torch.randn(30, 3, 2)[..., 0])
+
+    def forward(self, x):
+        return torch.tanh(self.first(x)) @ self.strided * self.scale + self.shift + self.empty.sum()
+
+
+@pytest.mark.parametrize("limit", [2**24, 25])
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (SGDSLS, {}),
+        (SGDSLS, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+        (AdamSLS, {}),
+        (AdamSLS, {"fused": True}),
+        (AdamSLS, {"weight_decay": 0.01}),
+        (AdamSLS, {"weight_decay": 0.01, "decoupled_weight_decay": True}),
+        (AdamSLS, {"amsgrad": True}),
+        (AdamSLS, {"direction": "momentum"}),
+        (PLASLS, {}),
+    ],
+    ids=str,
+)
+def test_the_way_of_an_accelerator_is_that_of_main_memory(make, settings, limit, monkeypatch):
+    """There parameters stay as they are, many in one operation; one is younger than the others."""
+    own = {} if make is SGDSLS else {"compiled": False}
+
+    def run():
+        model = Shapes().double()
+        model.first.bias.requires_grad = False
+        groups = split(model, by_layer) if make is PLASLS else split(model, 1)
+        optimizer = make(groups, **own, **settings)
+        found = train(model, optimizer, 3)
+        model.first.bias.requires_grad = True
+        return found + train(model, optimizer, 9)
+
+    expected = run()
+    monkeypatch.setattr(points, "_is_in_main_memory", lambda tensor: False)
+    monkeypatch.setattr(points, "ON_ACCELERATOR", limit)
+    ours = run()
+    assert [tried for tried, *_ in ours] == [tried for tried, *_ in expected]
+    for column in (1, 2):
+        assert [found[column] for found in ours] == pytest.approx([found[column] for found in expected], rel=1e-9)
+
+
+def test_an_accelerator_is_asked_for_the_steps_of_all_parameters_at_once(monkeypatch):
+    monkeypatch.setattr(points, "_is_in_main_memory", lambda tensor: False)
+    model = Shapes()
+    optimizer = AdamSLS(model.parameters(), compiled=False, fused=True)
+    train(model, optimizer, 2)
+    for name in ("item", "__float__", "cpu"):
+        read = getattr(torch.Tensor, name)
+
+        def refuse_steps(tensor, *args, read=read):
+            assert not any(tensor is state["step"] for state in optimizer.state.values())
+            return read(tensor, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, refuse_steps)
+    train(model, optimizer, 2)
 
 
 @pytest.mark.parametrize("steps", [1, 5])
