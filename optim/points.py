@@ -42,9 +42,9 @@ class Direction(Protocol):
             parameters: slices of some of its parameters, of one device and data type. They are several tensors of any
                 shape, or one vector in which several parameters may lie behind one another.
             gradients: their gradients.
-            states: the host's state of each one. Of its tensors of the parameter's shape it holds the same slice. Tensors
-                of one number, such as "step", are numbers here, and equal in all of them. All states are empty if the
-                host has not seen the parameters yet.
+            states: the host's state of each one. Of its tensors of the parameter's shape it holds the same slice. A
+                tensor of one number, such as "step", is a number here, and equal in all of them. All states are empty
+                if the host has not seen the parameters yet.
             scratch: memory for vectors that are not needed after the next call.
         """
 
