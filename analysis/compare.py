@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -128,6 +128,27 @@ def differences(runs: Runs, measure: Measure) -> Differences | None:
     keys = _settings([*runs.conditions, *runs.compared], [(*condition, *arm) for condition, arm, *_ in pairs])
     first = runs.arm_of(runs.compared, runs.table[runs.compared].iloc[0].tolist())
     return Differences(measure, runs.conditions, runs.compared, first, keys.join(tested))
+
+
+def differences_from(runs: Runs, measure: Measure, first: Mapping[str, Any]) -> Differences | None:
+    """The tests against the arm with the settings `first`, within each choice of the other varied settings.
+
+    Holm's adjustment is over all of them. None: there is nothing to compare with it.
+    """
+    others = [key for key in runs.varied if key not in first]
+    found = []
+    for choice, part in runs.parts(list(first)):
+        is_first = (part.table[list(first)] == pd.Series(first)).all(axis="columns")
+        part = part.only(pd.concat([part.table[is_first], part.table[~is_first]]), list(first))
+        tested = differences(part, measure) if is_first.any() else None
+        if tested is not None:
+            places = pd.DataFrame([choice] * len(tested.rows), columns=others, dtype=object)
+            found.append(places.join(tested.rows))
+    if not found:
+        return None
+    rows = pd.concat(found, ignore_index=True)
+    rows["holm"] = stats.holm(rows["p"])
+    return Differences(measure, others, list(first), tuple(first.values()), rows)
 
 
 def _pairs(

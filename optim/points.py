@@ -315,7 +315,7 @@ class _Chunk:
         else:
             trials = [piece.trial for piece in self._slices]
             torch._foreach_copy_(trials, self.unmoved)
-            torch._foreach_add_(trials, directions, alpha=size)
+            torch._foreach_add_(trials, list(directions), alpha=size)
 
 
 def _chunks(points: Sequence[Point], states: Mapping[Tensor, State]) -> Iterator[_Chunk]:

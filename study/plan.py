@@ -26,10 +26,17 @@ def settings() -> dict[str, tuple[str, dict[str, list[Any]]]]:
     for name, part in read.items():
         values = {key: value if isinstance(value, list) else [value] for key, value in part.items()}
         sweep = values.pop("sweep", None)
+        values.pop("against", None)
         if sweep is None:
             raise InputError(f"{PLAN.name}: {name}: sweep is missing; allowed: a sweep's name")
         found[name] = (sweep[0], values)
     return found
+
+
+def references() -> dict[str, dict[str, Any]]:
+    """Part -> the settings of the arm that its other arms are tested against, within each choice of other settings."""
+    read = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
+    return {name: part["against"] for name, part in read.items() if "against" in part}
 
 
 def spaces(profile: str, changes: Mapping[str, Sequence[Any]]) -> dict[str, Space]:

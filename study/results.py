@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -33,6 +34,8 @@ TOGETHER = "table1"
 """in place of a part: ADAM at the paper's rate, the paper's searches and the default"""
 LONG = "long"
 """the part that asks who is ahead early, who late"""
+PEERS = "peers"
+"""the part with what a user would take instead"""
 FIGURES = {
     "rates": "rates",
     "fig3": TOGETHER,
@@ -206,6 +209,7 @@ def _tables(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
         "CPU-seconds are of the machine that made the run. The runs of a table may be of several machines, so compare "
         "trials. `python -m train.cost` measures a run's cost beside ADAM's, step by step in turn.",
     ]
+    references = plan.references()
     for name, runs in evidence.runs.items():
         cells = evidence.cells[name]
         shown.append(f"### Part {name}")
@@ -214,8 +218,12 @@ def _tables(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
             shown.append(f"{there} of {len(cells)} runs are there. The others: `{commands[name]}`")
         if runs is not None:
             shown.append(formats.markdown([_means(runs)]).rstrip())
+        if name in references and runs is not None:
+            shown += _tested(runs, references[name])
         if name == claims.UNTUNED.part and runs is not None:
             shown += _hindsight(evidence, runs, claims.UNTUNED, claims.ADAM_RATES)
+        if name == PEERS and runs is not None:
+            shown += _peers(runs)
         if name == LONG and runs is not None:
             shown += [*_hindsight(evidence, runs, claims.LONG[claims.DEFAULT], claims.LONG_ADAM_RATES), *_leads(runs)]
     return shown
@@ -232,6 +240,26 @@ def _means(runs: Runs) -> Table:
             [stats.estimate(values.dropna()) for _, values in groups], columns=stats.Estimate._fields
         )
     return tables.means(of, runs.by, _heading(runs))
+
+
+def _tested(runs: Runs, first: Mapping[str, Any]) -> list[str]:
+    """The tests of accuracy and loss against one arm, if it is there beside another one."""
+    tested = [compare.differences_from(runs, measure, first) for measure in (ACCURACY, LOSS)]
+    return [formats.markdown([tables.differences(each)]).rstrip() for each in tested if each]
+
+
+def _peers(runs: Runs) -> list[str]:
+    """The default beside peers: at the best rate of those that have one; tests against it of those that have none."""
+    rated = runs.table["learning_rate"].notna()
+    default = runs.table["optimizer"] == claims.DEFAULT
+    complete = dataclasses.replace(runs, missing=[])
+    beside = complete.only(runs.table[rated | default], runs.varied)
+    rateless = complete.only(runs.table[~rated], [key for key in runs.varied if key != "learning_rate"])
+    if not default.any():
+        return []
+    hindsight = [] if runs.missing else exhibits.hindsight(beside)  # a best rate of fewer runs would be another one
+    tested = [table for measure in (ACCURACY, LOSS) for table in exhibits.differences(rateless, measure)]
+    return [formats.markdown([table]).rstrip() for table in (*hindsight, *tested)]
 
 
 def _heading(runs: Runs) -> str:

@@ -265,6 +265,33 @@ def test_the_page_shows_who_is_ahead_in_long_runs_and_the_best_rate_once_all_rat
     assert best in of_part()
 
 
+def test_the_page_tests_the_arms_of_a_part_against_the_one_that_the_plan_names(tmp_path: Path) -> None:
+    cells = plan.spaces("study", {"out": [str(tmp_path)], "seed": [0, 1]})["joint"].cells().values()
+    for place, config in enumerate(cells):
+        write_run(config, place % 5)
+    page = results.page(str(tmp_path), "study")[0].split("### Part joint")[1].split("###")[0]
+    assert page.count("difference from joint always, paired over seeds") == 2
+
+
+def test_the_page_shows_peers_beside_the_default_at_their_best_rates_and_those_without_one(tmp_path: Path) -> None:
+    space = plan.spaces("study", {"out": [str(tmp_path)]})["peers"]
+    cells = list(space.cells().values())
+    for place, config in enumerate(cells[:-1]):
+        write_run(config, place % 7)
+
+    def of_part() -> str:
+        return results.page(str(tmp_path), "study")[0].split("### Part peers")[1].split("### Part")[0]
+
+    assert "with the best one of the sweep" not in of_part()
+    write_run(cells[-1], 0)
+    page = of_part()
+    best = page.split("with the best one of the sweep")[1].split("difference from")[0]
+    assert "| all  | UNTUNED        | SCHEDULE-FREE" in best
+    assert "PRODIGY" not in best
+    assert page.count("difference from UNTUNED, paired over seeds") == 2
+    assert page.count("| all  | PRODIGY") == 2
+
+
 def test_a_folder_that_cannot_be_written_is_one_line_with_the_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

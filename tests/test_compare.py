@@ -99,6 +99,30 @@ def equal_means(tmp_path):
     return load(tmp_path, "splits")
 
 
+def test_arms_are_tested_against_the_one_that_is_named_within_each_choice_of_the_rest(tmp_path):
+    folders = write_sweep(tmp_path, "joint", {"joint": [10, "always", "never"], "split": [4, "qkv"]}, 3, epochs=1)
+    losses = {(10, 4): 0.1, (10, "qkv"): 0.2, ("always", 4): 0.3, ("always", "qkv"): 0.5, ("never", 4): 0.35}
+    for folder in folders:
+        run = json.loads((folder / "config.json").read_text())
+        loss = losses.get((run["joint"], run["split"]), 0.8) + 0.003 * run["seed"] * (run["joint"] != "always")
+        edit(folder / "summary.json", train__epoch_loss=loss)
+    found = compare.differences_from(load(tmp_path, "joint"), LOSS, {"joint": "always"})
+    assert found is not None
+    assert (found.conditions, found.settings, found.first) == (["split"], ["joint"], ("always",))
+    rows = found.rows
+    assert list(zip(rows["split"], rows["joint"], strict=True)) == [
+        (4, 10),
+        (4, "never"),
+        ("qkv", 10),
+        ("qkv", "never"),
+    ]
+    assert rows["difference"].tolist() == pytest.approx([-0.197, 0.053, -0.297, 0.303])
+    assert rows["holm"].tolist() == pytest.approx(stats.holm(rows["p"]).tolist())
+    assert rows["holm"].max() == rows["p"].max() < 1
+    assert rows["holm"].min() == pytest.approx(4 * rows["p"].min())  # over both splits together
+    assert compare.differences_from(load(tmp_path, "joint"), LOSS, {"joint": 99}) is None
+
+
 def test_equal_means_share_a_rank_whatever_their_rounding(equal_means):
     ranked = compare.ranking(equal_means, ACCURACY)
     assert ranked is not None

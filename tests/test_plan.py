@@ -46,6 +46,17 @@ def test_the_papers_part_has_the_settings_of_the_papers_preset() -> None:
     }
 
 
+def test_the_arm_that_a_part_is_tested_against_is_one_of_its_cells_in_each_choice_of_the_rest() -> None:
+    references, spaces = plan.references(), plan.spaces("study", {})
+    assert set(references) == {"splits", "merging", "batches", "dropout", "criterion", "joint", "interval", "levers"}
+    for part, first in references.items():
+        assert set(first) <= set(spaces[part].varied)
+        rest = [key for key in (*spaces[part].varied, "seed") if key not in first]
+        cells = [config.as_dict() for config in spaces[part].cells().values()]
+        firsts = [cell for cell in cells if all(cell[key] == value for key, value in first.items())]
+        assert {tuple(cell[key] for key in rest) for cell in firsts} == {tuple(c[key] for key in rest) for c in cells}
+
+
 def test_an_unknown_part_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nothing", "--profile=study", "--dry-run"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown part nothing; allowed: rates, paper")
