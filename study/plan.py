@@ -18,15 +18,10 @@ def settings() -> dict[str, tuple[str, dict[str, list[Any]]]]:
     Raises:
         InputError: the plan cannot be read, or a part names no sweep.
     """
-    try:
-        read = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{PLAN.name} cannot be read ({' '.join(str(error).split())})") from None
     found = {}
-    for name, part in read.items():
-        values = {key: value if isinstance(value, list) else [value] for key, value in part.items()}
+    for name, part in _read().items():
+        values = {key: value if isinstance(value, list) else [value] for key, value in part.items() if key != "against"}
         sweep = values.pop("sweep", None)
-        values.pop("against", None)
         if sweep is None:
             raise InputError(f"{PLAN.name}: {name}: sweep is missing; allowed: a sweep's name")
         found[name] = (sweep[0], values)
@@ -34,9 +29,19 @@ def settings() -> dict[str, tuple[str, dict[str, list[Any]]]]:
 
 
 def references() -> dict[str, dict[str, Any]]:
-    """Part -> the settings of the arm that its other arms are tested against, within each choice of other settings."""
-    read = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
-    return {name: part["against"] for name, part in read.items() if "against" in part}
+    """Part -> the settings of the arm that its other arms are tested against, within each choice of other settings.
+
+    Raises:
+        InputError: the plan cannot be read.
+    """
+    return {name: part["against"] for name, part in _read().items() if "against" in part}
+
+
+def _read() -> dict[str, dict[str, Any]]:
+    try:
+        return yaml.safe_load(PLAN.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{PLAN.name} cannot be read ({' '.join(str(error).split())})") from None
 
 
 def spaces(profile: str, changes: Mapping[str, Sequence[Any]]) -> dict[str, Space]:

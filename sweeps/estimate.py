@@ -1,5 +1,6 @@
 """How long a sweep takes: training rows times the time of a row, from finished runs here or from our measurements."""
 
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -115,13 +116,14 @@ def _kind(config: Config | dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _seconds_a_row(cells: list[Config]) -> dict[tuple[Any, ...], float]:
-    """Median over the finished runs of all sweeps in the same folder, by kind."""
-    found = defaultdict(list)
+    """Median over the finished runs of all sweeps in the same folder, by kind. They must be of a device as here."""
+    found, on_gpu = defaultdict(list), shutil.which("nvidia-smi") is not None  # torch would take seconds to ask
     for out in {config.out for config in cells}:
         for folder in SweepFolder.finished_runs(out):
             try:
                 summary = folder.summary()
-                found[_kind(folder.config())].append(summary["time/total"] / summary["samples"])
+                if (summary["device"] != "cpu") == on_gpu:
+                    found[_kind(folder.config())].append(summary["time/total"] / summary["samples"])
             except (InputError, KeyError):  # it is of another version, or damaged
                 continue
     return {kind: median(values) for kind, values in found.items()}

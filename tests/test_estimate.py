@@ -58,7 +58,9 @@ def test_the_time_is_that_of_the_rows(tmp_path: Path) -> None:
     assert once.seconds == pytest.approx(SIDE_BY_SIDE * (trained + evaluated / 3))
 
 
-def test_finished_runs_here_say_how_long_the_others_take(tmp_path: Path) -> None:
+def test_finished_runs_on_such_a_device_say_how_long_the_others_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = write_sweep(tmp_path, "splits", model="minilm-l6", data="film-snippets", seeds=2)
     took = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     of_a_row = sorted(summary["time/total"] / summary["samples"] for summary in took)
@@ -74,6 +76,9 @@ def test_finished_runs_here_say_how_long_the_others_take(tmp_path: Path) -> None
     assert found is not None
     assert found.from_runs_here
     assert found.seconds == pytest.approx(len(cells) * 5 * 500 * (of_a_row[4] + of_a_row[5]) / 2)
+    monkeypatch.setattr("sweeps.estimate.shutil.which", lambda name: f"/bin/{name}")  # a GPU is here, but they had none
+    there = estimate(cells)
+    assert there is None or not there.from_runs_here
 
 
 def test_what_was_never_measured_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
