@@ -388,8 +388,7 @@ def last_gradients(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
     In main memory a fresh page costs more than the arithmetic that fills it. So the memory that `zero_grad` would free
     is kept through the forward pass. On an accelerator torch keeps memory at hand itself.
     """
-    with_one = (p for p in parameters if p.grad is not None and _is_in_main_memory(p))
-    return {p: p.grad for p in with_one if p.grad is not None and _may_be_overwritten(p)}
+    return {p: p.grad for p in parameters if p.grad is not None and _is_in_main_memory(p) and _may_be_overwritten(p)}
 
 
 def _may_be_overwritten(parameter: Tensor) -> bool:
