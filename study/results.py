@@ -39,6 +39,7 @@ PEERS = "peers"
 FIGURES = {
     "rates": "rates",
     "fig3": TOGETHER,
+    "fig4": "epochs",
     "fig7": TOGETHER,
     "fig5": LONG,
     "fig6": LONG,
