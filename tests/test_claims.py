@@ -290,6 +290,7 @@ def test_the_page_shows_peers_beside_the_default_at_their_best_rates_and_those_w
     assert "PRODIGY" not in best
     assert page.count("difference from UNTUNED, paired over seeds") == 2
     assert page.count("| all  | PRODIGY") == 2
+    assert "ADAMW" not in page.split("difference from UNTUNED")[1]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_with_the_option(
