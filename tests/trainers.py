@@ -74,6 +74,7 @@ def distributed(folder):
         found.append((model.state_dict(), [row["loss"] for row in trainer.state.log_history[:-1]]))
     if trainer.is_world_process_zero():
         torch.save(found, f"{folder}/found.pt")
+    torch.distributed.destroy_process_group()  # its threads may abort a process that ends before them
 
 
 if __name__ == "__main__":
