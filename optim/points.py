@@ -365,14 +365,14 @@ def _is_in_main_memory(tensor: Tensor) -> bool:
     return tensor.is_cpu
 
 
-def _slices(point: Point, state: State, limit: int, flat: bool) -> list[_Slice]:
+def _slices(point: Point, state: dict[str, Any], limit: int, flat: bool) -> list[_Slice]:
     """Slices of at most `limit` entries. A parameter that does not lie in one piece is not cut."""
     own = (point.unmoved, point.trial, point.gradient)
     if not flat and point.unmoved.numel() <= limit:
-        return [_Slice(*own, {}, dict(state), flat=False)]
+        return [_Slice(*own, {}, state, flat=False)]
     moments = {name: value for name, value in state.items() if getattr(value, "shape", None) == point.unmoved.shape}
     if point.unmoved.ndim == 0 or not all(tensor.is_contiguous() for tensor in (*own, *moments.values())):
-        return [_Slice(*own, {}, dict(state), flat=False)]
+        return [_Slice(*own, {}, state, flat=False)]
     rest = {name: value for name, value in state.items() if name not in moments}
     vectors = [tensor.view(-1) for tensor in (*own, *moments.values())]
     parts = [vectors] if vectors[0].numel() <= limit else zip(*(vector.split(limit) for vector in vectors), strict=True)
