@@ -1,21 +1,29 @@
 """Learning-rate-free optimizers by stochastic Armijo line searches, after Kenneweg et al., IJCNN 2023."""
 
 from .components import split
+from .criteria import Armijo, Criterion, Smoothed
 from .line_search import LineSearch
-from .optimizers import PAPER, PAPER_SEARCH, PLASLS, SGDSLS, AdamSLS, SaLSA
+from .optimizers import PLASLS, SGDSLS, AdamSLS, SaLSA, with_line_search
+from .presets import DEFAULT, PAPER, SALSA, Preset
 from .search import Search
 
 __all__ = [
+    "DEFAULT",
     "PAPER",
-    "PAPER_SEARCH",
     "PLASLS",
+    "SALSA",
     "SGDSLS",
     "AdamSLS",
+    "Armijo",
+    "Criterion",
     "LineSearch",
+    "Preset",
     "SaLSA",
     "Search",
+    "Smoothed",
     "__version__",
     "split",
+    "with_line_search",
 ]
 
 __version__ = "0.2.0.dev0"

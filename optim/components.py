@@ -1,32 +1,15 @@
-"""A model's parameters as components, each one a param group with a step size of its own (paper Sec. III-C)."""
+"""Components: a model's parameters in param groups with a step size each (paper Sec. III-C), and their merging."""
 
-import itertools
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch.nn import Module, ModuleList, RNNBase, Sequential
+from torch.nn import Module
+
+from .extras.families import Rule, by_layer, by_projection, by_rule
 
 Group = dict[str, Any]
-Rule = Callable[[str], str]
-
-# How BERT, DistilBERT, MPNet, T5, BART, DeBERTa, LLaMA ... name the projections: one segment of a parameter's name.
-_PROJECTIONS = {
-    "query": {"query", "q", "q_lin", "q_proj", "query_proj", "to_q", "wq"},
-    "key": {"key", "k", "k_lin", "k_proj", "key_proj", "to_k", "wk"},
-    "value": {"value", "v", "v_lin", "v_proj", "value_proj", "to_v", "wv"},
-}
-# The same of models that hold all three in one weight: GPT-2, ModernBERT, torch, GPT-NeoX, Phi-3, timm.
-_FUSED = {"c_attn", "Wqkv", "in_proj_weight", "in_proj_bias", "query_key_value", "qkv_proj", "qkv"}
-_ATTENTION = re.compile(r"att(entio)?n", re.IGNORECASE)
-_NORM = re.compile(r"norm|(^|\.)ln", re.IGNORECASE)
-_EMBEDDING = re.compile(r"embed|relative|position", re.IGNORECASE)
-# Names of a layer's norms that tell which half they belong to. Other norms belong where they stand.
-_OF_ATTENTION = re.compile(r"^(input_layernorm|layernorm_before|layer_norm|\w*att(entio)?n_(layer_?)?norm)$")
-_OF_FEED_FORWARD = re.compile(r"^(post_attention\w*|layernorm_after|full_layer\w*|final\w*|ffn\w*|mlp\w*)$")
-_NUMBERED = re.compile(r"^(?:layer_?)?(?:norm|ln)_?(\d+)$")
+_OWN = {"params", "param_names", "name", "lr"}
+"""what may differ between components that are merged"""
 
 
 def split(model: Module, components: int | str | Rule) -> list[Group]:
@@ -60,329 +43,92 @@ def split(model: Module, components: int | str | Rule) -> list[Group]:
     if callable(components):
         return by_rule(named, components)
     if components == "qkv":
-        return _qkv(named)
+        return by_projection(named)
     if isinstance(components, bool) or not isinstance(components, int) or components < 1:
         raise ValueError(f"no split {components!r}; allowed: a whole number from 1, 'qkv', or a rule")
     if components == 1:
         return by_rule(named, lambda name: "all")
-    return _layers(model, named, components)
+    return by_layer(model, named, components)
 
 
-def by_rule(named: Iterable[tuple[str, torch.nn.Parameter]], rule: Rule) -> list[Group]:
-    """One param group for each name that the rule gives, in the order of first appearance."""
-    groups: dict[str, Group] = {}
-    for name, parameter in named:
-        component = rule(name)
-        groups.setdefault(component, {"name": component, "params": []})["params"].append(parameter)
-    return list(groups.values())
+# -- merging (Algorithm 1) ------------------------------------------------------------------------------------
 
 
-def _qkv(named: list[tuple[str, torch.nn.Parameter]]) -> list[Group]:
-    def component(name: str) -> str:
-        segments = set(name.split("."))
-        return next((part for part, spellings in _PROJECTIONS.items() if segments & spellings), "rest")
+def merge_smallest(groups: list[Group], threshold: float) -> tuple[str, str] | None:
+    """Merge the two components with the smallest step sizes if the smallest is at most `threshold`.
 
-    groups = {group["name"]: group for group in by_rule(named, component)}
-    missing = [part for part in _PROJECTIONS if part not in groups]
-    if missing:
-        raise ValueError(f"the model has no separate {', '.join(missing)} projections{_instead_of_qkv(named)}")
-    return [groups[part] for part in (*_PROJECTIONS, "rest") if part in groups]
+    The merged component stands where the first of the two stood, and its step size is the mean of the two. The moments
+    are kept with the parameters and do not change. Only components with equal settings (weight decay, betas, ...) are
+    merged. A component whose step size the user has set to 0 stays out of it.
 
+    Args:
+        groups: param groups with "name" and "lr" (the step size); changed in place.
+        threshold: lambda of the paper; 0 never merges.
 
-def _instead_of_qkv(named: list[tuple[str, torch.nn.Parameter]]) -> str:
-    fused = next(((name, part) for name, _ in named for part in name.split(".") if part in _FUSED), None)
-    if fused is None:
-        return " that are trained; allowed: a number, or a rule"
-    name, part = fused
-    return (
-        f": they lie in one weight, as in {name}, which has one step size; allowed: a number, or a rule, such as "
-        f"lambda name: 'qkv' if '{part.removesuffix('_weight').removesuffix('_bias')}' in name else 'rest'"
-    )
-
-
-@dataclass
-class _Layer:
-    """One layer: its place in its stack (from 1), the path that its parameters share, and their names."""
-
-    number: int
-    prefix: str
-    names: list[str]
-
-
-@dataclass
-class _Stack:
-    """Layers that follow one another: an encoder's, a decoder's, a tower's.
-
-    Attributes:
-        path: path of the list that holds the layers.
-        name: what tells this stack from the others, such as "decoder_"; empty if it is the only one.
-        layers: those layers that have parameters to be divided.
+    Returns:
+        The two names, in the order of the groups, or None where nothing was merged.
     """
-
-    path: str
-    name: str
-    layers: list[_Layer]
-
-
-@dataclass
-class _Unit:
-    """A layer or half of a layer: how it is shown, and the names of its parameters."""
-
-    stack: str
-    label: str
-    names: list[str]
-
-
-def _layers(model: Module, named: list[tuple[str, torch.nn.Parameter]], components: int) -> list[Group]:
-    """The groups for L >= 2: the place of a parameter among the layers decides."""
-    stacks = _stacks(model, [name for name, _ in named])
-    if not stacks:
-        raise ValueError(f"no trainable parameters in the encoder layers; no split {components}, allowed: 1, or a rule")
-    place = _around(stacks, [name for name, _ in named])
-    outside = set(place.values())
-    if components == 2 and "head" in outside:
-        rest = "encoder" if len(stacks) == 1 else "-".join(stack.name.rstrip("_") for stack in stacks)
-        place = {name: "head" if place.get(name) == "head" else rest for name, _ in named}
-        order = [rest, "head"]
-    else:
-        order = ["embeddings"]
-        for bundle in _bundles(stacks, components - len(outside), len(outside)):
-            order.append(_label(bundle[0], bundle[-1]))
-            place |= {name: order[-1] for unit in bundle for name in unit.names}
-        order.append("head")
-    found = {group["name"]: group for group in by_rule(named, place.__getitem__)}
-    return [found[name] for name in order if name in found]
-
-
-def _label(first: _Unit, last: _Unit) -> str:
-    if first is last:
-        return f"{first.stack}layer_{first.label}"
-    if first.stack == last.stack:
-        return f"{first.stack}layers_{first.label}-{last.label}"
-    return f"{first.stack}layer_{first.label}-{last.stack}layer_{last.label}"
-
-
-def _bundles(stacks: Sequence[_Stack], groups: int, outside: int) -> Iterator[list[_Unit]]:
-    """The layers, or their halves, in this many groups."""
-    count = sum(len(stack.layers) for stack in stacks)
-    split_up = _halves if count < groups else _whole
-    units = [[unit for layer in stack.layers for unit in split_up(stack, layer, count, outside)] for stack in stacks]
-    total = sum(map(len, units))
-    if total < groups:
-        raise ValueError(
-            f"{count} encoder layers cannot be split into {groups} groups, even as half-layers; "
-            f"allowed: at most {total + outside}"
-        )
-    if groups < len(stacks):
-        units = [[unit for of_stack in units for unit in of_stack]]
-    for of_stack, share in zip(units, _shares([len(of_stack) for of_stack in units], groups), strict=True):
-        # Balanced, as in the paper: 12 layers in 8 groups are 1, 2-3, 4, 5-6, 7, 8-9, 10, 11-12.
-        bounds = [group * len(of_stack) // share for group in range(share + 1)]
-        for start, stop in itertools.pairwise(bounds):
-            yield of_stack[start:stop]
-
-
-def _shares(sizes: Sequence[int], groups: int) -> list[int]:
-    """Share the groups among stacks of these sizes, at least one each. A further one goes where a group is largest."""
-    shares = [1] * len(sizes)
-    for _ in range(groups - len(sizes)):
-        largest = max(range(len(sizes)), key=lambda j: sizes[j] / shares[j])
-        shares[largest] += 1
-    return shares
-
-
-def _whole(stack: _Stack, layer: _Layer, count: int, outside: int) -> Iterator[_Unit]:
-    yield _Unit(stack.name, f"{layer.number}", layer.names)
-
-
-def _halves(stack: _Stack, layer: _Layer, count: int, outside: int) -> Iterator[_Unit]:
-    """Divide a layer after the last parameter of its attention. Norms go to the half that they belong to."""
-    inside = [name.removeprefix(layer.prefix) for name in layer.names]
-    attention = [position for position, name in enumerate(inside) if _is_attention(name)]
-    stop = attention[-1] + 1 if attention else 0
-    if attention and (numbered := re.match(r".*\.\d+\.", inside[stop - 1])):  # T5: the sublayer's norm comes last
-        stop = max(position for position, name in enumerate(inside) if name.startswith(numbered.group())) + 1
-    modules = {next(part for part in inside[position].split(".") if _ATTENTION.search(part)) for position in attention}
-    halves: tuple[list[str], list[str]] = ([], [])
-    for position, name in enumerate(inside):
-        norm = _half_of_norm(name.split(".")[0], len(modules))
-        halves[position >= stop if norm is None else norm].append(layer.names[position])
-    if not all(halves):
-        raise ValueError(
-            f"fewer encoder layers ({count}) than groups, and they have no attention and feed-forward halves; "
-            f"allowed: at most {count + outside} components, or a rule"
-        )
-    for half, names in zip("af", halves, strict=True):
-        yield _Unit(stack.name, f"{layer.number}{half}", names)
-
-
-def _is_attention(name: str) -> bool:
-    """Whether a segment names the attention without naming a norm, unlike `post_attention_layernorm` (feed-forward)."""
-    return any(_ATTENTION.search(segment) and not _NORM.search(segment) for segment in name.split("."))
-
-
-def _half_of_norm(name: str, attentions: int) -> int | None:
-    """The half (0 or 1) that a norm belongs to, or None if its name does not tell."""
-    if (numbered := _NUMBERED.match(name)) is not None:
-        return int(int(numbered.group(1)) > attentions)
-    if not _NORM.search(name):
+    moving = [group for group in groups if group["lr"] > 0]
+    if threshold <= 0 or len(moving) < 2:
         return None
-    return 1 if _OF_FEED_FORWARD.match(name) else 0 if _OF_ATTENTION.match(name) else None
+    smallest = min(moving, key=lambda group: group["lr"])
+    if smallest["lr"] > threshold:
+        return None
+    partners = [group for group in moving if group is not smallest and _settings(group) == _settings(smallest)]
+    if not partners:
+        return None
+    second = min(partners, key=lambda group: group["lr"])
+    kept, absorbed = sorted((smallest, second), key=lambda group: _position(groups, group))
+    names = (kept["name"], absorbed["name"])
+    join(groups, kept, absorbed)
+    return names
 
 
-def _around(stacks: Sequence[_Stack], names: Sequence[str]) -> dict[str, str]:
-    """Component of each parameter outside of the layers: embeddings or head. What lies in between joins a layer."""
-    owner = {name: (stack, layer) for stack in stacks for layer in stack.layers for name in layer.names}
-    inside = [position for position, name in enumerate(names) if name in owner]
-    place: dict[str, str] = {}
-    for position, name in enumerate(names):
-        if name in owner:
-            continue
-        before, after = position > inside[0], position < inside[-1]
-        if "logit" in name:  # a similarity's: in CLIP it stands in front
-            place[name] = "head"
-        elif not before or (_EMBEDDING.search(name) and not _within(stacks, name)):
-            place[name] = "embeddings"
-        elif not after:
-            place[name] = "head"
-        else:
-            previous = owner[names[max(p for p in inside if p < position)]]
-            following = owner[names[min(p for p in inside if p > position)]]
-            shared = [_shared(name, layer.prefix) for _, layer in (previous, following)]
-            same = previous[0] is following[0]
-            if same and shared[1] >= shared[0]:  # in front of a stage's blocks
-                following[1].names.append(name)
-            elif same or shared[0] >= shared[1]:  # after a stage's blocks; after the encoder, before the decoder
-                previous[1].names.append(name)
-            else:
-                place[name] = "embeddings"
-    return place
+def join(groups: list[Group], kept: Group, absorbed: Group) -> None:
+    """Append the parameters of `absorbed` to those of `kept`, which takes both names and the mean step size."""
+    for key in ("params", "param_names"):
+        if key in kept:
+            kept[key] = [*kept[key], *absorbed[key]]
+    kept["name"] = f"{kept['name']}+{absorbed['name']}"
+    kept["lr"] = (kept["lr"] + absorbed["lr"]) / 2
+    del groups[_position(groups, absorbed)]
 
 
-def _within(stacks: Sequence[_Stack], name: str) -> bool:
-    return any(name.startswith(f"{stack.path}.") for stack in stacks)
+def regrouped(groups: Sequence[Group], counts: Mapping[str, int], names: Sequence[str]) -> list[Group]:
+    """Put the same parameters into groups of other names. A name tells of merges: "a+b" has been made of a and b.
+
+    Args:
+        groups: the groups as they are now, merged in any way.
+        counts: the components before all merges: name -> number of parameters.
+        names: names of the groups that are wanted.
+
+    Raises:
+        ValueError: the names are not of these components.
+    """
+    parts: dict[str, Group] = {}
+    for group in groups:
+        start = 0
+        for name in group["name"].split("+"):
+            stop = start + counts[name]
+            parts[name] = group | {key: group[key][start:stop] for key in ("params", "param_names") if key in group}
+            start = stop
+    if sorted("+".join(names).split("+")) != sorted(parts):
+        ours = ", ".join(group["name"] for group in groups)
+        raise ValueError(f"the state is of the components {', '.join(names)}; here are {ours}")
+    wanted = []
+    for merged in names:
+        first, *others = (parts[name] for name in merged.split("+"))
+        for key in {"params", "param_names"} & first.keys():
+            first[key] = [item for part in (first, *others) for item in part[key]]
+        wanted.append(first | {"name": merged})
+    return wanted
 
 
-def _shared(one: str, other: str) -> int:
-    """Number of segments that two names have in common at their start."""
-    pairs = zip(one.split("."), other.split("."), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+def _settings(group: Group) -> Group:
+    # schedulers keep initial_lr, max_lr, swa_lr ... there
+    return {key: value for key, value in group.items() if key not in _OWN and not key.endswith("_lr")}
 
 
-# -- where the layers are -----------------------------------------------------------------------------------
-
-
-def _stacks(model: Module, names: Sequence[str]) -> list[_Stack]:
-    """The stacks of layers in order, without those that have less than a tenth of the largest one's parameters."""
-    found = list(_find(model, ""))
-    if not found:
-        raise ValueError("the model has no list of encoder layers; allowed: split 1, or a rule")
-    blocks = [one for one in found if not one[2]]  # lists of single linear layers count where there is nothing else
-    merged: list[tuple[str, list[str], int]] = []
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    for path, prefixes, _ in blocks or found:
-        size = sum(size for name, size in sizes.items() if any(_lies_in(name, prefix) for prefix in prefixes))
-        if merged and _unnumbered(merged[-1][0]) == _unnumbered(path):  # layer1, layer2, ...: stages
-            merged[-1] = (merged[-1][0], merged[-1][1] + prefixes, merged[-1][2] + size)
-        else:
-            merged.append((path, prefixes, size))
-    least = max(size for *_, size in merged) / 10
-    large = [(path, prefixes) for path, prefixes, size in merged if size >= least]
-    titles = _titles([path for path, _ in large])
-    stacks = []
-    for (path, prefixes), title in zip(large, titles, strict=True):
-        layers = []
-        for number, prefix in enumerate(prefixes, 1):
-            own = [name for name in names if _lies_in(name, prefix)]
-            if own:
-                layers.append(_Layer(number, prefix, own))
-        if layers:
-            stacks.append(_Stack(path, title, layers))
-    return stacks
-
-
-def _lies_in(name: str, prefix: str) -> bool:
-    """Whether a parameter lies below a prefix: a path with a dot at its end, or an LSTM's layer ("lstm.*_l0")."""
-    if "*" not in prefix:
-        return name.startswith(prefix)
-    path, layer = prefix.split("*")
-    return name.startswith(path) and re.fullmatch(rf"\w+{layer}(_reverse)?", name.removeprefix(path)) is not None
-
-
-def _find(module: Module, path: str) -> Iterator[tuple[str, list[str], bool]]:
-    """Outermost lists of layers below: path, prefixes of the layers, and whether these are single modules."""
-    if isinstance(module, RNNBase):
-        yield path, [f"{path}.*_l{layer}".lstrip(".") for layer in range(module.num_layers)], False
-    elif _is_list(module):
-        yield path, list(_blocks(module, path)), not any(_has_parts(member) for member in module.children())
-    else:
-        for name, child in module.named_children():
-            yield from _find(child, f"{path}.{name}".lstrip("."))
-
-
-def _is_list(module: Module) -> bool:
-    members = list(module.children())
-    if isinstance(module, ModuleList):
-        return bool(members)
-    one_class = len({type(member) for member in members}) == 1
-    return isinstance(module, Sequential) and one_class and all(map(_has_parts, members))
-
-
-def _has_parts(module: Module) -> bool:
-    return next(module.children(), None) is not None
-
-
-def _blocks(layers: Module, path: str) -> Iterator[str]:
-    """Prefixes of the layers of a list or, where its members are stages, of the blocks in them."""
-    members = list(layers.named_children())
-    inner = [_main_list(member, f"{path}.{name}".lstrip(".")) for name, member in members]
-    staged = any(inner) and _are_stages([member for _, member in members], [bool(found) for found in inner])
-    for (name, _), found in zip(members, inner, strict=True):
-        if staged and found:
-            yield from found
-        else:
-            yield f"{path}.{name}.".lstrip(".")
-
-
-def _main_list(member: Module, path: str) -> list[str]:
-    """The blocks of the list that holds most of a module, if there is one of blocks of one class."""
-    for name, part in member.named_modules():
-        one_class = len({type(block) for block in part.children()}) == 1
-        if isinstance(part, (ModuleList, Sequential)) and one_class and all(map(_has_parts, part.children())):
-            if 2 * _size(part) > _size(member):
-                where = f"{path}.{name}".rstrip(".")
-                return [f"{where}.{block}." for block, _ in part.named_children()]
-            return []
-    return []
-
-
-def _are_stages(members: Sequence[Module], with_list: Sequence[bool]) -> bool:
-    """Layers are alike. Stages differ in width, or are bare lists of blocks, or one module that is a list (ALBERT)."""
-    if all(isinstance(member, (ModuleList, Sequential)) for member in members):
-        return all(with_list)
-    if len(members) == 1:
-        (member,) = members
-        return any(_size(part) == _size(member) for part in member.children() if isinstance(part, ModuleList))
-    shapes = [{(name, p.shape) for name, p in member.named_parameters()} for member in members]
-    return any(2 * len(one & other) < min(len(one), len(other)) for one, other in itertools.pairwise(shapes))
-
-
-def _size(module: Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _unnumbered(path: str) -> str:
-    return re.sub(r"\d+", "#", path)
-
-
-def _titles(paths: Sequence[str]) -> list[str]:
-    """What tells each of several stacks from the others ("encoder_", "decoder_"); empty if there is only one."""
-    if len(paths) == 1:
-        return [""]
-    segments = [path.split(".") for path in paths]
-    common = min(_shared(paths[0], path) for path in paths[1:])
-    for depth in range(common + 1, max(map(len, segments)) + 1):
-        titles = ["_".join(path[common:depth]).removesuffix("_model") + "_" for path in segments]
-        if len(set(titles)) == len(titles):
-            return titles
-    return [f"{path}_".lstrip("_") for path in paths]
+def _position(groups: list[Group], wanted: Group) -> int:
+    # By identity: comparing groups would compare their tensors.
+    return next(position for position, group in enumerate(groups) if group is wanted)

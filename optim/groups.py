@@ -2,51 +2,61 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .armijo import Criterion
-from .evaluation import Evaluator
-from .merging import regrouped
-from .points import Direction
+from . import hosts
+from .components import regrouped
+from .criteria import Criterion
+from .guard import Guard
+from .presets import Preset
 from .search import Search
-from .settings import ComponentSettings, Settings, refuse
-from .turns import Progress, Turns
+from .turns import Progress, Turn, Turns
 
 COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched", "merges", "nonfinite", "outside")
+"""what `counts` has"""
+
+Group = dict[str, Any]
 
 
-class Components(torch.optim.Optimizer):
+class Groups(torch.optim.Optimizer):
     """The state of a line search. Each param group is a component, and `group["lr"]` is its step size.
 
     Attributes:
-        settings: of the search.
-        components: how the param groups take turns as components; None: they share one step size.
-        direction: what is tested.
+        preset: the settings of the search.
+        has_components: whether each param group has a step size of its own; otherwise all share one.
         criteria: what accepts a trial of the whole network, "all", and of each component alone.
         turns: whose turn it is.
         search: the record of the last step's search.
         counts: evaluations, searches, trials, failures, ... since the start.
-        evaluator: the closures' evaluations.
-        sizes: the components as they were given: name -> number of parameters.
+        guard: the closures' evaluations.
+        given: the components as they were given: name -> number of parameter tensors.
     """
 
-    settings: Settings
-    components: ComponentSettings | None = None
-    direction: Direction
+    preset: Preset
+    has_components = False
+    averaging: float | None
+    clip_norm: float | None
+    check_closure: bool
     criteria: dict[str, Criterion]
     turns: Turns
     search: Search | None
     counts: Counter[str]
-    evaluator: Evaluator
-    sizes: dict[str, int]
+    guard: Guard
+    given: dict[str, int]
 
-    def _criterion(self) -> Criterion:
-        """A new criterion, as the settings say."""
-        raise NotImplementedError
+    def _checked(self, host: dict[str, Any]) -> dict[str, Any]:
+        """The host's own arguments, without those that a line search cannot have."""
+        hosts.refuse_host(type(self))
+        _refuse(host)
+        return host
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    # -- param groups -------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: Group) -> None:
         """Add a component. This may be done at any time; its turn comes last.
 
         If all groups share one step size, it takes that one. If components have their own, it starts from their mean.
@@ -58,38 +68,56 @@ class Components(torch.optim.Optimizer):
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # which says what is wrong
         group = dict(param_group)
-        refuse(group)
+        _refuse(group)
         # A number that no earlier group had, also not one that was merged away.
-        name = group.setdefault("name", f"group_{len(self.sizes)}" if self.sizes else "all")
-        if not isinstance(name, str) or not name or name in self.sizes or "+" in name:
+        name = group.setdefault("name", f"group_{len(self.given)}" if self.given else "all")
+        if not isinstance(name, str) or not name or name in self.given or "+" in name:
             raise ValueError(f"component name {name!r}; allowed: a new string without '+'")
         if self.param_groups:
             sizes = [float(existing["lr"]) for existing in self.param_groups]
-            shared = self.components is None or self.turns.progress.whole_network_phase
+            shared = not self.has_components or self.turns.progress.whole_network_phase
             group["lr"] = sizes[0] if shared else math.fsum(sizes) / len(sizes)
         super().add_param_group(group)
-        added = self.param_groups[-1]["params"]
-        wrong = None
-        if not added:
-            wrong = f"component {name!r} has no parameters; allowed: at least one"
-        elif any(parameter.is_complex() for parameter in added):
-            wrong = "complex parameters are not supported; allowed: real ones"
-        elif any(hasattr(parameter, "device_mesh") for parameter in added):
-            wrong = "sharded parameters (DTensor) are not supported; allowed: the whole of each on every rank"
-        if wrong:
+        added = self.param_groups[-1]
+        if wrong := _wrong_with(added):
             del self.param_groups[-1]
-            raise ValueError(wrong)
-        self.sizes[name] = len(added)
-        self.criteria[name] = self._criterion()
+            raise ValueError(f"component {name!r}: {wrong}")
+        self._take_in(added)
+
+    def _take_in(self, group: Group) -> None:
+        self.given[group["name"]] = len(group["params"])
+        self.criteria[group["name"]] = self.preset.new_criterion()
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _step_sizes(self) -> list[float]:
+        """The step sizes as floats, whatever a scheduler, a user or a checkpoint has put there."""
+        return [_step_size(group) for group in self.param_groups]
+
+    def _set_rate(self, group: Group, size: float) -> None:
+        """Set a step size. Where the host keeps its learning rate in a tensor, it stays one."""
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(size)
+        else:
+            group["lr"] = size
+
+    def _criterion_of(self, turn: Turn) -> Criterion:
+        """The criterion of the component that is searched alone, or of the whole network."""
+        alone = turn.component is not None and not turn.joint
+        name = self.param_groups[turn.searched]["name"] if alone else "all"
+        return self.criteria.setdefault(name, self.preset.new_criterion())  # new where components were merged
+
+    # -- checkpoints --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("settings", "components", "direction", "criteria", "turns", "search", "counts", "evaluator", "sizes")
-        return super().__getstate__() | {name: self.__dict__[name] for name in own if name in self.__dict__}
+        return super().__getstate__() | {name: self.__dict__[name] for name in _OWN if name in self.__dict__}
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         # It is kept in a group, as torch.distributed.checkpoint drops all but groups and state, and names new to it.
         state["param_groups"][0]["line_search"] = {
+            "host": _host(type(self)),
             "progress": self.turns.progress.as_dict(),
             "criteria": {name: kept for name, each in self.criteria.items() if (kept := each.state_dict())},
             "counts": dict.fromkeys(COUNTS, 0) | self.counts,
@@ -99,33 +127,103 @@ class Components(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume bit for bit, in the middle of a cycle and after merges; merges since the state was saved are undone.
 
-        What an older version did not save starts as in a new optimizer. State dicts of torch.distributed.checkpoint
-        are loaded as well, unless they are flattened or components had been merged.
+        State dicts of torch.distributed.checkpoint are loaded as well, unless they are flattened or components had been
+        merged.
 
         Raises:
-            ValueError: the state belongs to other components, to an optimizer without a line search, or to a newer
-                version. Then nothing has changed.
+            ValueError: the state belongs to other components, to another host, to an optimizer without a line search,
+                or to another version. Then nothing has changed.
         """
-        holders = (*state_dict["param_groups"], state_dict)  # beside the groups in older versions
-        own = next((holder["line_search"] for holder in holders if "line_search" in holder), None)
+        own = next((group["line_search"] for group in state_dict["param_groups"] if "line_search" in group), None)
         if own is None:
             raise ValueError("the state holds no line search: another optimizer has saved it, or it was flattened")
         groups = [{k: v for k, v in group.items() if k != "line_search"} for group in state_dict["param_groups"]]
-        if unknown := sorted({*own} - {"progress", "criteria", "counts"}):
-            raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: a newer version has saved it")
-        progress = Progress.from_saved(own.get("progress", {}))
+        if unknown := sorted({*own} - {"host", "progress", "criteria", "counts"}):
+            raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: another version has saved it")
+        if (saved := own.get("host")) != (here := _host(type(self))):
+            raise ValueError(f"the state is of a line search on {saved}, and this one is on {here}")
+        progress = Progress.from_saved(own["progress"])
         before = self.param_groups
-        self.param_groups = regrouped(before, self.sizes, [group.get("name", "?") for group in groups])
+        self.param_groups = regrouped(before, self.given, [group.get("name", "?") for group in groups])
         try:
             super().load_state_dict(state_dict | {"param_groups": groups})
         except BaseException:
             self.param_groups = before
             raise
         self.turns.progress = progress
-        self.criteria = {name: self._criterion() for name in ("all", *self.sizes, *own.get("criteria", {}))}
-        for name, state in own.get("criteria", {}).items():
+        self.criteria = {name: self.preset.new_criterion() for name in ("all", *self.given, *own["criteria"])}
+        for name, state in own["criteria"].items():
             self.criteria[name].load_state_dict(state)
         self.counts.clear()
-        self.counts.update(own.get("counts", {}))
+        self.counts.update(own["counts"])
         self.search = None
-        self.evaluator.compare_again()
+        self.guard.compare_again()
+
+
+_OWN = (
+    *("preset", "averaging", "clip_norm", "check_closure"),
+    *("criteria", "turns", "search", "counts", "guard", "given"),
+)
+
+
+def _host(kind: type) -> str:
+    """The name of the torch optimizer that a line search is around."""
+    return next(each.__name__ for each in kind.__mro__ if not issubclass(each, Groups))
+
+
+def _step_size(group: Group) -> float:
+    try:
+        size = float(group["lr"])
+    except (TypeError, ValueError, RuntimeError):  # None, a text, a tensor of several numbers
+        size = math.nan
+    if not 0 <= size < math.inf:
+        raise ValueError(f"the step size of {group['name']} is {group['lr']!r}; allowed: a finite number, 0 or above")
+    return size
+
+
+def _refuse(arguments: Group) -> None:
+    """Refuse those arguments of torch's optimizers, or keys of one param group, that a line search cannot have.
+
+    Raises:
+        TypeError: there is an `lr`.
+        ValueError: `maximize`, `capturable` or `differentiable` is set.
+    """
+    if "lr" in arguments:
+        raise TypeError(
+            "there is no lr: the line search finds it; PAPER.but(initial_step_size=...) is where a search starts. Where "
+            "a trainer passes one (skorch, fastai): lambda params, lr, **settings: AdamSLS(params, **settings)"
+        )
+    for name in ("maximize", "capturable", "differentiable"):
+        if arguments.get(name):
+            raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
+
+
+def _wrong_with(group: Group) -> str | None:
+    """Why a param group cannot be searched, or None. Adam's eps must not round to 0, as g / (sqrt(v) + eps) then is 0 / 0."""
+    if not group["params"]:
+        return "it has no parameters; allowed: at least one"
+    trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+    if any(parameter.is_complex() for parameter in trained):
+        return "complex parameters are not supported; allowed: real ones"
+    eps = group.get("eps", 0)
+    for kind in {parameter.dtype for parameter in trained}:
+        smallest = torch.finfo(kind).tiny * torch.finfo(kind).eps
+        if isinstance(eps, float) and 0 < eps <= smallest / 2:
+            return (
+                f"its weights are {str(kind).removeprefix('torch.')}, in which eps={eps} is 0 and small gradients' "
+                "squares are, too: Adam's step would be 0 / 0; allowed: float32 weights (model.float()), and where "
+                "speed is needed the closure under torch.autocast(device, torch.float16) with the optimizer's "
+                "grad_scaler=torch.amp.GradScaler(); or bfloat16 weights"
+            )
+    return None
+
+
+def refuse_types(groups: Sequence[Group]) -> None:
+    """Refuse weights that have become of a type that cannot be searched since they were given.
+
+    Raises:
+        ValueError: a param group has such weights.
+    """
+    for group in groups:
+        if wrong := _wrong_with(group):
+            raise ValueError(f"component {group['name']!r}: {wrong}")

@@ -1,23 +1,31 @@
-"""A mix-in that gives one of torch's optimizers its step sizes by line searches; it conducts the other modules."""
+r"""The line search: a mix-in that gives one of torch's optimizers, the host, its step sizes.
+
+.. math::
+    f_k(w_k + \eta d_k) &\le f_k(w_k) + c\,\eta\,\langle g_k, d_k\rangle && \text{accept (Eq. 1, 5), or on average} \\
+    \eta &\leftarrow \delta\,\eta && \text{else shrink} \\
+    w_{k+1}^{(j)} &= w_k^{(j)} + r_k\,\eta^{(j)} d_k^{(j)} && \text{move each component (Eq. 7)}
+
+f_k is the loss of mini-batch k, g_k its gradient at w_k, and eta d_k what the host's own step moves the weights by. r_k
+is 1, or falls to 0 over the run.
+"""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from . import averaging
-from .armijo import CRITERIA, Criterion
-from .evaluation import Alone, Closure, Evaluation, Evaluator, are_left, leave
-from .groups import Components
-from .merging import Group, merge_smallest
-from .points import Direction, TrialPoints, last_gradients
+from . import hosts
+from .components import merge_smallest
+from .extras import averages
+from .groups import Groups
+from .guard import Closure, Guard, Guarded
+from .move import HostMove, HostState, Line, Part, TestedDirection
+from .presets import DEFAULT, Preset, check
 from .search import Found, Rule, Search, resolves, search, search_jointly, tangent_zero
-from .settings import Settings, refuse, refuse_types, require, take
 from .turns import Turn, Turns
 
 # The first search starts from a step size that changes the weights by this share at least. A loss may be 0 where its
@@ -27,43 +35,48 @@ LEAST_START = 1e-4
 UNKNOWN = 0.1
 # At the same weights the loss may differ by this many rounding errors: accelerators sum in another order each time.
 REPEATED = 25.0
-_CLOSURE = (
-    "call step(closure); in Hugging Face's Trainer take LineSearchTrainer from plasls.hf, or LineSearchMixin before "
-    "your Trainer's class"
-)
 
 
-class LineSearch(Components):
+class LineSearch(Groups):
     r"""Mix-in over a torch optimizer: `class AdamSLS(LineSearch, torch.optim.Adam)`.
 
-    The mix-in chooses each param group's step size `group["lr"]`, and the host (torch's optimizer) moves with it.
-    A step on the mini-batch loss f at w has these parts:
+    The search chooses each param group's step size `group["lr"]`; the host moves with it. A step on the mini-batch loss
+    f at w has these parts:
 
     1. f(w) and g = grad f(w): one forward, one backward;
-    2. the direction d that is tested (`Direction`), and the slope <g, d>;
-    3. trial points w + eta d until the criterion accepts an eta (paper Eq. 1 and 5, `Armijo`);
-    4. the host's own step from the unmoved w, with the accepted step sizes (Eq. 7).
+    2. the host steps as torch wrote it; eta d is what the weights have moved by, and <g, d> the slope;
+    3. the loss is evaluated there. Until the criterion accepts it, the move is shrunk in place (Eq. 1 and 5);
+    4. what was accepted is the next iterate (Eq. 7). If nothing was, the weights are at w again, bit for bit.
 
-    With `components` (PLASLS) each param group is a component with a step size of its own, and after the first steps
-    each step searches exactly one of them (Eq. 6). Otherwise all groups share one step size.
+    Where components have step sizes of their own (PLASLS), each step searches one of them (Eq. 6). Otherwise all
+    groups share one step size.
 
     Step sizes may be set between steps, by hand or by torch's schedulers, as numbers or tensors of one number. The next
-    search of that component starts there. If all groups share one step size, the first group's counts. A step size of
-    0 moves nothing. While one of torch's schedulers is attached, components are not merged: a scheduler remembers the
-    number of groups.
+    search of that component starts there. If all groups share one step size, that of the first group counts. A group
+    whose step size is set to 0 stays where it is. While one of torch's schedulers is attached, components are not
+    merged: a scheduler remembers the number of groups.
 
     Under torch.distributed the ranks, each with data of its own, take the same steps on the mean of their losses and
-    gradients, with DistributedDataParallel or without (see `Ranks`).
+    gradients. Weights may be sharded (`fully_shard`, DTensor).
 
     Args:
         params: parameters or param groups, as any torch optimizer takes them.
-        direction: what is tested.
+        search: the preset.
+        total_steps: the steps of the whole run, where they are known: moves then take the step size times a factor that
+            falls from 1 to 0 along half a cosine. Searches test it without the factor. Later steps move nothing.
+        averaging: a, for runs whose number of steps is not known: an average of the iterates is kept, whose mean age is
+            about k / (a + 2) steps after k of them; `eval()` puts it into the parameters, `train()` the iterates back.
+        clip_norm: the gradient is scaled to at most this norm before the search, as by torch's clip_grad_norm_.
+        check_closure: whether the first step, and steps after several failed searches, evaluate the unmoved weights once
+            more, and say what is wrong where the loss differs; at most one forward in a hundred evaluations.
         grad_scaler: a torch.amp.GradScaler for float16. The backward pass is on the scaled loss, gradients are
             unscaled before the search, and the scale is updated after each step. Closures must be forward only. Do not
             call `grad_scaler.step`. You save its state yourself, as with torch's optimizers.
-        **settings: `Settings`, and the host's own arguments (betas, eps, weight_decay, fused, ...), without `lr`.
+        c, max_interval, betas: change these settings of the preset.
+        **host: the host's own arguments (eps, weight_decay, fused, ...), without `lr`.
 
     Attributes:
+        preset: the settings of the search.
         search: the record of the last step's search.
         counts: evaluations, searches, trials, failures, ... since the start.
 
@@ -73,24 +86,46 @@ class LineSearch(Components):
     """
 
     def __init__(
-        self, params: Iterable[Any], direction: Direction, *, grad_scaler: Any = None, **settings: Any
+        self,
+        params: Iterable[Any],
+        *,
+        search: Preset = DEFAULT,
+        total_steps: int | None = None,
+        averaging: float | None = None,
+        clip_norm: float | None = None,
+        check_closure: bool = True,
+        grad_scaler: Any = None,
+        c: float | None = None,
+        max_interval: int | None = None,
+        **host: Any,
     ) -> None:
-        self.settings = take(Settings, settings)
-        refuse(settings)
-        self.direction: Direction = direction
-        self.criteria: dict[str, Criterion] = {"all": self._criterion()}
-        """what accepts a trial: "all" of the whole network, a component's name of that component alone"""
-        self.turns = Turns(self.settings, self.components)
-        self.search = None
-        self.counts: Counter[str] = Counter()
-        self.evaluator = Evaluator(self.counts, grad_scaler)
-        self.sizes: dict[str, int] = {}  # the components as they were given: name -> number of parameters
-        shown = self.settings.initial_step_size or UNKNOWN
-        super().__init__(params, lr=shown, **settings)  # type: ignore[call-arg]
+        self._prepare(
+            search.but(**{k: v for k, v in {"c": c, "max_interval": max_interval}.items() if v is not None}),
+            total_steps=total_steps,
+            averaging=averaging,
+            clip_norm=clip_norm,
+            check_closure=check_closure,
+            grad_scaler=grad_scaler,
+        )
+        super().__init__(params, lr=self.preset.initial_step_size or UNKNOWN, **self._checked(host))
 
-    def _criterion(self) -> Criterion:
-        settings = self.settings
-        return CRITERIA[settings.criterion](settings.c, settings.smoothing)
+    def _prepare(
+        self,
+        preset: Preset,
+        total_steps: int | None,
+        averaging: float | None,
+        clip_norm: float | None,
+        check_closure: bool,
+        grad_scaler: Any,
+    ) -> None:
+        own = dict(total_steps=total_steps, averaging=averaging, clip_norm=clip_norm, check_closure=check_closure)
+        check(own.items())
+        self.preset, self.averaging, self.clip_norm, self.check_closure = preset, averaging, clip_norm, check_closure
+        self.turns = Turns(preset, self.has_components, total_steps)
+        self.criteria = {"all": preset.new_criterion()}
+        self.counts = Counter()
+        self.guard = Guard(self.counts, grad_scaler)
+        self.search, self.given = None, {}
 
     # -- the step (paper Sec. III) ------------------------------------------------------------------------
 
@@ -108,7 +143,8 @@ class LineSearch(Components):
         Args:
             closure: returns the mini-batch loss, or the losses of its examples, shape [n], which are averaged in
                 float64. It is forward only, or in torch's style with zero_grad and backward inside; then each trial
-                costs a backward as well. A list of forward-only closures is one step over the mean of their losses.
+                costs a backward as well. What it counts beside the loss, it counts at trials too: `is_trial()` tells it
+                which evaluation this is. A list of forward-only closures is one step over the mean of their losses.
                 None: move with the last step sizes along the gradients that are present, without a search.
 
         Returns:
@@ -119,167 +155,184 @@ class LineSearch(Components):
             FloatingPointError: too many steps in a row had no finite loss and gradient. Weights, moments and step sizes
                 are as they were.
             TypeError: what was given is no closure and no list of closures.
-            RuntimeError: what the closure returned is no loss, or has no graph. Or no closure was given, although there
-                has been no search yet, or there are no new gradients, or the run was resumed and no step before had
-                been without a closure. Or another rank has raised an exception, or differs from this one (see `Ranks`).
+            RuntimeError: what the closure returned is no loss, or has no graph, or none of the parameters gets a
+                gradient. Or no closure was given, although there has been no search yet, or there are no new gradients,
+                or the run was resumed and no step before had been without a closure. Or another rank has raised an
+                exception, or differs from this one.
         """
-        if self.turns.progress.shows_average:
-            raise RuntimeError("the parameters hold the average of the iterates; call optimizer.train() before step()")
-        sizes = self._step_sizes()
+        turn = self._turn()  # whose step size is searched; None: nobody's
         if closure is None:
-            self._step_without_closure(sizes)
+            self._step_without_closure()
             return None
-        turn = self.turns.next(sizes)  # whose turn it is; None in a step between searches
-        moving = [self.param_groups[j] for j in turn.moving] if turn else []
-        with self.evaluator.step(self, closure, self._alone(turn)) as f:
+        with self.guard.step(self, closure) as f:
             self._start_together()
-            memory = last_gradients(parameter for group in moving for parameter in group["params"])
             self.zero_grad()
-            f.evaluate_with_gradient()  # f_k and g_k
-            if self.settings.check_closure:
-                f.check(lambda: REPEATED * self._rounding_error(f))
-            self._clip_gradients()
-            found = self._search(turn, f, memory) if turn else self._step_untested(f)  # Eq. 1, 5 and 6
-            if found is None:
+            f.first()  # f_k(w_k), and g_k in .grad
+            self._check_and_clip(f)
+            if not self._is_finite(f):
                 self._count_nonfinite(f.base)
+            elif turn is None:
+                self._move_untested(f)  # Eq. 7 with the last step sizes
             else:
-                self._move(frozen=[] if found.accepted else moving)  # Eq. 7
-                if turn:
-                    self._merge()  # Algorithm 1
+                with self._line(turn, f) as line:  # w_k + eta d_k: the host has stepped
+                    found = self._search(turn, line, f)  # Eq. 1, 5 and 6
+                    self._move(turn, line, found)  # Eq. 7
+                self._merge()  # Algorithm 1
         return f.value
 
-    def _search(self, turn: Turn, f: Evaluation, memory: Mapping[Tensor, Tensor]) -> Found | None:
-        """Search this step's step sizes and set them. None: f or its gradient is not finite, and nothing is set."""
-        if not math.isfinite(f.base):
-            return None
-        settings, before = self.settings, self._step_sizes()
-        with TrialPoints(  # w + eta d
-            self.direction,
-            [self.param_groups[j] for j in turn.moving],
-            self.state,
-            turn.first_trial,
-            base=f.base,
-            tolerance=self._tolerance(f),
-            evaluate=f.reevaluate,
-            mean=self.evaluator.ranks.means,
-            memory=memory,
-            still=[p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]],
-        ) as line:
-            searched = turn.moving if all(map(math.isfinite, line.slopes)) else ()
-            if not self._is_finite(f, known=searched):
-                return None
-            criterion = self._criterion_of(turn)
-            criterion.begin(sum(line.slopes))
-            first = not self.turns.progress.accepted_once
-            measures = settings.loss_scale is None and settings.rounding > 0
-            rule = Rule.of(settings, criterion, first, partial(self._measure, f, line) if measures else None)
-            if first and settings.initial_step_size is None and any(turn.starts):
+    def _turn(self) -> Turn | None:
+        progress = self.turns.progress
+        if progress.shows_average:
+            raise RuntimeError("the parameters hold the average of the iterates; call optimizer.train() before step()")
+        if any(hosts.moves_otherwise(self, group, progress.steps + 1) for group in self.param_groups):
+            self.turns.start_anew()
+        return self.turns.next(self._step_sizes())
+
+    def _line(self, turn: Turn, f: Guarded) -> Line:
+        """The trial points of this step. What moves is at the first of them."""
+        groups = [self.param_groups[j] for j in turn.moving]
+        parts = [Part(group, hosts.coupled_decay(self, group)) for group in groups]
+        still = [p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]]
+        directions = self._tested(groups)
+        if directions is not None:
+            return TestedDirection(parts, still, f, self._tolerance(f), directions, turn.first_trial)
+        unknown = HostState(self.state, groups) if not self.turns.progress.accepted_once else None
+        alone = turn.component is not None and not turn.joint
+
+        def step(sizes: Sequence[float]) -> None:
+            rates = dict(zip(turn.moving, sizes, strict=True))
+            self._host_step([rates.get(j, 0.0) for j in range(len(self.param_groups))], rates if alone else None)
+
+        return HostMove(parts, still, f, self._tolerance(f), step, turn.first_trial, unknown)
+
+    def _search(self, turn: Turn, line: Line, f: Guarded) -> Found:
+        """Search this step's step sizes, and set those that were accepted."""
+        before, preset, criterion = self._step_sizes(), self.preset, self._criterion_of(turn)
+        criterion.begin(sum(line.slopes))
+        first = not self.turns.progress.accepted_once
+        measure = (lambda: self._measure(f, line)) if preset.loss_scale is None and preset.rounding > 0 else None
+        rule = Rule(criterion, preset.backtracking, preset.max_trials, measure=measure)
+        if first:
+            rule = Rule.first(preset, measure)
+            if preset.initial_step_size is None:
                 turn = turn.starting_at(max(tangent_zero(line), line.size_that_moves_by(LEAST_START)))
-            if not any(line.slopes):  # nothing moves, so there is nothing to test
-                turn = replace(turn, starts=before)
-                found = Found(tuple(turn.first_trial), math.nan, 0, accepted=True)
-            elif turn.joint and turn.component is not None:
-                found = search_jointly(line, turn.starts, turn.component, rule)
-            else:
-                found = search(line, turn.first_trial[0], rule)
-        f.refuse_outside(found)
-        if settings.check_closure:
-            f.searched(found, line.predicted(turn.first_trial), line.tolerance)
+        if not any(line.slopes):  # nothing moves, so there is nothing to test
+            turn = replace(turn, starts=before)
+            found = Found(tuple(turn.first_trial), math.nan, 0, accepted=True)
+        elif turn.joint and turn.component is not None:
+            found = search_jointly(line, turn.first_trial, turn.moving.index(turn.component), rule)
+        else:
+            found = search(line, turn.first_trial[0], rule)
+        f.searched(accepted=found.accepted, promised=line.predicted(turn.first_trial), tolerance=line.tolerance)
         if found.accepted:
             criterion.end(f.base, found.value)
             for group, size in zip(self.param_groups, turn.sizes(found), strict=True):
-                group["lr"] = size
-        else:  # the criterion may remember a decrease that a move with momentum has undone: then no trial is accepted
+                self._set_rate(group, size)
+        else:  # what the criterion remembers may be the reason that no trial is accepted
             criterion.load_state_dict({})
         self._record(turn, line, found, before)
         return found
 
-    def _tolerance(self, f: Evaluation) -> float:
-        """How much of a change of f may be rounding."""
-        return self.settings.rounding * self._rounding_error(f) if self.settings.rounding else 0.0
-
-    def _rounding_error(self, f: Evaluation) -> float:
-        return f.rounding_error(self.settings.loss_scale or 0.0, self.turns.progress.error_at(f.base))
-
-    def _measure(self, f: Evaluation, line: TrialPoints) -> float:
-        """Measure the rounding error of f; return `_tolerance`, which then follows from it."""
-        if f.base:
-            progress = self.turns.progress
-            progress.measured_error, progress.measured_at = line.change_by_rounding(), abs(f.base)
-        line.tolerance = self._tolerance(f)
-        return line.tolerance
-
-    def _record(self, turn: Turn, line: TrialPoints, found: Found, before: Sequence[float]) -> None:
-        groups, component = self.param_groups, turn.component or 0
-        predicted = line.predicted(found.sizes)
+    def _record(self, turn: Turn, line: Line, found: Found, before: Sequence[float]) -> None:
+        group, predicted = self.param_groups[turn.searched], line.predicted(found.sizes)
         decrease = (found.value - line.base) / predicted if resolves(line, predicted) else math.nan
         self.turns.count(turn, found, line.base, decrease)
         self.counts["searches"] += 1
         self.counts["trials"] += found.trials
         self.counts["failures"] += not found.accepted
         self.search = Search(
-            component="all" if turn.component is None else groups[component]["name"],
-            before=before[component],
-            after=groups[component]["lr"],
+            component="all" if turn.component is None else group["name"],
+            before=before[turn.searched],
+            after=float(group["lr"]),
             trials=found.trials,
             base=line.base,
             trial=found.value,
-            slope=line.slopes[component] if turn.joint else sum(line.slopes),
+            slope=line.slopes[turn.moving.index(turn.searched)] if turn.joint else sum(line.slopes),
             tolerance=line.tolerance,
             accepted=found.accepted,
         )
 
-    def _step_untested(self, f: Evaluation) -> Found | None:
-        """A step between searches, which takes the last step sizes. It returns what `_search` does."""
-        if not self._is_finite(f, known=()):
-            return None
+    # -- the move (Eq. 7) ---------------------------------------------------------------------------------
+
+    def _move(self, turn: Turn, line: Line, found: Found) -> None:
+        """Take the accepted step sizes. If none was accepted, what was searched stays, bit for bit."""
+        factor, searched = self.turns.move_factor(), set(turn.moving)
+        rates = [factor * size for size in self._step_sizes()]
+        if isinstance(line, HostMove):
+            if found.accepted:
+                line.settle(found.sizes, factor)
+            else:
+                line.put_back()
+            if rest := {j for j, rate in enumerate(rates) if j not in searched and rate > 0}:
+                self._host_step(rates, rest)
+        else:
+            line.put_back()
+            self._host_step(rates)
+            if not found.accepted:
+                line.put_back()
+        self._moved()
+
+    def _move_untested(self, f: Guarded) -> None:
+        """A step between searches: the host steps with the last step sizes."""
         sizes = self._step_sizes()
         self.turns.skip(f.base)
         self.counts["unsearched"] += 1
         self.search = Search("none", sizes[0], sizes[0], 0, f.base, math.nan, math.nan, math.nan, accepted=True)
-        return Found(tuple(sizes), math.nan, 0, accepted=True)
+        factor = self.turns.move_factor()
+        self._host_step([factor * size for size in sizes])
+        self._moved()
 
-    def _step_without_closure(self, sizes: Sequence[float]) -> None:
-        progress, ranks = self.turns.progress, self.evaluator.ranks
+    def _host_step(self, sizes: Sequence[float], only: Iterable[int] | None = None) -> None:
+        """The host's own step at these step sizes, of the groups at the positions `only`, or of all."""
+        shown, step = self._step_sizes(), self.turns.progress.steps + 1
+        chosen = range(len(sizes)) if only is None else set(only)
+        hidden = [(p, p.grad) for j, g in enumerate(self.param_groups) if j not in chosen for p in g["params"]]
+        # Torch's hook wrapper is around this class's step already. Hooks fire once, as the host's step has none here.
+        host: Any = super().step
+        try:
+            for parameter, _ in hidden:
+                parameter.grad = None
+            for group, size in zip(self.param_groups, sizes, strict=True):
+                self._set_rate(group, size / hosts.length_of_early_moves(self, group, step))
+            host.__wrapped__(self) if getattr(host, "hooked", False) else host()
+        finally:
+            for parameter, gradient in hidden:
+                parameter.grad = gradient
+            for group, size in zip(self.param_groups, shown, strict=True):
+                self._set_rate(group, size)
 
-        def check() -> None:
-            # A trainer without closures must not go on with the step sizes of a checkpoint either.
-            searched = progress.accepted_once and (self.search is not None or progress.moved_unasked)
-            if not searched and any(sizes):
-                raise RuntimeError(f"step() was given no closure, so there is no loss to search on: {_CLOSURE}")
-            # DistributedDataParallel writes new gradients over the old ones, which counts as a change, too.
-            if are_left(self._parameters(), changes=1 if ranks.count == 1 else 0):
-                raise RuntimeError(
-                    "step() was given no closure and has no new gradients: the last step has moved with these; where "
-                    f"others are meant, zero_grad() before their backward, else {_CLOSURE}"
-                )
+    def _moved(self) -> None:
+        self.turns.progress.steps += 1
+        if self.averaging is not None:
+            averages.update(self._parameters(), self.state, averages.share(self.turns.progress.steps, self.averaging))
 
-        ranks.together(check, 0)
+    def _step_without_closure(self) -> None:
+        progress, ranks, sizes = self.turns.progress, self.guard.ranks, self._step_sizes()
+        # A trainer without closures must not go on with the step sizes of a checkpoint either.
+        known = progress.accepted_once and (self.search is not None or progress.moved_unasked)
+        self.guard.check_step_without_closure(self._parameters(), known or not any(sizes))
         progress.moved_unasked = True
         self._start_together()
         ranks.average_gradients(self._parameters())
-        self._move(frozen=[])
-        leave(self._parameters())
+        factor = self.turns.move_factor()
+        self._host_step([factor * size for size in sizes])
+        self._moved()
+        self.guard.leave(self._parameters())
 
-    def _move(self, frozen: Sequence[Group]) -> None:
-        """The host's own step. The moments of a frozen group are updated; its weights stay, bit for bit."""
-        sizes, factor = self._step_sizes(), self.turns.move_factor()
-        for group in self.param_groups:
-            group["lr"] *= factor
-        kept = [(p, p.detach().clone()) for group in frozen for p in group["params"] if p.grad is not None]
-        # Torch's hook wrapper is around this class's step already. Hooks fire once, as the host's step has none here.
-        step: Any = super().step
-        try:
-            step.__wrapped__(self) if getattr(step, "hooked", False) else step()
-        finally:
-            for group, size in zip(self.param_groups, sizes, strict=True):
-                group["lr"] = size
-        for parameter, origin in kept:
-            parameter.copy_(origin)
-        self.turns.progress.steps += 1
-        if self.settings.averaging is not None:
-            part = averaging.share(self.turns.progress.steps, self.settings.averaging)
-            averaging.update(self._parameters(), self.state, part)
+    def _merge(self) -> None:
+        if not self.has_components or self.turns.progress.whole_network_phase or self.search is None:
+            return
+        if hasattr(self.step, "_wrapped_by_lr_sched"):  # torch's schedulers count the groups only once
+            return
+        names = [group["name"] for group in self.param_groups]
+        merged = merge_smallest(self.param_groups, self.preset.merge_threshold)
+        if merged is None:
+            return
+        self.counts["merges"] += 1
+        self.search = replace(self.search, merged=merged)
+        self.turns.merge(names.index(merged[1]), len(self.param_groups))
+
+    # -- for trainers -------------------------------------------------------------------------------------
 
     def decay_over(self, total_steps: int) -> None:
         """Let the moves fall to 0 over this many steps, counted from the start, as the setting `total_steps` does.
@@ -289,7 +342,8 @@ class LineSearch(Components):
         Raises:
             ValueError: `total_steps` is no whole number of at least 1.
         """
-        self.settings = self.turns.settings = take(Settings, vars(self.settings) | {"total_steps": total_steps})
+        check([("total_steps", total_steps)])
+        self.turns.total_steps = total_steps
 
     def eval(self) -> None:
         """Put the average of the iterates into the parameters until `train`, if one is kept (`averaging`).
@@ -305,62 +359,20 @@ class LineSearch(Components):
 
     @torch.no_grad()
     def _show(self, average: bool) -> None:
-        if self.settings.averaging is not None and self.turns.progress.shows_average != average:
-            averaging.swap(self._parameters(), self.state)
+        if self.averaging is not None and self.turns.progress.shows_average != average:
+            averages.swap(self._parameters(), self.state)
             self.turns.progress.shows_average = average
-
-    def _merge(self) -> None:
-        if self.components is None or self.turns.progress.whole_network_phase or self.search is None:
-            return
-        if hasattr(self.step, "_wrapped_by_lr_sched"):  # torch's schedulers count the groups only once
-            return
-        names = [group["name"] for group in self.param_groups]
-        merged = merge_smallest(self.param_groups, self.components.merge_threshold)
-        if merged is None:
-            return
-        self.counts["merges"] += 1
-        self.search = replace(self.search, merged=merged)
-        self.turns.merge(names.index(merged[1]), len(self.param_groups))
-
-    def _criterion_of(self, turn: Turn) -> Criterion:
-        """The criterion of the component that is searched alone, or of the whole network."""
-        alone = turn.component is not None and not turn.joint
-        name = self.param_groups[turn.moving[0]]["name"] if alone else "all"
-        return self.criteria.setdefault(name, self._criterion())  # new where components were merged
 
     # -- what a step needs --------------------------------------------------------------------------------
 
-    def _step_sizes(self) -> list[float]:
-        """The step sizes as floats, whatever a scheduler, a user or a checkpoint has put there."""
-        for group in self.param_groups:
-            try:
-                size = float(group["lr"])
-            except (TypeError, ValueError, RuntimeError):  # None, a text, a tensor of several numbers
-                size = math.nan
-            allowed = "a finite number, 0 or above"
-            require(f"the step size of {group['name']}", group["lr"], 0 <= size < math.inf, allowed)
-            group["lr"] = size
-        return [group["lr"] for group in self.param_groups]
+    def _check_and_clip(self, f: Guarded) -> None:
+        if self.check_closure:
+            f.check(lambda: REPEATED * self._rounding_error(f))
+        if self.clip_norm is not None:  # all that follows takes this for the gradient
+            torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
 
-    def _alone(self, turn: Turn | None) -> Alone | None:
-        """The component that moves alone in this step's trials."""
-        if turn is None or turn.component is None or turn.joint or not (self.components and self.components.suffix):
-            return None
-        group = self.param_groups[turn.component]
-        return Alone(group["name"], group["params"])
-
-    def _clip_gradients(self) -> None:
-        """Clip the gradients. All that follows takes these for the gradient."""
-        if self.settings.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(self._parameters(), self.settings.clip_value)
-        if self.settings.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters(), self.settings.clip_norm)
-
-    def _is_finite(self, f: Evaluation, known: Iterable[int]) -> bool:
-        """Whether f and its gradient are finite. The slopes of the groups `known` have shown it for their gradients."""
-        known = set(known)
-        rest = [p for j, group in enumerate(self.param_groups) if j not in known for p in group["params"]]
-        finite = f.is_finite(rest)
+    def _is_finite(self, f: Guarded) -> bool:
+        finite = f.is_finite(self._parameters())
         if finite:
             self.turns.progress.nonfinite = 0
         return finite
@@ -369,19 +381,34 @@ class LineSearch(Components):
         progress = self.turns.progress
         progress.nonfinite += 1
         self.counts["nonfinite"] += 1
-        if progress.nonfinite >= self.settings.max_nonfinite:
+        if progress.nonfinite >= self.preset.max_nonfinite:
             raise FloatingPointError(
                 f"{progress.nonfinite} steps in a row without a finite loss and gradient (loss now {base}); "
                 "the weights are as they were before them"
             )
 
+    def _tolerance(self, f: Guarded) -> float:
+        """How much of a change of f may be rounding."""
+        return self.preset.rounding * self._rounding_error(f) if self.preset.rounding else 0.0
+
+    def _rounding_error(self, f: Guarded) -> float:
+        return f.rounding_error(self.preset.loss_scale or 0.0, self.turns.progress.error_at(f.base))
+
+    def _measure(self, f: Guarded, line: Line) -> float:
+        """Measure the rounding error of f; return `_tolerance`, which then follows from it."""
+        if f.base:
+            progress = self.turns.progress
+            progress.measured_error, progress.measured_at = line.change_by_rounding(), abs(f.base)
+        line.tolerance = self._tolerance(f)
+        return line.tolerance
+
     def _start_together(self) -> None:
         def state() -> object:
             of_groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
-            return self.settings, self.components, self.turns.progress, of_groups
+            return self.preset, self.turns.progress, of_groups
 
-        self.evaluator.ranks.start(self._parameters(), state)
-        refuse_types(self.param_groups)
+        self.guard.ranks.start(self._parameters(), state)
 
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
+    def _tested(self, groups: Sequence[dict[str, Any]]) -> list[Sequence[Tensor]] | None:
+        """The directions that are tested instead of the host's own move, for parameters with a gradient; or None."""
+        return None

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from .armijo import growth
 from .overruled import Overruled
-from .search import Found
-from .settings import ComponentSettings, Settings
+from .presets import Preset
+from .search import Found, growth
 
 # The step size has settled when this many whole-network searches in a row have taken their first trial. A single one
 # may be luck, while Adam's first directions still change from step to step. No run has compared 3 with 2 or 5.
@@ -26,10 +25,6 @@ UNSTABLE_AFTER = 6
 
 # SaLSA's rule spreads searches only after this many steps, which are all searched.
 DRIFTS_AFTER = 9
-
-RENAMED = {"whole": "whole_network_phase", "since": "steps_since_search", "position": "next_component"}
-"""names in the checkpoints of older versions -> names now"""
-
 
 @dataclass(frozen=True)
 class Turn:
@@ -56,6 +51,11 @@ class Turn:
         """The same turn, but what is searched starts from `size`."""
         searched = self.moving if self.component is None else [self.component]
         return replace(self, starts=[size if j in searched else start for j, start in enumerate(self.starts)])
+
+    @property
+    def searched(self) -> int:
+        """The position of the component that is searched; of the whole network, its first one that moves."""
+        return self.moving[0] if self.component is None else self.component
 
     def sizes(self, found: Found) -> list[float]:
         """The step sizes of all components after a search that was accepted."""
@@ -119,16 +119,15 @@ class Progress:
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "Progress":
-        """The progress in a checkpoint of this version or an older one. What an older one did not save starts anew.
+        """The progress in a checkpoint.
 
         Raises:
-            ValueError: a newer version has saved it.
+            ValueError: another version has saved it, which knows other things.
         """
-        values = {RENAMED.get(name, name): value for name, value in saved.items()}
-        unknown = sorted(values.keys() - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: a newer version has saved it")
-        return cls(**values)
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(saved.keys() - known):
+            raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: another version has saved it")
+        return cls(**saved)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,47 +137,55 @@ class Turns:
     """The order of the searches.
 
     Args:
-        settings: of the search.
-        components: how components take turns; None: all param groups share one step size.
+        preset: of the search.
+        has_components: whether each param group has a step size of its own (PLASLS).
+        total_steps: the steps of the whole run, over which moves fall to 0; None: no decay.
     """
 
-    def __init__(self, settings: Settings, components: ComponentSettings | None) -> None:
-        self.settings, self.components = settings, components
+    def __init__(self, preset: Preset, has_components: bool, total_steps: int | None) -> None:
+        self.preset, self.has_components, self.total_steps = preset, has_components, total_steps
         self.progress = Progress()
         self.overruled = Overruled()
 
     def is_whole(self, count: int) -> bool:
         """Whether all `count` components share one step size now."""
-        return self.components is None or self.progress.whole_network_phase or count == 1
+        return not self.has_components or self.progress.whole_network_phase or count == 1
 
     def next(self, sizes: Sequence[float]) -> Turn | None:
-        """This step's turn, given the components' step sizes. None: a step between searches, which takes these."""
+        """This step's turn, given the components' step sizes. None: a step between searches, which takes these.
+
+        A component whose step size is 0 does not move, and has no turn.
+        """
         self.overruled.found(sizes)
-        progress, count = self.progress, len(sizes)
+        progress, moving = self.progress, [j for j, size in enumerate(sizes) if size > 0]
         steps, unstable = progress.steps_since_search + 1, progress.rises >= UNSTABLE_AFTER
-        if steps < progress.interval and not unstable:
+        if not moving or (steps < progress.interval and not unstable):
             return None
         grown = self._growth(steps) if progress.accepted_once else 1.0
         if unstable:
             sizes, grown = [size / 2 for size in sizes], 1.0
-        if self.is_whole(count):
-            return Turn(None, False, range(count), [sizes[0] * grown] * count)
-        component = progress.next_component % count
-        all_grow = self.components is not None and self.components.growth == "all"
+        if self.is_whole(len(sizes)):
+            return Turn(None, False, moving, [sizes[moving[0]] * grown if size > 0 else 0.0 for size in sizes])
+        component = next((j for j in moving if j >= progress.next_component), moving[0])
+        all_grow = self.preset.growth == "all"
         starts = [size * (grown if all_grow or j == component else 1.0) for j, size in enumerate(sizes)]
         joint = self._tests_jointly()
-        return Turn(component, joint, range(count) if joint else [component], starts)
+        return Turn(component, joint, moving if joint else [component], starts)
+
+    def start_anew(self) -> None:
+        """Let the next search be a first one, as nothing that was found holds any longer."""
+        self.progress.accepted_once, self.progress.interval = False, 1
 
     def _growth(self, steps: int) -> float:
-        by_search = self.settings.search_growth
+        by_search = self.preset.search_growth
         if self.progress.unresolved:  # every step size is accepted here: nothing would stop its growth
             by_search = 1.0
         elif by_search > 1 and self.progress.nearly_linear:
-            by_search = max(self.settings.linear_growth, by_search)
-        return growth(steps, self.settings.growth_steps) * by_search
+            by_search = max(self.preset.linear_growth, by_search)
+        return growth(steps, self.preset.growth_steps) * by_search
 
     def _tests_jointly(self) -> bool:
-        joint = self.components.joint if self.components is not None else "never"
+        joint = self.preset.joint
         return joint == "always" or (isinstance(joint, int) and (self.progress.searches + 1) % joint == 0)
 
     def move_factor(self) -> float:
@@ -186,7 +193,7 @@ class Turns:
 
         .. math:: \frac{1 + \cos(\pi k / K)}{2}, \qquad k = 0, 1, \ldots
         """
-        total, done = self.settings.total_steps, self.progress.steps
+        total, done = self.total_steps, self.progress.steps
         if total is None:
             return 1.0
         if done >= total:
@@ -202,7 +209,7 @@ class Turns:
         """Note that a step without a search was done, and its loss before the move."""
         progress = self.progress
         progress.steps_since_search += 1
-        scheduled = self.settings.interval_growth not in (None, "drift")
+        scheduled = self.preset.interval_growth not in (None, "drift")
         progress.rises = progress.rises + 1 if scheduled and loss > progress.last_loss else 0
         progress.last_loss = loss
 
@@ -224,33 +231,33 @@ class Turns:
         progress.steps_since_search = 0
         progress.last_loss, progress.rises = loss, 0
         # If a step size grows at each search, its second trial is about where the last search ended.
-        at_once = found.accepted and found.trials <= (1 if self.settings.search_growth == 1 else 2)
+        at_once = found.accepted and found.trials <= (1 if self.preset.search_growth == 1 else 2)
         if turn.component is not None:
             progress.next_component = (turn.component + 1) % len(turn.starts)
             progress.searches += 1
-        elif self.components is not None and progress.whole_network_phase:
+        elif self.has_components and progress.whole_network_phase:
             progress.whole_steps += 1
             progress.first_trials = progress.first_trials + 1 if at_once else 0
-            if self.components.first_steps == "settled":
+            if self.preset.first_steps == "settled":
                 progress.whole_network_phase = progress.first_trials < SETTLED_AFTER
             else:
-                progress.whole_network_phase = progress.whole_steps < self.components.first_steps
+                progress.whole_network_phase = progress.whole_steps < self.preset.first_steps
 
     def _interval(self, turn: Turn, found: Found) -> int:
         """Steps to the next search."""
-        settings, progress = self.settings, self.progress
-        if settings.interval_growth == "drift":
+        preset, progress = self.preset, self.progress
+        if preset.interval_growth == "drift":
             return self.drift(max(found.sizes))
-        if settings.interval_growth is not None:
+        if preset.interval_growth is not None:
             halved = max(found.sizes) < max(turn.first_trial) / 2
             # A step size that is about to grow by linear_growth must not stay untested for many steps.
-            jumps = progress.nearly_linear and 1 < settings.search_growth < settings.linear_growth
+            jumps = progress.nearly_linear and 1 < preset.search_growth < preset.linear_growth
             unsettled = progress.accepted_once and (halved or jumps or not found.accepted)
-            due = math.ceil((progress.steps + 1) / settings.interval_growth)
-            return 1 if unsettled else min(due, settings.max_interval)
+            due = math.ceil((progress.steps + 1) / preset.interval_growth)
+            return 1 if unsettled else min(due, preset.max_interval)
         at_once = found.accepted and found.trials <= 1
-        first_steps = turn.component is None and self.components is not None and len(turn.starts) > 1
-        return min(2 * progress.interval, settings.max_interval) if at_once and not first_steps else 1
+        first_steps = turn.component is None and self.has_components and len(turn.starts) > 1
+        return min(2 * progress.interval, preset.max_interval) if at_once and not first_steps else 1
 
     def drift(self, size: float) -> int:
         r"""Steps to the next search by how far step sizes drift, as in SaLSA.
@@ -268,7 +275,7 @@ class Turns:
             return 1
         ratio = progress.fast_average / progress.slow_average
         drift = max(ratio, 1 / ratio) - 1
-        return min(self.settings.max_interval, math.ceil(1 / (drift + 1e-8)))
+        return min(self.preset.max_interval, math.ceil(1 / (drift + 1e-8)))
 
     def merge(self, absorbed: int, count: int) -> None:
         """Note that the component at position `absorbed` has been merged away and `count` are left."""

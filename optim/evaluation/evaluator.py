@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..search import Found
+from typing import Any as Found
+from typing import Any as Suffix
+from typing import Any as SuffixCheck
 from .check import OFF, Watch, likeliest_cause
 from .loss import Closure, MiniBatchLoss, closures_of
 from .ranks import Ranks
 from .replay import Modules, Randomness, Replay
-from .suffix import Suffix, SuffixCheck
+
 
 
 class Alone(NamedTuple):

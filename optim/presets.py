@@ -1,0 +1,223 @@
+"""Presets: how a line search goes about it, as one object. Each setting is written once, with what it means."""
+
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple
+
+from .criteria import Armijo, Criterion, Smoothed
+
+
+class Allowed(NamedTuple):
+    """A test of a value, and its words for an error."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+    def or_none(self) -> "Allowed":
+        return Allowed(lambda value: value is None or self.holds(value), f"{self.words}, or None")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _are_betas(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_number(b) and 0 <= b < 1 for b in value)
+
+
+def _one_of(*values: str, count: bool = False) -> Allowed:
+    words = [repr(value) for value in values] + (["a whole number from 1"] if count else [])
+    return Allowed(
+        lambda value: (isinstance(value, str) and value in values) or (count and _is_count(value)), " or ".join(words)
+    )
+
+
+SHARE = Allowed(lambda value: _is_number(value) and 0 < value < 1, "between 0 and 1")
+ABOVE_0 = Allowed(lambda value: _is_number(value) and 0 < value < math.inf, "above 0")
+NOT_NEGATIVE = Allowed(lambda value: _is_number(value) and 0 <= value < math.inf, "0 or above")
+FROM_1 = Allowed(lambda value: _is_number(value) and 1 <= value < math.inf, "1 or above")
+COUNT = Allowed(_is_count, "a whole number from 1")
+SWITCH = Allowed(lambda value: isinstance(value, bool), "True or False")
+
+ALLOWED: dict[str, Allowed] = {
+    # of every optimizer
+    "total_steps": COUNT.or_none(),
+    "averaging": NOT_NEGATIVE.or_none(),
+    "clip_norm": ABOVE_0.or_none(),
+    "check_closure": SWITCH,
+    # of a preset
+    "c": SHARE,
+    "criterion": Allowed(lambda value: all(hasattr(value, name) for name in ("c", "accepts")), "Armijo or Smoothed"),
+    "smoothing": Allowed(lambda value: _is_number(value) and 0 <= value < 1, "0 or above, below 1"),
+    "first_search": _one_of("bracket", "backtrack"),
+    "first_c": SHARE,
+    "initial_step_size": ABOVE_0.or_none(),
+    "backtracking": SHARE,
+    "first_backtracking": SHARE,
+    "growth_steps": Allowed(lambda value: _is_number(value) and value > 0, "above 0 (inf: no growth)"),
+    "search_growth": FROM_1,
+    "linear_growth": FROM_1,
+    "max_trials": COUNT,
+    "max_interval": COUNT,
+    "interval_growth": _one_of("drift", count=True).or_none(),
+    "rounding": NOT_NEGATIVE,
+    "loss_scale": NOT_NEGATIVE.or_none(),
+    "max_nonfinite": COUNT,
+    "betas": Allowed(_are_betas, "two numbers from 0, below 1"),
+    "tested": _one_of("move", "gradient"),
+    "first_steps": _one_of("settled", count=True),
+    "joint": _one_of("always", "never", count=True),
+    "growth": _one_of("searched", "all"),
+    "merge_threshold": NOT_NEGATIVE,
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """All that distinguishes one line search from another. `DEFAULT`, `PAPER` and `SALSA` are presets.
+
+    `PAPER.but(rounding=4)` is PAPER with another value. Every value is checked; one out of range is a ValueError that
+    says what is allowed.
+    """
+
+    criterion: Criterion = field(default_factory=lambda: Smoothed(c=0.5, smoothing=0.9))
+    """what accepts a trial: `Armijo` judges each mini-batch by itself (Eq. 1 and 5), `Smoothed` the average over
+    searches; `c` is the share of the predicted decrease that it asks for"""
+    first_search: Literal["bracket", "backtrack"] = "bracket"
+    """how the first step size is found: "backtrack" shrinks from initial_step_size; "bracket" comes near the minimum of
+    the loss along the direction from either side, so that loss, data and weights may be in any unit"""
+    first_c: float = 0.5
+    """c until a first step size is accepted. Adam's first direction is a sign vector that fits one mini-batch; at 1/2
+    the search goes no further than the minimum of a parabola. With 0.1 a 6-layer encoder stays on the plateau of a
+    constant answer for one seed in three"""
+    initial_step_size: float | None = None
+    """eta_0, where the first search starts. None: |f| / |<g, d>|, where the tangent reaches 0, which has the right unit
+    whatever the loss is measured in; and at least where |eta d| is 1e-4 of |w|"""
+    backtracking: float = 0.8
+    """delta, the factor of a rejected step size"""
+    first_backtracking: float = 0.5
+    """delta until a first step size is accepted, if the first search backtracks"""
+    growth_steps: float = math.inf
+    """n, the steps in which an accepted step size may double: a search starts from eta 2^(1/n) (Eq. 2, where n is
+    m/b)"""
+    search_growth: float = 1.1
+    """a search starts from the last step size times this, beside the growth of Eq. 2. Where the decrease of the last
+    accepted trial was within rounding, it starts from the last step size"""
+    linear_growth: float = 2.0
+    """takes the place of search_growth, if it is larger and search_growth is above 1, after a trial that fell by nearly
+    all that its slope predicts"""
+    max_trials: int = 100
+    """trials of a search at most; the first search may take ten times as many. In a joint search of components it
+    bounds those that shrink all, after those that shrink one alone"""
+    max_interval: int = 32
+    """steps from one search to the next at most; a step in between takes the step size untested, at the cost of the
+    host's own step. 1: a search at every step, as in the paper"""
+    interval_growth: int | Literal["drift"] | None = 4
+    """after k steps the next search comes ceil(k / interval_growth) steps later, at most max_interval, but at once
+    where a search has more than halved the step size, or it grows by linear_growth. None: a search that takes its first
+    trial doubles the steps to the next one, any other sets them to 1. "drift": SaLSA's rule (`Turns.drift`)"""
+    rounding: float = 4.0
+    """tolerance of the test in units of the loss's rounding error; 0: the paper's strict test. The difference of two
+    losses has two such errors, and each is itself a sum: with 4 no step size collapses in 5,000 steps, in float32 and
+    bfloat16"""
+    loss_scale: float | None = None
+    """that error is taken to be machine precision times max(|loss|, loss_scale), as a cross-entropy near 0 is the
+    logarithm of a number near 1. None: it is machine precision times |loss| until a search has rejected three trials;
+    then it is measured, by one evaluation at weights that differ by rounding. So losses may be in any unit"""
+    max_nonfinite: int = 10
+    """steps in a row without a finite loss and gradient before a step raises FloatingPointError"""
+    betas: tuple[float, float] = (0.0, 0.999)
+    """of Adam: of the mean gradient and of its square. Adam's own, and the paper's, are (0.9, 0.999)"""
+    tested: Literal["move", "gradient"] = "move"
+    """the direction that is tested. "move": the host's own move. "gradient": Adam's direction without momentum, though
+    the move has it (Eq. 3 to 5)"""
+    first_steps: int | Literal["settled"] = "settled"
+    """of PLASLS: whole-network searches before the components' own. 1 is the paper's text, 6 the published code;
+    "settled": until three in a row have taken their first trial"""
+    joint: int | Literal["always", "never"] = "always"
+    """of PLASLS: how the move of all components together is tested. "never": each trial moves the searched component
+    alone (Eq. 6), and the joint move is untested. "always": trials move all, and f must fall by c times the sum of all
+    predicted decreases. A number n: Eq. 6, and every n-th search the joint test"""
+    growth: Literal["searched", "all"] = "searched"
+    """of PLASLS: whether only the searched component's step size grows (Eq. 2), or all do at every step"""
+    merge_threshold: float = 1e-12
+    """of PLASLS: lambda of Algorithm 1. If the smallest step size is at most this after a step, its component is merged
+    with that of the second smallest. 0: never"""
+
+    def __post_init__(self) -> None:
+        check((each.name, getattr(self, each.name)) for each in fields(self))
+        check((name, getattr(self.criterion, name)) for name in ("c", "smoothing") if hasattr(self.criterion, name))
+
+    def but(self, **changes: Any) -> "Preset":
+        """This preset with some values changed; `c` is the criterion's.
+
+        Raises:
+            ValueError: a value is out of range.
+            TypeError: there is no such setting.
+        """
+        if "c" in changes:
+            criterion: Any = changes.get("criterion", self.criterion)
+            check([("c", changes["c"])])
+            changes = {"criterion": replace(criterion, c=changes["c"])} | {k: v for k, v in changes.items() if k != "c"}
+        known = [each.name for each in fields(self)]
+        if unknown := [name for name in changes if name not in known]:
+            raise TypeError(f"a preset has no setting {', '.join(unknown)}; allowed: c, {', '.join(known)}")
+        return replace(self, **changes)
+
+    def new_criterion(self) -> Criterion:
+        """A copy of the criterion that remembers nothing."""
+        return replace(self.criterion)  # type: ignore[type-var]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values, the criterion's under its class's name."""
+        return asdict(self) | {"criterion": repr(self.criterion)}
+
+
+def check(settings: Iterable[tuple[str, object]]) -> None:
+    """Check values by the names of their settings.
+
+    Raises:
+        ValueError: one is out of range. The error says what is allowed.
+    """
+    for name, value in settings:
+        if not ALLOWED[name].holds(value):
+            raise ValueError(f"{name} is {value!r}; allowed: {ALLOWED[name].words}")
+
+
+DEFAULT = Preset()
+"""the library's own search"""
+
+PAPER = Preset(
+    criterion=Armijo(c=0.1),
+    first_search="backtrack",
+    first_c=0.1,
+    initial_step_size=0.1,
+    backtracking=0.9,
+    first_backtracking=0.9,
+    growth_steps=500.0,
+    search_growth=1.0,
+    max_trials=10_000,
+    max_interval=1,
+    rounding=0.0,
+    betas=(0.9, 0.999),
+    tested="gradient",
+    first_steps=1,
+    joint="never",
+)
+"""the search of the paper's text; it never stops a search early (10,000 trials at most)"""
+
+SALSA = DEFAULT.but(
+    first_search="backtrack",
+    initial_step_size=1.0,
+    first_backtracking=0.8,
+    linear_growth=1.0,
+    interval_growth="drift",
+    max_interval=10,
+)
+"""the search of SaLSA (arXiv 2407.20650), with c = 0.5 as in its code; its paper has 0.3"""
