@@ -2,9 +2,10 @@
 
 from .components import split
 from .criteria import Armijo, Criterion, Smoothed
+from .extras.salsa import SALSA, SaLSA
 from .line_search import LineSearch
-from .optimizers import PLASLS, SGDSLS, AdamSLS, SaLSA, with_line_search
-from .presets import DEFAULT, PAPER, SALSA, Preset
+from .optimizers import PLASLS, SGDSLS, AdamSLS, with_line_search
+from .presets import DEFAULT, PAPER, Preset
 from .search import Search
 
 __all__ = [

@@ -2,13 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import hosts
 from .components import regrouped
 from .criteria import Criterion
 from .guard import Guard
@@ -48,12 +46,6 @@ class Groups(torch.optim.Optimizer):
     guard: Guard
     given: dict[str, int]
 
-    def _checked(self, host: dict[str, Any]) -> dict[str, Any]:
-        """The host's own arguments, without those that a line search cannot have."""
-        hosts.refuse_host(type(self))
-        _refuse(host)
-        return host
-
     # -- param groups -------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: Group) -> None:
@@ -68,7 +60,7 @@ class Groups(torch.optim.Optimizer):
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # which says what is wrong
         group = dict(param_group)
-        _refuse(group)
+        refuse(group)
         # A number that no earlier group had, also not one that was merged away.
         name = group.setdefault("name", f"group_{len(self.given)}" if self.given else "all")
         if not isinstance(name, str) or not name or name in self.given or "+" in name:
@@ -79,7 +71,7 @@ class Groups(torch.optim.Optimizer):
             group["lr"] = sizes[0] if shared else math.fsum(sizes) / len(sizes)
         super().add_param_group(group)
         added = self.param_groups[-1]
-        if wrong := _wrong_with(added):
+        if wrong := wrong_with(added):
             del self.param_groups[-1]
             raise ValueError(f"component {name!r}: {wrong}")
         self._take_in(added)
@@ -181,7 +173,7 @@ def _step_size(group: Group) -> float:
     return size
 
 
-def _refuse(arguments: Group) -> None:
+def refuse(arguments: Group) -> None:
     """Refuse those arguments of torch's optimizers, or keys of one param group, that a line search cannot have.
 
     Raises:
@@ -198,8 +190,8 @@ def _refuse(arguments: Group) -> None:
             raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")
 
 
-def _wrong_with(group: Group) -> str | None:
-    """Why a param group cannot be searched, or None. Adam's eps must not round to 0, as g / (sqrt(v) + eps) then is 0 / 0."""
+def wrong_with(group: Group) -> str | None:
+    """Why a param group cannot be searched, or None. Adam's eps must not round to 0, as its step would be 0 / 0."""
     if not group["params"]:
         return "it has no parameters; allowed: at least one"
     trained = [parameter for parameter in group["params"] if parameter.requires_grad]
@@ -216,14 +208,3 @@ def _wrong_with(group: Group) -> str | None:
                 "grad_scaler=torch.amp.GradScaler(); or bfloat16 weights"
             )
     return None
-
-
-def refuse_types(groups: Sequence[Group]) -> None:
-    """Refuse weights that have become of a type that cannot be searched since they were given.
-
-    Raises:
-        ValueError: a param group has such weights.
-    """
-    for group in groups:
-        if wrong := _wrong_with(group):
-            raise ValueError(f"component {group['name']!r}: {wrong}")

@@ -1,11 +1,18 @@
-"""What has to be known of a host by its class. All else is read off its own step."""
+"""The host's own step, and what has to be known of a host by its class. All else is read off its step."""
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import optim
 
-Group = dict[str, Any]
+from .extras.averages import Averaged
+from .groups import Group, wrong_with
+from .guard import Guarded
+from .presets import check
+from .search import Search
+from .turns import Turn
 
 REFUSED: dict[type[torch.optim.Optimizer], str] = {
     optim.LBFGS: "it calls the closure itself and searches a step size of its own",
@@ -67,3 +74,99 @@ def moves_otherwise(host: torch.optim.Optimizer, group: Group, step: int) -> boo
     beta2 = group["betas"][1]
     rectified = [2 / (1 - beta2) - 1 - 2 * k * beta2**k / (1 - beta2**k) > 5 for k in (step - 1, step) if k]
     return rectified == [False, True]
+
+
+class Host(Averaged):
+    """What a line search asks of the optimizer that it is mixed into: to step, with and without a search."""
+
+    def _host_step(self, sizes: Sequence[float], only: Iterable[int] | None = None) -> None:
+        """The host's own step at these step sizes, of the groups at the positions `only`, or of all."""
+        shown, step = self._step_sizes(), self.turns.progress.steps + 1
+        chosen = range(len(sizes)) if only is None else set(only)
+        hidden = [(p, p.grad) for j, g in enumerate(self.param_groups) if j not in chosen for p in g["params"]]
+        # Torch's hook wrapper is around this class's step already. Hooks fire once, as the host's step has none here.
+        host: Any = super().step
+        try:
+            for parameter, _ in hidden:
+                parameter.grad = None
+            for group, size in zip(self.param_groups, sizes, strict=True):
+                self._set_rate(group, size / length_of_early_moves(self, group, step))
+            host.__wrapped__(self) if getattr(host, "hooked", False) else host()
+        finally:
+            for parameter, gradient in hidden:
+                parameter.grad = gradient
+            for group, size in zip(self.param_groups, shown, strict=True):
+                self._set_rate(group, size)
+
+    def _moved(self) -> None:
+        self.turns.progress.steps += 1
+        self._average()
+
+    def _move_untested(self, f: Guarded) -> None:
+        """A step between searches takes the last step sizes."""
+        sizes = self._step_sizes()
+        self.turns.skip(f.base)
+        self.counts["unsearched"] += 1
+        self.search = Search("none", sizes[0], sizes[0], 0, f.base, math.nan, math.nan, math.nan, accepted=True)
+        factor = self.turns.move_factor()
+        self._host_step([factor * size for size in sizes])
+        self._moved()
+
+    def _step_without_closure(self) -> None:
+        progress, sizes = self.turns.progress, self._step_sizes()
+        # A trainer without closures must not go on with the step sizes of a checkpoint either.
+        known = progress.accepted_once and (self.search is not None or progress.moved_unasked)
+        self.guard.check_no_closure(self._parameters(), searched=known or not any(sizes))
+        progress.moved_unasked = True
+        self._start_together()
+        self.guard.ranks.average_gradients(self._parameters())
+        factor = self.turns.move_factor()
+        self._host_step([factor * size for size in sizes])
+        self._moved()
+        self.guard.leave(self._parameters())
+
+    def _start_together(self) -> None:
+        """Check at the first step that all ranks start from the same, and that the weights' types can be searched."""
+
+        def state() -> object:
+            of_groups = [{k: v for k, v in g.items() if not k.startswith("param")} for g in self.param_groups]
+            return self.preset, self.turns.progress, of_groups
+
+        self.guard.ranks.start(self._parameters(), state)
+        for group in self.param_groups if self.search is None else ():
+            if wrong := wrong_with(group):
+                raise ValueError(f"component {group['name']!r}: {wrong}")
+
+    def _is_finite(self, f: Guarded) -> bool:
+        """Whether f and its gradient are finite. If they are not, for too many steps in a row, this raises.
+
+        Raises:
+            FloatingPointError: as said. The weights, moments and step sizes are as they were before these steps.
+        """
+        progress = self.turns.progress
+        progress.nonfinite = 0 if f.is_finite(self._parameters()) else progress.nonfinite + 1
+        self.counts["nonfinite"] += progress.nonfinite > 0
+        if progress.nonfinite >= self.preset.max_nonfinite:
+            raise FloatingPointError(
+                f"{progress.nonfinite} steps in a row without a finite loss and gradient (loss now {f.base}); "
+                "the weights are as they were before them"
+            )
+        return not progress.nonfinite
+
+    def _turn(self) -> Turn | None:
+        if self.turns.progress.shows_average:
+            raise RuntimeError("the parameters hold the average of the iterates; call optimizer.train() before step()")
+        if any(moves_otherwise(self, group, self.turns.progress.steps + 1) for group in self.param_groups):
+            self.turns.start_anew()
+        return self.turns.next(self._step_sizes())
+
+    def decay_over(self, total_steps: int) -> None:
+        """Let the moves fall to 0 over this many steps, counted from the start, as the setting `total_steps` does.
+
+        For trainers that know the number of steps only after the optimizer is made.
+
+        Raises:
+            ValueError: `total_steps` is no whole number of at least 1.
+        """
+        check(total_steps=total_steps)
+        self.turns.total_steps = total_steps

@@ -11,19 +11,18 @@ is 1, or falls to 0 over the run.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from . import hosts
 from .components import merge_smallest
-from .extras import averages
-from .groups import Groups
+from .groups import refuse
 from .guard import Closure, Guard, Guarded
-from .move import HostMove, HostState, Line, Part, TestedDirection
+from .hosts import Host, coupled_decay
+from .move import HostMove, HostState, Line, Part
 from .presets import DEFAULT, Preset, check
 from .search import Found, Rule, Search, resolves, search, search_jointly, tangent_zero
 from .turns import Turn, Turns
@@ -37,19 +36,12 @@ UNKNOWN = 0.1
 REPEATED = 25.0
 
 
-class LineSearch(Groups):
+class LineSearch(Host):
     r"""Mix-in over a torch optimizer: `class AdamSLS(LineSearch, torch.optim.Adam)`.
 
-    The search chooses each param group's step size `group["lr"]`; the host moves with it. A step on the mini-batch loss
-    f at w has these parts:
-
-    1. f(w) and g = grad f(w): one forward, one backward;
-    2. the host steps as torch wrote it; eta d is what the weights have moved by, and <g, d> the slope;
-    3. the loss is evaluated there. Until the criterion accepts it, the move is shrunk in place (Eq. 1 and 5);
-    4. what was accepted is the next iterate (Eq. 7). If nothing was, the weights are at w again, bit for bit.
-
-    Where components have step sizes of their own (PLASLS), each step searches one of them (Eq. 6). Otherwise all
-    groups share one step size.
+    The search chooses each param group's step size, `group["lr"]`. Where components have step sizes of their own
+    (PLASLS), each step searches one of them (Eq. 6). Otherwise all groups share one. If no trial is accepted, what was
+    searched stays where it is, bit for bit.
 
     Step sizes may be set between steps, by hand or by torch's schedulers, as numbers or tensors of one number. The next
     search of that component starts there. If all groups share one step size, that of the first group counts. A group
@@ -67,12 +59,12 @@ class LineSearch(Groups):
         averaging: a, for runs whose number of steps is not known: an average of the iterates is kept, whose mean age is
             about k / (a + 2) steps after k of them; `eval()` puts it into the parameters, `train()` the iterates back.
         clip_norm: the gradient is scaled to at most this norm before the search, as by torch's clip_grad_norm_.
-        check_closure: whether the first step, and steps after several failed searches, evaluate the unmoved weights once
-            more, and say what is wrong where the loss differs; at most one forward in a hundred evaluations.
+        check_closure: whether the first step, and steps after several failed searches, evaluate the unmoved weights
+            once more, and say what is wrong where the loss differs; at most one forward in a hundred evaluations.
         grad_scaler: a torch.amp.GradScaler for float16. The backward pass is on the scaled loss, gradients are
             unscaled before the search, and the scale is updated after each step. Closures must be forward only. Do not
             call `grad_scaler.step`. You save its state yourself, as with torch's optimizers.
-        c, max_interval, betas: change these settings of the preset.
+        c, max_interval: change these settings of the preset.
         **host: the host's own arguments (eps, weight_decay, fused, ...), without `lr`.
 
     Attributes:
@@ -99,33 +91,27 @@ class LineSearch(Groups):
         max_interval: int | None = None,
         **host: Any,
     ) -> None:
-        self._prepare(
-            search.but(**{k: v for k, v in {"c": c, "max_interval": max_interval}.items() if v is not None}),
-            total_steps=total_steps,
-            averaging=averaging,
-            clip_norm=clip_norm,
-            check_closure=check_closure,
-            grad_scaler=grad_scaler,
-        )
-        super().__init__(params, lr=self.preset.initial_step_size or UNKNOWN, **self._checked(host))
+        refuse(host)
+        preset = search.given(c=c, max_interval=max_interval)
+        self._prepare(preset, total_steps, averaging, clip_norm, check_closure, grad_scaler)
+        super().__init__(params, lr=preset.initial_step_size or UNKNOWN, **host)
 
     def _prepare(
         self,
         preset: Preset,
-        total_steps: int | None,
-        averaging: float | None,
-        clip_norm: float | None,
-        check_closure: bool,
-        grad_scaler: Any,
+        total_steps: int | None = None,
+        averaging: float | None = None,
+        clip_norm: float | None = None,
+        check_closure: bool = True,
+        grad_scaler: Any = None,
     ) -> None:
-        own = dict(total_steps=total_steps, averaging=averaging, clip_norm=clip_norm, check_closure=check_closure)
-        check(own.items())
+        """All that a line search has beside its host, before the host has param groups."""
+        check(total_steps=total_steps, averaging=averaging, clip_norm=clip_norm, check_closure=check_closure)
         self.preset, self.averaging, self.clip_norm, self.check_closure = preset, averaging, clip_norm, check_closure
         self.turns = Turns(preset, self.has_components, total_steps)
         self.criteria = {"all": preset.new_criterion()}
-        self.counts = Counter()
+        self.search, self.counts, self.given = None, Counter(), {}
         self.guard = Guard(self.counts, grad_scaler)
-        self.search, self.given = None, {}
 
     # -- the step (paper Sec. III) ------------------------------------------------------------------------
 
@@ -170,7 +156,7 @@ class LineSearch(Groups):
             f.first()  # f_k(w_k), and g_k in .grad
             self._check_and_clip(f)
             if not self._is_finite(f):
-                self._count_nonfinite(f.base)
+                pass  # nothing changes
             elif turn is None:
                 self._move_untested(f)  # Eq. 7 with the last step sizes
             else:
@@ -180,45 +166,37 @@ class LineSearch(Groups):
                 self._merge()  # Algorithm 1
         return f.value
 
-    def _turn(self) -> Turn | None:
-        progress = self.turns.progress
-        if progress.shows_average:
-            raise RuntimeError("the parameters hold the average of the iterates; call optimizer.train() before step()")
-        if any(hosts.moves_otherwise(self, group, progress.steps + 1) for group in self.param_groups):
-            self.turns.start_anew()
-        return self.turns.next(self._step_sizes())
-
     def _line(self, turn: Turn, f: Guarded) -> Line:
         """The trial points of this step. What moves is at the first of them."""
-        groups = [self.param_groups[j] for j in turn.moving]
-        parts = [Part(group, hosts.coupled_decay(self, group)) for group in groups]
-        still = [p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]]
-        directions = self._tested(groups)
-        if directions is not None:
-            return TestedDirection(parts, still, f, self._tolerance(f), directions, turn.first_trial)
-        unknown = HostState(self.state, groups) if not self.turns.progress.accepted_once else None
+        unknown = None if self.turns.progress.accepted_once else HostState(self, self.param_groups)
         alone = turn.component is not None and not turn.joint
 
         def step(sizes: Sequence[float]) -> None:
-            rates = dict(zip(turn.moving, sizes, strict=True))
-            self._host_step([rates.get(j, 0.0) for j in range(len(self.param_groups))], rates if alone else None)
+            of_moving = dict(zip(turn.moving, sizes, strict=True))
+            self._host_step(
+                [of_moving.get(j, 0.0) for j in range(len(self.param_groups))], of_moving if alone else None
+            )
 
-        return HostMove(parts, still, f, self._tolerance(f), step, turn.first_trial, unknown)
+        return HostMove(*self._parts(turn), f, self._tolerance(f), step, turn.first_trial, unknown)
+
+    def _parts(self, turn: Turn) -> tuple[list[Part], list[Tensor]]:
+        """What moves in this step's trials, and the parameters that do not."""
+        moving = [self.param_groups[j] for j in turn.moving]
+        still = [p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]]
+        return [Part(group, coupled_decay(self, group)) for group in moving], still
 
     def _search(self, turn: Turn, line: Line, f: Guarded) -> Found:
         """Search this step's step sizes, and set those that were accepted."""
         before, preset, criterion = self._step_sizes(), self.preset, self._criterion_of(turn)
         criterion.begin(sum(line.slopes))
-        first = not self.turns.progress.accepted_once
         measure = (lambda: self._measure(f, line)) if preset.loss_scale is None and preset.rounding > 0 else None
         rule = Rule(criterion, preset.backtracking, preset.max_trials, measure=measure)
-        if first:
+        if not self.turns.progress.accepted_once:
             rule = Rule.first(preset, measure)
             if preset.initial_step_size is None:
                 turn = turn.starting_at(max(tangent_zero(line), line.size_that_moves_by(LEAST_START)))
         if not any(line.slopes):  # nothing moves, so there is nothing to test
-            turn = replace(turn, starts=before)
-            found = Found(tuple(turn.first_trial), math.nan, 0, accepted=True)
+            found = Found(tuple(before[j] for j in turn.moving), math.nan, 0, accepted=True)
         elif turn.joint and turn.component is not None:
             found = search_jointly(line, turn.first_trial, turn.moving.index(turn.component), rule)
         else:
@@ -232,6 +210,18 @@ class LineSearch(Groups):
             criterion.load_state_dict({})
         self._record(turn, line, found, before)
         return found
+
+    def _move(self, turn: Turn, line: Line, found: Found) -> None:
+        """Take the accepted step sizes. If none was accepted, what was searched stays, bit for bit."""
+        factor = self.turns.move_factor()
+        sizes = [factor * size for size in self._step_sizes()]
+        line.leave(found.sizes, factor)
+        rest = [j for j, size in enumerate(sizes) if not line.host_has_stepped or (size > 0 and j not in turn.moving)]
+        if rest:
+            self._host_step(sizes, rest)
+        if not found.accepted:
+            line.put_back()
+        self._moved()
 
     def _record(self, turn: Turn, line: Line, found: Found, before: Sequence[float]) -> None:
         group, predicted = self.param_groups[turn.searched], line.predicted(found.sizes)
@@ -252,140 +242,18 @@ class LineSearch(Groups):
             accepted=found.accepted,
         )
 
-    # -- the move (Eq. 7) ---------------------------------------------------------------------------------
-
-    def _move(self, turn: Turn, line: Line, found: Found) -> None:
-        """Take the accepted step sizes. If none was accepted, what was searched stays, bit for bit."""
-        factor, searched = self.turns.move_factor(), set(turn.moving)
-        rates = [factor * size for size in self._step_sizes()]
-        if isinstance(line, HostMove):
-            if found.accepted:
-                line.settle(found.sizes, factor)
-            else:
-                line.put_back()
-            if rest := {j for j, rate in enumerate(rates) if j not in searched and rate > 0}:
-                self._host_step(rates, rest)
-        else:
-            line.put_back()
-            self._host_step(rates)
-            if not found.accepted:
-                line.put_back()
-        self._moved()
-
-    def _move_untested(self, f: Guarded) -> None:
-        """A step between searches: the host steps with the last step sizes."""
-        sizes = self._step_sizes()
-        self.turns.skip(f.base)
-        self.counts["unsearched"] += 1
-        self.search = Search("none", sizes[0], sizes[0], 0, f.base, math.nan, math.nan, math.nan, accepted=True)
-        factor = self.turns.move_factor()
-        self._host_step([factor * size for size in sizes])
-        self._moved()
-
-    def _host_step(self, sizes: Sequence[float], only: Iterable[int] | None = None) -> None:
-        """The host's own step at these step sizes, of the groups at the positions `only`, or of all."""
-        shown, step = self._step_sizes(), self.turns.progress.steps + 1
-        chosen = range(len(sizes)) if only is None else set(only)
-        hidden = [(p, p.grad) for j, g in enumerate(self.param_groups) if j not in chosen for p in g["params"]]
-        # Torch's hook wrapper is around this class's step already. Hooks fire once, as the host's step has none here.
-        host: Any = super().step
-        try:
-            for parameter, _ in hidden:
-                parameter.grad = None
-            for group, size in zip(self.param_groups, sizes, strict=True):
-                self._set_rate(group, size / hosts.length_of_early_moves(self, group, step))
-            host.__wrapped__(self) if getattr(host, "hooked", False) else host()
-        finally:
-            for parameter, gradient in hidden:
-                parameter.grad = gradient
-            for group, size in zip(self.param_groups, shown, strict=True):
-                self._set_rate(group, size)
-
-    def _moved(self) -> None:
-        self.turns.progress.steps += 1
-        if self.averaging is not None:
-            averages.update(self._parameters(), self.state, averages.share(self.turns.progress.steps, self.averaging))
-
-    def _step_without_closure(self) -> None:
-        progress, ranks, sizes = self.turns.progress, self.guard.ranks, self._step_sizes()
-        # A trainer without closures must not go on with the step sizes of a checkpoint either.
-        known = progress.accepted_once and (self.search is not None or progress.moved_unasked)
-        self.guard.check_step_without_closure(self._parameters(), known or not any(sizes))
-        progress.moved_unasked = True
-        self._start_together()
-        ranks.average_gradients(self._parameters())
-        factor = self.turns.move_factor()
-        self._host_step([factor * size for size in sizes])
-        self._moved()
-        self.guard.leave(self._parameters())
-
     def _merge(self) -> None:
         if not self.has_components or self.turns.progress.whole_network_phase or self.search is None:
             return
         if hasattr(self.step, "_wrapped_by_lr_sched"):  # torch's schedulers count the groups only once
             return
         names = [group["name"] for group in self.param_groups]
-        merged = merge_smallest(self.param_groups, self.preset.merge_threshold)
-        if merged is None:
-            return
-        self.counts["merges"] += 1
-        self.search = replace(self.search, merged=merged)
-        self.turns.merge(names.index(merged[1]), len(self.param_groups))
+        if merged := merge_smallest(self.param_groups, self.preset.merge_threshold):
+            self.counts["merges"] += 1
+            self.search = replace(self.search, merged=merged)
+            self.turns.merge(names.index(merged[1]), len(self.param_groups))
 
-    # -- for trainers -------------------------------------------------------------------------------------
-
-    def decay_over(self, total_steps: int) -> None:
-        """Let the moves fall to 0 over this many steps, counted from the start, as the setting `total_steps` does.
-
-        For trainers that know the number of steps only after the optimizer is made.
-
-        Raises:
-            ValueError: `total_steps` is no whole number of at least 1.
-        """
-        check([("total_steps", total_steps)])
-        self.turns.total_steps = total_steps
-
-    def eval(self) -> None:
-        """Put the average of the iterates into the parameters until `train`, if one is kept (`averaging`).
-
-        Buffers stay as the iterates have left them. torch.optim.swa_utils.update_bn computes the statistics of
-        BatchNorm anew.
-        """
-        self._show(average=True)
-
-    def train(self) -> None:
-        """Put the iterates back into the parameters. A new optimizer has them there already."""
-        self._show(average=False)
-
-    @torch.no_grad()
-    def _show(self, average: bool) -> None:
-        if self.averaging is not None and self.turns.progress.shows_average != average:
-            averages.swap(self._parameters(), self.state)
-            self.turns.progress.shows_average = average
-
-    # -- what a step needs --------------------------------------------------------------------------------
-
-    def _check_and_clip(self, f: Guarded) -> None:
-        if self.check_closure:
-            f.check(lambda: REPEATED * self._rounding_error(f))
-        if self.clip_norm is not None:  # all that follows takes this for the gradient
-            torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
-
-    def _is_finite(self, f: Guarded) -> bool:
-        finite = f.is_finite(self._parameters())
-        if finite:
-            self.turns.progress.nonfinite = 0
-        return finite
-
-    def _count_nonfinite(self, base: float) -> None:
-        progress = self.turns.progress
-        progress.nonfinite += 1
-        self.counts["nonfinite"] += 1
-        if progress.nonfinite >= self.preset.max_nonfinite:
-            raise FloatingPointError(
-                f"{progress.nonfinite} steps in a row without a finite loss and gradient (loss now {base}); "
-                "the weights are as they were before them"
-            )
+    # -- how much of the loss is rounding -----------------------------------------------------------------
 
     def _tolerance(self, f: Guarded) -> float:
         """How much of a change of f may be rounding."""
@@ -402,13 +270,8 @@ class LineSearch(Groups):
         line.tolerance = self._tolerance(f)
         return line.tolerance
 
-    def _start_together(self) -> None:
-        def state() -> object:
-            of_groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
-            return self.preset, self.turns.progress, of_groups
-
-        self.guard.ranks.start(self._parameters(), state)
-
-    def _tested(self, groups: Sequence[dict[str, Any]]) -> list[Sequence[Tensor]] | None:
-        """The directions that are tested instead of the host's own move, for parameters with a gradient; or None."""
-        return None
+    def _check_and_clip(self, f: Guarded) -> None:
+        if self.check_closure:
+            f.check(lambda: REPEATED * self._rounding_error(f))
+        if self.clip_norm is not None:  # all that follows takes this for the gradient
+            torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)

@@ -1,25 +1,25 @@
 r"""The line of one step, w + eta d: where it starts, its slope <g, d>, points along it, and the way back.
 
-`HostMove` is the line of all searches but the paper's: the host has stepped as torch wrote it, u is what the weights
-have moved by, and d = u / eta. `TestedDirection` is a direction that is tested although the host takes another one.
-Weights may be dense or sharded (DTensor), and of any type that torch can add: each rank works on its own shard.
+The host has stepped as torch wrote it; u is what the weights have moved by, and d = u / eta. (The paper tests a
+direction that the host does not take: `extras.paper`.) Weights may be dense or sharded (DTensor), and of any type that
+torch can add: each rank works on its own shard.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from .sums import Sums, inner, local, total
 
 Group = dict[str, Any]
 
 # A move is found in the difference of the weights after it and before it. If it is shorter than this share of the
 # weights, rounding spoils the difference, and the host steps again with a larger step size.
 RESOLVED = 1e-3
-BUNDLE = 2**24
-"""entries of the weights that are worked on at a time"""
 
 
 class Loss(Protocol):
@@ -37,11 +37,15 @@ class Loss(Protocol):
 class Part:
     """The parameters of one param group that have a gradient, and a copy of where they started.
 
+    Args:
+        decay: lambda of a coupled weight decay.
+
     Attributes:
         weights: this rank's piece of each, the very memory that the parameter holds.
         start: copies of them at w_k.
         size: the step size at which they stand now.
         slope: <g, d>; <g + lambda w, d> with a coupled weight decay.
+        wd, dd: <w, d> and |d|^2, with a coupled weight decay.
     """
 
     def __init__(self, group: Group, decay: float) -> None:
@@ -54,9 +58,9 @@ class Part:
 
     def gradients(self) -> list[Tensor]:
         """This rank's piece of each gradient. A closure with a backward pass of its own makes another tensor of it."""
-        return [local(_like(p.grad, p)) for p in self.parameters]
+        return [local(p.grad, p) for p in self.parameters]
 
-    def to(self, size: float) -> None:
+    def scale(self, size: float) -> None:
         """Scale the move in place: w <- w_k + size / self.size (w - w_k)."""
         if not self.start or self.size == 0:
             return
@@ -77,7 +81,7 @@ class Part:
         if self.start:
             torch._foreach_copy_(self.weights, self.start)
 
-    def hold(self) -> list[tuple[int, int]]:
+    def seen(self) -> list[tuple[int, int]]:
         """Which memory the parameters hold, and how often it was written to."""
         return [(local(p).data_ptr(), p._version) for p in self.parameters]
 
@@ -89,9 +93,15 @@ class Part:
                 ours.copy_(now)
                 parameter.data = ours
 
+    def inner(self, ones: Iterable[Tensor] | None = None) -> Sums:
+        """<one, u> with u = w - w_k, one tensor of u at a time; None: |u|^2."""
+        moves = (w - start for w, start in zip(self.weights, self.start, strict=True))
+        pairs = ((u, u) for u in moves) if ones is None else zip(ones, moves, strict=True)
+        return inner(self.parameters, pairs)
+
 
 class Line:
-    """What both kinds of lines share: parts, slopes, and values. While it is open the weights hold trial points.
+    """Trial points of a step, their slopes and values. While it is open the weights hold a trial point.
 
     Args:
         parts: of the param groups that move.
@@ -127,12 +137,12 @@ class Line:
             = \lambda \Big(\eta \langle w, d\rangle + \frac{\eta^2}2 |d|^2\Big)
         """
         self.to(sizes)
-        before = [part.hold() for part in self.parts]
+        before = [part.seen() for part in self.parts]
         value = self.f.again()
         for parameter, data in self._still:
             if parameter.data_ptr() != data.data_ptr():
                 parameter.data = data
-        if [part.hold() for part in self.parts] != before:  # d is what the weights really moved by, after projections
+        if [part.seen() for part in self.parts] != before:  # d is what the weights really moved by, after projections
             for part in self.parts:
                 part.take_over()
             self.measure()
@@ -142,13 +152,20 @@ class Line:
     def measure(self) -> None:
         """Compute the slopes from where the weights stand."""
         moved = [part for part in self.parts if part.size]
-        sums = [(dots(part, part.gradients()), dots(part, part.start) if part.decay else {}) for part in moved]
-        lengths = [dots(part, None) if part.decay else {} for part in moved]
-        totals = reduce([*(gd for gd, _ in sums), *(wd for _, wd in sums), *lengths], self.f.mean)
+        rows = [
+            sums
+            for part in moved
+            for sums in (
+                part.inner(part.gradients()),
+                part.inner(part.start) if part.decay else {},
+                part.inner() if part.decay else {},
+            )
+        ]
+        totals = total(rows, self.f.mean)
         for j, part in enumerate(moved):
-            gd, wd, dd = totals[j], totals[len(moved) + j], totals[2 * len(moved) + j]
-            part.wd, part.dd = wd / part.size, dd / part.size**2
-            part.slope = gd / part.size + part.decay * part.wd
+            gu, wu, uu = totals[3 * j : 3 * j + 3]
+            part.wd, part.dd = wu / part.size, uu / part.size**2
+            part.slope = gu / part.size + part.decay * part.wd
 
     def change_by_rounding(self) -> float:
         """|f(w') - f(w)| at a point w' = w + eta d that differs from w by about a rounding error of the weights.
@@ -156,33 +173,39 @@ class Line:
         A change above sqrt(eps) |f| is large for rounding. It must show between such points as well, else the loss
         jumps at w itself, and what is measured is the larger change between w' and two further points.
         """
-        here = [[w.clone() for w in part.weights] for part in self.parts]
-        sizes = [part.size for part in self.parts]
+        sizes, here = [part.size for part in self.parts], [[w.clone() for w in part.weights] for part in self.parts]
         precision = max(torch.finfo(w.dtype).eps for part in self.parts for w in part.weights)
         share = min(1.0, self.size_that_moves_by(precision) / max(sizes))
-        near = self.value([share * size for size in sizes])
-        change = abs(near - self.base)
+        values = [self.value([share * size for size in sizes])]
+        change = abs(values[0] - self.base)
         if change > math.sqrt(precision) * abs(self.base):
-            further = [self.value([times * share * size for size in sizes]) for times in (2.0, 3.0)]
-            change = min(change, max(abs(value - near) for value in further))
+            values += [self.value([times * share * size for size in sizes]) for times in (2.0, 3.0)]
+            change = min(change, max(abs(value - values[0]) for value in values[1:]))
         for part, weights, size in zip(self.parts, here, sizes, strict=True):
-            if weights:
-                torch._foreach_copy_(part.weights, weights)
             part.size = size
+            for weight, held in zip(part.weights, weights, strict=True):
+                weight.copy_(held)
         return change
 
     def size_that_moves_by(self, relative: float) -> float:
         """The largest of the step sizes at which all that moves has moved by this share of the weights' norm."""
-        weights, move = self._lengths()
+        weights, move = self.lengths()
         return max(part.size for part in self.parts) * (relative * weights / move if move else 1.0)
 
-    def _lengths(self) -> tuple[float, float]:
-        """|w| at the start, and how far the weights are from there."""
-        squares = [square(part, part.start) for part in self.parts], [dots(part, None) for part in self.parts]
-        return (
-            math.sqrt(sum(reduce(squares[0], self.f.mean))),
-            math.sqrt(sum(reduce(squares[1], self.f.mean))),
-        )
+    def lengths(self) -> tuple[float, float]:
+        """|w_k|, and how far the weights are from there."""
+        weights = [inner(part.parameters, ((w, w) for w in part.start)) for part in self.parts]
+        moves = [part.inner() for part in self.parts]
+        return math.sqrt(sum(total(weights, self.f.mean))), math.sqrt(sum(total(moves, self.f.mean)))
+
+    host_has_stepped = True
+    """whether what moves need not be stepped by the host once more"""
+
+    def leave(self, sizes: Sequence[float], factor: float) -> None:
+        """Leave the weights at this share of the accepted move (Eq. 7, with the decay of the run)."""
+        self.to(sizes)
+        for part, size in zip(self.parts, sizes, strict=True):
+            part.scale(factor * size)
 
     def put_back(self) -> None:
         """w_k again, bit for bit."""
@@ -201,13 +224,14 @@ class Line:
 class HostMove(Line):
     """The line of the host's own move.
 
-    Until a step size is known, each trial is a step of the host from w_k and from its state before (`remember`), as
-    the first guess may be wrong by many powers of ten. Later trials are shorter and shorter, and scale the move in
-    place. So a search holds one copy of the weights that move.
+    Until a step size is known, each trial is a step of the host from w_k and from its state before (`state`), as the
+    first guess may be wrong by many powers of ten. Later trials are shorter and shorter, and scale the move in place.
+    So a search holds one copy of the weights that move.
 
     Args:
         step: lets the host step at these step sizes, one for each group that moves.
-        remember: the host's state, with `put_back`, if nothing is known yet.
+        sizes: those of the first trial.
+        state: the host's state, if no step size is known yet.
     """
 
     def __init__(
@@ -218,200 +242,62 @@ class HostMove(Line):
         tolerance: float,
         step: Callable[[Sequence[float]], None],
         sizes: Sequence[float],
-        remember: "HostState | None" = None,
+        state: "HostState | None" = None,
     ) -> None:
         super().__init__(parts, still, f, tolerance)
-        self._step, self._remembered = step, remember
-        self._host(sizes)
-        if remember is not None:
+        self._step, self._state = step, state
+        self._take(sizes)
+        if state is not None:
             self._resolve(list(sizes))
 
-    def _host(self, sizes: Sequence[float]) -> None:
+    def _take(self, sizes: Sequence[float]) -> None:
         self._step(sizes)
         for part, size in zip(self.parts, sizes, strict=True):
             part.size = size
         self.measure()
 
     def _resolve(self, sizes: list[float]) -> None:
-        """Find a step size at which the move can be told from rounding, and is finite."""
+        """Find step sizes at which the move is finite and can be told from rounding."""
         for _ in range(40):
-            weights, move = self._lengths()
-            factor = 1e-6 if not math.isfinite(move) else 1e4 if not move else RESOLVED * weights / move
-            if math.isfinite(move) and (factor <= 1 or not any(sizes)):
-                break
+            weights, move = self.lengths()
+            factor = 1e-6 if not math.isfinite(move) else RESOLVED * weights / move if move else 1e4
             sizes = [size * min(factor, 1e4) for size in sizes]
-            if not all(map(math.isfinite, sizes)):
+            if 1e-6 < factor <= 1 or not any(sizes) or not all(map(math.isfinite, sizes)):
                 break
-            self._again_at(sizes)
+            self._retake(sizes)
 
-    def _again_at(self, sizes: Sequence[float]) -> None:
-        assert self._remembered is not None
+    def _retake(self, sizes: Sequence[float]) -> None:
+        assert self._state is not None
         self.put_back()
-        self._remembered.put_back()
-        self._host(sizes)
+        self._state.put_back()
+        self._take(sizes)
 
     def to(self, sizes: Sequence[float]) -> None:
-        known = self._remembered is None or all(size <= part.size for size, part in zip(sizes, self.parts, strict=True))
-        if not known:
-            self._again_at(sizes)
+        grown = any(size > part.size for size, part in zip(sizes, self.parts, strict=True))
+        if grown and self._state is not None:
+            self._retake(sizes)
         for part, size in zip(self.parts, sizes, strict=True):
-            part.to(size)
-
-    def settle(self, sizes: Sequence[float], factor: float) -> None:
-        """Leave the weights at this share of the accepted move (Eq. 7, with the decay of the run)."""
-        self.to(sizes)
-        if factor == 0:
-            self.put_back()
-        for part, size in zip(self.parts, sizes, strict=True):
-            part.to(size * factor)
+            part.scale(size)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         super().__exit__(kind, *rest)
-        if kind is not None and self._remembered is not None:
-            self._remembered.put_back()
-        self._remembered = None
-
-
-class TestedDirection(Line):
-    """The line of a direction that the host does not take: the paper's ADAMSLS tests Adam's without its momentum.
-
-    It holds two copies of the weights, the start and the direction.
-
-    Args:
-        directions: d of each group, for its parameters with a gradient.
-    """
-
-    __test__ = False  # pytest takes it for a test
-
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        still: Iterable[Tensor],
-        f: Loss,
-        tolerance: float,
-        directions: Sequence[Sequence[Tensor]],
-        sizes: Sequence[float],
-    ) -> None:
-        super().__init__(parts, still, f, tolerance)
-        self._directions = [[local(d) for d in of_group] for of_group in directions]
-        sums: list[Sums] = []
-        for part, d in zip(self.parts, self._directions, strict=True):
-            of_part = part.gradients(), part.start, d
-            sums += [inner(part.parameters, of_part[j], d) if j == 0 or part.decay else {} for j in range(3)]
-        totals = reduce(sums, f.mean)
-        for j, part in enumerate(self.parts):
-            part.wd, part.dd = totals[3 * j + 1 : 3 * j + 3]
-            part.slope = totals[3 * j] + part.decay * part.wd
-        self.to(sizes)
-
-    def to(self, sizes: Sequence[float]) -> None:
-        for part, d, size in zip(self.parts, self._directions, sizes, strict=True):
-            if size != part.size and d:
-                torch._foreach_copy_(part.weights, part.start)
-                torch._foreach_add_(part.weights, d, alpha=size)
-            part.size = size
-
-    def measure(self) -> None:
-        """Do nothing: the direction is given."""
+        if kind is not None and self._state is not None:
+            self._state.put_back()
+        self._state = None
 
 
 class HostState:
     """A copy of what the host remembers: its state of these groups' parameters, and the groups' own values."""
 
-    def __init__(self, state: Mapping[Tensor, Any], groups: Sequence[Group]) -> None:
-        self._state, self._groups = state, groups
-        self._held = {p: copy.deepcopy(state[p]) for group in groups for p in group["params"] if p in state}
-        self._values = [{k: copy.deepcopy(v) for k, v in group.items() if k not in _LISTS} for group in groups]
+    def __init__(self, host: torch.optim.Optimizer, groups: Sequence[Group]) -> None:
+        self._host, self._groups = host, groups
+        self._held = {p: copy.deepcopy(host.state[p]) for group in groups for p in group["params"] if p in host.state}
+        self._values = [{k: copy.deepcopy(v) for k, v in g.items() if not k.startswith("param")} for g in groups]
 
     def put_back(self) -> None:
-        state: Any = self._state
         for group, values in zip(self._groups, self._values, strict=True):
+            group.update(copy.deepcopy(values))
             for parameter in group["params"]:
-                state.pop(parameter, None)
+                self._host.state.pop(parameter, None)
                 if parameter in self._held:
-                    state[parameter] = copy.deepcopy(self._held[parameter])
-            group.update({k: copy.deepcopy(v) for k, v in values.items()})
-
-
-_LISTS = ("params", "param_names")
-
-
-# -- sums over weights, in pieces ------------------------------------------------------------------------------
-
-Sums = dict[Any, Tensor]
-"""where a sum is shared out (None: every rank has all of it; a mesh and its placements: a DTensor's) -> this rank's"""
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's piece of a DTensor; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _like(gradient: Tensor | None, parameter: Tensor) -> Tensor:
-    """The gradient, shared out over ranks as the parameter is."""
-    assert gradient is not None
-    if hasattr(parameter, "placements") and gradient.placements != parameter.placements:  # type: ignore[attr-defined]
-        return gradient.redistribute(placements=parameter.placements)  # type: ignore[attr-defined,no-any-return]
-    return gradient
-
-
-def dots(part: Part, ones: Sequence[Tensor] | None) -> Sums:
-    """<one, w - w_k>, with w the present weights; None: |w - w_k|^2."""
-    sums: Sums = {}
-    for first, last in _bundles(part.weights):
-        move = torch._foreach_sub(part.weights[first:last], part.start[first:last])
-        with_ = move if ones is None else ones[first:last]
-        _add(sums, inner(part.parameters[first:last], with_, move))
-    return sums
-
-
-def square(part: Part, tensors: Sequence[Tensor]) -> Sums:
-    return inner(part.parameters, tensors, tensors)
-
-
-def inner(parameters: Sequence[Tensor], ones: Sequence[Tensor], others: Sequence[Tensor]) -> Sums:
-    """The sum of the products of all entries, in float64, apart for each way in which they are shared out."""
-    sums: Sums = {}
-    for parameter, one, other in zip(parameters, ones, others, strict=True):
-        where = (parameter.device_mesh, parameter.placements) if hasattr(parameter, "placements") else None
-        if one.dtype in (torch.float16, torch.bfloat16) or other.dtype != one.dtype:  # a sum needs more digits
-            one, other = one.float(), other.float()
-        _add(sums, {where: torch.dot(one.flatten(), other.flatten()).double()})
-    return sums
-
-
-def _add(sums: Sums, more: Sums) -> None:
-    for where, value in more.items():
-        sums[where] = sums[where] + value.to(sums[where].device) if where in sums else value
-
-
-def _bundles(tensors: Sequence[Tensor]) -> Iterable[tuple[int, int]]:
-    """Neighbours of `BUNDLE` entries in all, as (first, last + 1)."""
-    first, room = 0, BUNDLE
-    for j, tensor in enumerate(tensors):
-        if j > first and tensor.numel() > room:
-            yield first, j
-            first, room = j, BUNDLE
-        room -= tensor.numel()
-    if first < len(tensors):
-        yield first, len(tensors)
-
-
-def reduce(rows: Sequence[Sums], mean: Callable[[Tensor], Tensor]) -> list[float]:
-    """The totals of all rows over all ranks, in one message for each way of sharing out. All ranks get the same."""
-    totals = torch.zeros(len(rows), dtype=torch.float64)
-    for where in dict.fromkeys(where for row in rows for where in row):
-        device = next(row[where].device for row in rows if where in row)
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        ours = torch.stack([row[where].to(device) if where in row else zero for row in rows])
-        totals += _whole(ours, where).cpu() if where is not None else mean(ours).cpu()
-    return totals.tolist()
-
-
-def _whole(ours: Tensor, where: Any) -> Tensor:
-    """Add up over those ranks that hold different shards."""
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    mesh, placements = where
-    kinds = [Replicate() if placement.is_replicate() else Partial() for placement in placements]
-    return DTensor.from_local(ours, mesh, kinds, run_check=False).full_tensor()
+                    self._host.state[parameter] = copy.deepcopy(self._held[parameter])

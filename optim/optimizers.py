@@ -1,19 +1,20 @@
 """The optimizers: each one pairs one of torch's with the line search. `with_line_search` does so for any other."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, TypeVar, overload
 
 import torch
-from torch import Tensor
 
-from . import hosts
+from .extras.paper import TestedDirection
+from .groups import refuse
+from .guard import Guarded
+from .hosts import refuse_host
 from .line_search import UNKNOWN, LineSearch
-from .move import local
-from .presets import DEFAULT, SALSA, Preset
+from .move import Line
+from .presets import DEFAULT, Preset
+from .turns import Turn
 
-Group = dict[str, Any]
-Host = TypeVar("Host", bound=torch.optim.Optimizer)
+HostT = TypeVar("HostT", bound=torch.optim.Optimizer)
 
 
 class SGDSLS(LineSearch, torch.optim.SGD):
@@ -55,16 +56,14 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         betas: tuple[float, float] | None = None,
         **settings: Any,
     ) -> None:
-        search = search if betas is None else search.but(betas=betas)
+        search = search.given(betas=betas)
         super().__init__(params, search=search, betas=search.betas, **settings)
 
-    def _tested(self, groups: Sequence[Group]) -> list[Sequence[Tensor]] | None:
+    def _line(self, turn: Turn, f: Guarded) -> Line:
         if self.preset.tested == "move" or not any(group["betas"][0] for group in self.param_groups):
-            return None
-        return [
-            [direction_without_momentum(group, p, self.state.get(p, {})) for p in group["params"] if p.grad is not None]
-            for group in groups
-        ]
+            return super()._line(turn, f)
+        groups = [self.param_groups[j] for j in turn.moving]
+        return TestedDirection(*self._parts(turn), f, self._tolerance(f), groups, self.state, turn.first_trial)
 
 
 class PLASLS(AdamSLS):
@@ -94,61 +93,18 @@ class PLASLS(AdamSLS):
         merge_threshold: float | None = None,
         **settings: Any,
     ) -> None:
-        changes = {"joint": joint, "merge_threshold": merge_threshold}
-        search = search.but(**{name: value for name, value in changes.items() if value is not None})
-        super().__init__(params, search=search, **settings)
-
-
-class SaLSA(AdamSLS):
-    r"""AdamSLS with the search of "No learning rates needed: Introducing SaLSA" (Kenneweg et al., arXiv 2407.20650).
-
-    The criterion is `Smoothed`, the preset `SALSA`. A rejected step size is multiplied by 0.8. The next search starts
-    from 1.1 times the accepted one. Searches come up to 10 steps apart (`Turns.drift`).
-
-    The published package differs in these points:
-
-    - Between searches it moves with momentum 0.9 and 1.1 times the step size. This class moves as after a search.
-    - Its bias correction is one step ahead.
-    - It draws dropout from the clock.
-    - It accepts a trial with exactly the same loss. Here rounding has a measured tolerance.
-    """
-
-    def __init__(self, params: Iterable[Any], *, search: Preset = SALSA, **settings: Any) -> None:
-        super().__init__(params, search=search, **settings)
-
-
-def direction_without_momentum(group: Group, parameter: Tensor, state: dict[str, Any]) -> Tensor:
-    r"""The direction that the paper tests (Eq. 3), for a gradient that the moments have not seen yet.
-
-    .. math:: d = -g / (\sqrt{\hat v} + \epsilon), \qquad v = \beta_2 v_{k-1} + (1 - \beta_2) g^2
-
-    v is updated first, in a copy; the host's step updates it again, for good. g includes a coupled weight decay, and d
-    a decoupled one.
-
-    Args:
-        state: Adam's, of this parameter before the step.
-    """
-    w, g = local(parameter.detach()), local(parameter.grad)  # type: ignore[arg-type]
-    beta2, decay = group["betas"][1], group["weight_decay"]
-    decoupled = group.get("decoupled_weight_decay", False)
-    g = g.add(w, alpha=decay) if decay and not decoupled else g
-    v = (local(state["exp_avg_sq"]) * beta2 if state else torch.zeros_like(g)).addcmul_(g, g, value=1 - beta2)
-    if group["amsgrad"] and state:
-        torch.maximum(v, local(state["max_exp_avg_sq"]), out=v)
-    step = float(state["step"]) + 1 if state else 1.0
-    d = g.div(v.div_(1 - beta2**step).sqrt_().add_(group["eps"])).neg_()
-    return d.sub_(w, alpha=decay) if decay and decoupled else d
+        super().__init__(params, search=search.given(joint=joint, merge_threshold=merge_threshold), **settings)
 
 
 # -- any host -------------------------------------------------------------------------------------------------
 
 
 @overload
-def with_line_search(host: type[Host]) -> type[Host]: ...
+def with_line_search(host: type[HostT]) -> type[HostT]: ...
 
 
 @overload
-def with_line_search(host: Host, **settings: Any) -> Host: ...
+def with_line_search(host: HostT, **settings: Any) -> HostT: ...
 
 
 def with_line_search(host: Any, **settings: Any) -> Any:
@@ -185,7 +141,7 @@ _CLASSES: dict[type, type] = {}
 
 
 def _class(host: type) -> type:
-    hosts.refuse_host(host)
+    refuse_host(host)
     if issubclass(host, LineSearch):
         return host
     if host not in _CLASSES:
@@ -202,17 +158,14 @@ class _Hosted(LineSearch):
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (self.host,), self.__getstate__()
 
-    def _take_over(self, search: Preset = DEFAULT, c: float | None = None, **settings: Any) -> None:
+    def _take_over(
+        self, search: Preset = DEFAULT, c: float | None = None, max_interval: int | None = None, **settings: Any
+    ) -> None:
         """Search with the param groups and the state of an optimizer that is there already."""
-        max_interval = settings.pop("max_interval", None)
-        changes = {name: each for name, each in {"c": c, "max_interval": max_interval}.items() if each is not None}
-        own = dict(total_steps=None, averaging=None, clip_norm=None, check_closure=True, grad_scaler=None)
-        if unknown := sorted(settings.keys() - own.keys()):
-            raise TypeError(f"unknown setting {', '.join(unknown)}; allowed: search, c, max_interval, {', '.join(own)}")
-        self._prepare(search.but(**changes), **(own | settings))
+        self._prepare(search.given(c=c, max_interval=max_interval), **settings)
         self._patch_step_function()
         for j, group in enumerate(self.param_groups):
-            self._checked({k: v for k, v in group.items() if k != "lr"})
+            refuse({key: value for key, value in group.items() if key != "lr"})
             group.setdefault("name", f"group_{j}" if j else "all")
             self._set_rate(group, self.preset.initial_step_size or UNKNOWN)
             self._take_in(group)

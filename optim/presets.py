@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
@@ -121,7 +121,7 @@ class Preset:
     interval_growth: int | Literal["drift"] | None = 4
     """after k steps the next search comes ceil(k / interval_growth) steps later, at most max_interval, but at once
     where a search has more than halved the step size, or it grows by linear_growth. None: a search that takes its first
-    trial doubles the steps to the next one, any other sets them to 1. "drift": SaLSA's rule (`Turns.drift`)"""
+    trial doubles the steps to the next one, any other sets them to 1. "drift": SaLSA's rule (`extras.drift`)"""
     rounding: float = 4.0
     """tolerance of the test in units of the loss's rounding error; 0: the paper's strict test. The difference of two
     losses has two such errors, and each is itself a sum: with 4 no step size collapses in 5,000 steps, in float32 and
@@ -151,8 +151,8 @@ class Preset:
     with that of the second smallest. 0: never"""
 
     def __post_init__(self) -> None:
-        check((each.name, getattr(self, each.name)) for each in fields(self))
-        check((name, getattr(self.criterion, name)) for name in ("c", "smoothing") if hasattr(self.criterion, name))
+        check(**{each.name: getattr(self, each.name) for each in fields(self)})
+        check(**{name: value for name, value in vars(self.criterion).items() if name in ALLOWED})
 
     def but(self, **changes: Any) -> "Preset":
         """This preset with some values changed; `c` is the criterion's.
@@ -163,12 +163,16 @@ class Preset:
         """
         if "c" in changes:
             criterion: Any = changes.get("criterion", self.criterion)
-            check([("c", changes["c"])])
+            check(c=changes["c"])
             changes = {"criterion": replace(criterion, c=changes["c"])} | {k: v for k, v in changes.items() if k != "c"}
         known = [each.name for each in fields(self)]
         if unknown := [name for name in changes if name not in known]:
             raise TypeError(f"a preset has no setting {', '.join(unknown)}; allowed: c, {', '.join(known)}")
         return replace(self, **changes)
+
+    def given(self, **changes: Any) -> "Preset":
+        """This preset with those values changed that are not None, as arguments of an optimizer."""
+        return self.but(**{name: value for name, value in changes.items() if value is not None})
 
     def new_criterion(self) -> Criterion:
         """A copy of the criterion that remembers nothing."""
@@ -179,13 +183,13 @@ class Preset:
         return asdict(self) | {"criterion": repr(self.criterion)}
 
 
-def check(settings: Iterable[tuple[str, object]]) -> None:
-    """Check values by the names of their settings.
+def check(**settings: object) -> None:
+    """Check the values of settings.
 
     Raises:
         ValueError: one is out of range. The error says what is allowed.
     """
-    for name, value in settings:
+    for name, value in settings.items():
         if not ALLOWED[name].holds(value):
             raise ValueError(f"{name} is {value!r}; allowed: {ALLOWED[name].words}")
 
@@ -211,13 +215,3 @@ PAPER = Preset(
     joint="never",
 )
 """the search of the paper's text; it never stops a search early (10,000 trials at most)"""
-
-SALSA = DEFAULT.but(
-    first_search="backtrack",
-    initial_step_size=1.0,
-    first_backtracking=0.8,
-    linear_growth=1.0,
-    interval_growth="drift",
-    max_interval=10,
-)
-"""the search of SaLSA (arXiv 2407.20650), with c = 0.5 as in its code; its paper has 0.3"""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from .extras import drift
 from .overruled import Overruled
 from .presets import Preset
 from .search import Found, growth
@@ -23,8 +24,6 @@ NEARLY_LINEAR = 0.9
 # only differ do so once in 5,000 steps.
 UNSTABLE_AFTER = 6
 
-# SaLSA's rule spreads searches only after this many steps, which are all searched.
-DRIFTS_AFTER = 9
 
 @dataclass(frozen=True)
 class Turn:
@@ -247,7 +246,10 @@ class Turns:
         """Steps to the next search."""
         preset, progress = self.preset, self.progress
         if preset.interval_growth == "drift":
-            return self.drift(max(found.sizes))
+            averages = progress.fast_average, progress.slow_average
+            steps, averages = drift.steps_to_next(averages, max(found.sizes), progress.steps, preset.max_interval)
+            progress.fast_average, progress.slow_average = averages
+            return steps
         if preset.interval_growth is not None:
             halved = max(found.sizes) < max(turn.first_trial) / 2
             # A step size that is about to grow by linear_growth must not stay untested for many steps.
@@ -258,24 +260,6 @@ class Turns:
         at_once = found.accepted and found.trials <= 1
         first_steps = turn.component is None and self.has_components and len(turn.starts) > 1
         return min(2 * progress.interval, preset.max_interval) if at_once and not first_steps else 1
-
-    def drift(self, size: float) -> int:
-        r"""Steps to the next search by how far step sizes drift, as in SaLSA.
-
-        .. math:: \min\!\left(n, \frac{1}{r - 1}\right), \qquad r = \max(a / b, b / a), \qquad
-            a = 0.9 a' + 0.1 \eta, \quad b = 0.99 b' + 0.01 \eta
-
-        where a' and b' are a and b at the last search (both start from 1e-8), eta is the step size found, and n is
-        `max_interval`. The first nine steps are all searched.
-        """
-        progress = self.progress
-        progress.fast_average = 0.9 * progress.fast_average + 0.1 * size
-        progress.slow_average = 0.99 * progress.slow_average + 0.01 * size
-        if progress.steps + 1 < DRIFTS_AFTER:
-            return 1
-        ratio = progress.fast_average / progress.slow_average
-        drift = max(ratio, 1 / ratio) - 1
-        return min(self.preset.max_interval, math.ceil(1 / (drift + 1e-8)))
 
     def merge(self, absorbed: int, count: int) -> None:
         """Note that the component at position `absorbed` has been merged away and `count` are left."""

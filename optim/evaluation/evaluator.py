@@ -6,18 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
+from typing import Any as Found
+from typing import Any as Suffix
+from typing import Any as SuffixCheck
 
 import torch
 from torch import Tensor
 
-from typing import Any as Found
-from typing import Any as Suffix
-from typing import Any as SuffixCheck
 from .check import OFF, Watch, likeliest_cause
 from .loss import Closure, MiniBatchLoss, closures_of
 from .ranks import Ranks
 from .replay import Modules, Randomness, Replay
-
 
 
 class Alone(NamedTuple):

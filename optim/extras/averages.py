@@ -6,10 +6,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..groups import Groups
+from ..move import local
+
 KEY = "average"
 """where the average is kept in a parameter's state"""
 
-State = Mapping[Tensor, dict[str, Any]]
+
+class Averaged(Groups):
+    """What the setting `averaging` adds to a line search."""
+
+    averaging: float | None
+
+    def eval(self) -> None:
+        """Put the average of the iterates into the parameters until `train`, if one is kept (`averaging`).
+
+        Buffers stay as the iterates have left them. torch.optim.swa_utils.update_bn computes the statistics of
+        BatchNorm anew.
+        """
+        self._show(average=True)
+
+    def train(self) -> None:
+        """Put the iterates back into the parameters. A new optimizer has them there already."""
+        self._show(average=False)
+
+    @torch.no_grad()
+    def _show(self, average: bool) -> None:
+        if self.averaging is not None and self.turns.progress.shows_average != average:
+            swap(self._parameters(), self.state)
+            self.turns.progress.shows_average = average
+
+    def _average(self) -> None:
+        """Take the present iterate into the average, if one is kept."""
+        if self.averaging is not None:
+            update(self._parameters(), self.state, share(self.turns.progress.steps, self.averaging))
 
 
 def share(step: int, power: float) -> float:
@@ -27,17 +57,17 @@ def share(step: int, power: float) -> float:
     return (power + 1) / (step + power)
 
 
-def update(parameters: Iterable[Tensor], state: State, part: float) -> None:
+def update(parameters: Iterable[Tensor], state: Mapping[Tensor, dict[str, Any]], part: float) -> None:
     """Move averages by the share `part` of the way to the weights, for all parameters that have ever had a gradient."""
     followed = [p for p in parameters if KEY in state.get(p, ()) or p.grad is not None]
     for parameter in followed:
         if KEY not in state[parameter]:
             state[parameter][KEY] = parameter.detach().clone()
     if followed:
-        torch._foreach_lerp_([state[p][KEY] for p in followed], followed, part)
+        torch._foreach_lerp_([local(state[p][KEY]) for p in followed], [local(p.detach()) for p in followed], part)
 
 
-def swap(parameters: Iterable[Tensor], state: State) -> None:
+def swap(parameters: Iterable[Tensor], state: Mapping[Tensor, dict[str, Any]]) -> None:
     """Put the average into the parameters, and their weights into its place."""
     for parameter in parameters:
         if KEY in state.get(parameter, ()):

@@ -29,6 +29,7 @@ _OF_ATTENTION = re.compile(r"^(input_layernorm|layernorm_before|layer_norm|\w*at
 _OF_FEED_FORWARD = re.compile(r"^(post_attention\w*|layernorm_after|full_layer\w*|final\w*|ffn\w*|mlp\w*)$")
 _NUMBERED = re.compile(r"^(?:layer_?)?(?:norm|ln)_?(\d+)$")
 
+
 def by_rule(named: Iterable[tuple[str, torch.nn.Parameter]], rule: Rule) -> list[Group]:
     """One param group for each name that the rule gives, in the order of first appearance."""
     groups: dict[str, Group] = {}
