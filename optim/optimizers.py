@@ -77,7 +77,7 @@ class PLASLS(AdamSLS):
 
     Args:
         params: param groups, each one a component (see `split`).
-        joint, merge_threshold: change these settings of the preset.
+        joint, merge_threshold, first_steps: change these settings of the preset.
 
     The other arguments are those of `AdamSLS`.
     """
@@ -91,9 +91,11 @@ class PLASLS(AdamSLS):
         search: Preset = DEFAULT,
         joint: int | str | None = None,
         merge_threshold: float | None = None,
+        first_steps: int | str | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(params, search=search.given(joint=joint, merge_threshold=merge_threshold), **settings)
+        search = search.given(joint=joint, merge_threshold=merge_threshold, first_steps=first_steps)
+        super().__init__(params, search=search, **settings)
 
 
 # -- any host -------------------------------------------------------------------------------------------------
