@@ -22,6 +22,13 @@ REFUSED: dict[type[torch.optim.Optimizer], str] = {
 }
 """torch's optimizers that cannot be searched on, and why"""
 
+REFUSED_NAMES = {
+    "Prodigy": "it finds a step size of its own",
+    "DAdapt": "it finds a step size of its own",
+    "ScheduleFree": "its weights lie between two sequences that it keeps, and move without a step size, too",
+}
+"""the same of packages, by a part of the class's name"""
+
 _ADDS_DECAY = (
     *(optim.SGD, optim.Adam, optim.Adamax, optim.NAdam, optim.RAdam),
     *(optim.RMSprop, optim.Adagrad, optim.Adadelta),
@@ -36,9 +43,12 @@ def refuse_host(kind: type) -> None:
     """
     if not issubclass(kind, torch.optim.Optimizer):
         raise TypeError(f"{kind.__name__} is no torch.optim.Optimizer; allowed: such a class, or an instance of one")
-    for refused, why in REFUSED.items():
-        if issubclass(kind, refused):
-            raise TypeError(f"{kind.__name__} cannot be searched on: {why}; allowed: any other of torch's optimizers")
+    reasons = [why for refused, why in REFUSED.items() if issubclass(kind, refused)]
+    reasons += [why for part, why in REFUSED_NAMES.items() if part in kind.__name__]
+    if reasons:
+        raise TypeError(
+            f"{kind.__name__} cannot be searched on: {reasons[0]}; allowed: any other of torch's optimizers"
+        )
 
 
 def coupled_decay(host: torch.optim.Optimizer, group: Group) -> float:
