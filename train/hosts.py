@@ -113,11 +113,11 @@ def measure(problem: Problem, kind: type, arguments: dict[str, Any]) -> Row:
     def mean(of: list[float]) -> float:
         return sum(of) / len(of) if all(map(math.isfinite, of)) else math.inf
 
+    searched = with_line_search(kind)
     losses = {
         rate: mean([train(problem, seed, lambda p: kind(mine(p), lr=rate, **arguments), True)[0] for seed in SEEDS])  # noqa: B023
         for rate in RATES
     }
-    searched = with_line_search(kind)
     runs = [train(problem, seed, lambda p: searched(mine(p), total_steps=STEPS, **arguments), False) for seed in SEEDS]
     best = min(losses, key=lambda rate: losses[rate])
     found, trials = float(runs[0][1].param_groups[0]["lr"]), mean([run.counts["trials"] for _, run in runs])
