@@ -1,6 +1,7 @@
 """Learning-rate-free optimizers by stochastic Armijo line searches, after Kenneweg et al., IJCNN 2023."""
 
 from .components import split
+from .guard import is_trial
 from .line_search import LineSearch
 from .optimizers import PAPER, PAPER_SEARCH, PLASLS, SGDSLS, AdamSLS, SaLSA
 from .search import Search
@@ -15,6 +16,7 @@ __all__ = [
     "SaLSA",
     "Search",
     "__version__",
+    "is_trial",
     "split",
 ]
 

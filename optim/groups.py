@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .armijo import Criterion
-from .evaluation import Evaluator
+from .guard import Guard
 from .merging import regrouped
 from .points import Direction
 from .search import Search
@@ -28,7 +28,7 @@ class Components(torch.optim.Optimizer):
         turns: whose turn it is.
         search: the record of the last step's search.
         counts: evaluations, searches, trials, failures, ... since the start.
-        evaluator: the closures' evaluations.
+        guard: evaluates the closures.
         sizes: the components as they were given: name -> number of parameters.
     """
 
@@ -39,7 +39,7 @@ class Components(torch.optim.Optimizer):
     turns: Turns
     search: Search | None
     counts: Counter[str]
-    evaluator: Evaluator
+    guard: Guard
     sizes: dict[str, int]
 
     def _criterion(self) -> Criterion:
@@ -83,7 +83,7 @@ class Components(torch.optim.Optimizer):
         self.criteria[name] = self._criterion()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("settings", "components", "direction", "criteria", "turns", "search", "counts", "evaluator", "sizes")
+        own = ("settings", "components", "direction", "criteria", "turns", "search", "counts", "guard", "sizes")
         return super().__getstate__() | {name: self.__dict__[name] for name in own if name in self.__dict__}
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,4 +128,4 @@ class Components(torch.optim.Optimizer):
         self.counts.clear()
         self.counts.update(own.get("counts", {}))
         self.search = None
-        self.evaluator.compare_again()
+        self.guard.compare_again()

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from . import averaging
 from .armijo import CRITERIA, Criterion
-from .evaluation import Alone, Closure, Evaluation, Evaluator, are_left, leave
 from .groups import Components
+from .guard import Closure, Evaluation, Guard, are_used, mark_used
 from .merging import Group, merge_smallest
 from .points import Direction, TrialPoints, last_gradients
 from .search import Found, Rule, Search, resolves, search, search_jointly, tangent_zero
@@ -83,7 +83,7 @@ class LineSearch(Components):
         self.turns = Turns(self.settings, self.components)
         self.search = None
         self.counts: Counter[str] = Counter()
-        self.evaluator = Evaluator(self.counts, grad_scaler)
+        self.guard = Guard(self.counts, grad_scaler)
         self.sizes: dict[str, int] = {}  # the components as they were given: name -> number of parameters
         shown = self.settings.initial_step_size or UNKNOWN
         super().__init__(params, lr=shown, **settings)  # type: ignore[call-arg]
@@ -131,11 +131,11 @@ class LineSearch(Components):
             return None
         turn = self.turns.next(sizes)  # whose turn it is; None in a step between searches
         moving = [self.param_groups[j] for j in turn.moving] if turn else []
-        with self.evaluator.step(self, closure, self._alone(turn)) as f:
+        with self.guard.step(self, closure) as f:
             self._start_together()
             memory = last_gradients(parameter for group in moving for parameter in group["params"])
             self.zero_grad()
-            f.evaluate_with_gradient()  # f_k and g_k
+            f.first()  # f_k and g_k
             if self.settings.check_closure:
                 f.check(lambda: REPEATED * self._rounding_error(f))
             self._clip_gradients()
@@ -160,8 +160,8 @@ class LineSearch(Components):
             turn.first_trial,
             base=f.base,
             tolerance=self._tolerance(f),
-            evaluate=f.reevaluate,
-            mean=self.evaluator.ranks.means,
+            evaluate=f.again,
+            mean=self.guard.ranks.means,
             memory=memory,
             still=[p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]],
         ) as line:
@@ -182,9 +182,7 @@ class LineSearch(Components):
                 found = search_jointly(line, turn.starts, turn.component, rule)
             else:
                 found = search(line, turn.first_trial[0], rule)
-        f.refuse_outside(found)
-        if settings.check_closure:
-            f.searched(found, line.predicted(turn.first_trial), line.tolerance)
+        f.searched(found.accepted, line.predicted(turn.first_trial), line.tolerance, check=settings.check_closure)
         if found.accepted:
             criterion.end(f.base, found.value)
             for group, size in zip(self.param_groups, turn.sizes(found), strict=True):
@@ -240,7 +238,7 @@ class LineSearch(Components):
         return Found(tuple(sizes), math.nan, 0, accepted=True)
 
     def _step_without_closure(self, sizes: Sequence[float]) -> None:
-        progress, ranks = self.turns.progress, self.evaluator.ranks
+        progress, ranks = self.turns.progress, self.guard.ranks
 
         def check() -> None:
             # A trainer without closures must not go on with the step sizes of a checkpoint either.
@@ -248,7 +246,7 @@ class LineSearch(Components):
             if not searched and any(sizes):
                 raise RuntimeError(f"step() was given no closure, so there is no loss to search on: {_CLOSURE}")
             # DistributedDataParallel writes new gradients over the old ones, which counts as a change, too.
-            if are_left(self._parameters(), changes=1 if ranks.count == 1 else 0):
+            if are_used(self._parameters(), changes=1 if ranks.count == 1 else 0):
                 raise RuntimeError(
                     "step() was given no closure and has no new gradients: the last step has moved with these; where "
                     f"others are meant, zero_grad() before their backward, else {_CLOSURE}"
@@ -259,7 +257,7 @@ class LineSearch(Components):
         self._start_together()
         ranks.average_gradients(self._parameters())
         self._move(frozen=[])
-        leave(self._parameters())
+        mark_used(self._parameters())
 
     def _move(self, frozen: Sequence[Group]) -> None:
         """The host's own step. The moments of a frozen group are updated; its weights stay, bit for bit."""
@@ -342,13 +340,6 @@ class LineSearch(Components):
             group["lr"] = size
         return [group["lr"] for group in self.param_groups]
 
-    def _alone(self, turn: Turn | None) -> Alone | None:
-        """The component that moves alone in this step's trials."""
-        if turn is None or turn.component is None or turn.joint or not (self.components and self.components.suffix):
-            return None
-        group = self.param_groups[turn.component]
-        return Alone(group["name"], group["params"])
-
     def _clip_gradients(self) -> None:
         """Clip the gradients. All that follows takes these for the gradient."""
         if self.settings.clip_value is not None:
@@ -380,7 +371,7 @@ class LineSearch(Components):
             of_groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
             return self.settings, self.components, self.turns.progress, of_groups
 
-        self.evaluator.ranks.start(self._parameters(), state)
+        self.guard.ranks.start(self._parameters(), state)
         refuse_types(self.param_groups)
 
     def _parameters(self) -> list[Tensor]:

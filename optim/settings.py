@@ -246,13 +246,6 @@ class ComponentSettings:
         "lambda of Algorithm 1: after a step, if the smallest step size is at most this, its component is merged with "
         "that of the second smallest. 0: never.",
     )
-    suffix: bool = setting(
-        True,
-        SWITCH,
-        "whether trials that move one component only start at the first module that it changes, with the outputs "
-        "before it from the step's first evaluation. The bits are those of the full evaluation, which each component's "
-        "first search verifies.",
-    )
 
 
 def take(kind: type[T], given: dict[str, Any]) -> T:

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
-from optim.evaluation.ranks import Ranks
+from optim.guard.ranks import Ranks
 from tests.small import classic
 
 CLAIMS: list[Any] = []
@@ -151,16 +151,16 @@ def ddp_merging(rank):
 
 
 @claim
-def suffixes(rank):
-    """Eq. 6 with trials from the searched component on; a backward in the closure reaches no parameter before it."""
-    wraps = {
+def wraps(rank):
+    """Eq. 6 under each kind of wrapper, with and without a backward in the closure."""
+    kinds = {
         "plain": lambda module: module,
         "DDP": DistributedDataParallel,
         "DDP, bucket views": partial(DistributedDataParallel, gradient_as_bucket_view=True),
         "DDP, static graph": partial(DistributedDataParallel, static_graph=True),
     }
     seen = {}
-    for wrapped, wrap in wraps.items():
+    for wrapped, wrap in kinds.items():
         for style in ("forward", "torch"):
             model = wrap(network(dropout=0.2))
             optimizer = classic(PLASLS)(layers(model), joint="never", first_steps=1, growth_steps=2)
@@ -177,27 +177,8 @@ def suffixes(rank):
 
                 return evaluated
 
-            of_case = trained(rank, model, optimizer, closure=closure)
-            seen[f"{wrapped}, {style}"] = of_case | {"verified": sorted(optimizer.evaluator.suffix_check.verified)}
+            seen[f"{wrapped}, {style}"] = trained(rank, model, optimizer, closure=closure)
     return seen
-
-
-@claim
-def unlike_suffixes(rank):
-    """On one rank the first module's output is overwritten, so that nothing is recorded there."""
-
-    class Overwrites(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = network()
-
-        def forward(self, x):
-            hidden = self.model[0](x)
-            return self.model[1:](hidden.mul_(1.0) if rank else hidden)
-
-    model = Overwrites()
-    optimizer = classic(PLASLS)(split(model, lambda name: name.split(".")[1]), joint="never", first_steps=1)
-    return trained(rank, model, optimizer)
 
 
 @claim
@@ -461,7 +442,7 @@ def checked(rank):
     """Closures that are no function of the weights, on rank 1 or on both."""
     wraps = {"plain": lambda module: module, "DDP": DistributedDataParallel}
     seen = {}
-    for wrapped, wrap in wraps.items():
+    for wrapped, wrap in kinds.items():
         for style in ("forward", "torch"):
             for kind in ("fetches", "draws"):
                 for culprits in ((1,), (0, 1)):

@@ -12,6 +12,8 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten
 
+from .tensors import is_plain
+
 # The second check comes after this many evaluations, so that checks stay below one in a hundred.
 EVALUATIONS = 200
 # This many failed searches in a row bring a check and, if it finds nothing, a warning.
@@ -56,34 +58,31 @@ class Watch:
             self.said |= {key}
             warnings.warn(words, RuntimeWarning, stacklevel=2)
 
-    def searched(self, base: float, trials: Sequence[float], promised: float, tolerance: float, accepted: bool) -> None:
-        """Note that a search was done.
+    def evaluated(self, base: float, trials: Sequence[float]) -> None:
+        """Note f(w) and f at each trial point."""
+        self.evaluations += 1 + len(trials)
+        self.varied |= any(trial != base for trial in trials)
+
+    def is_constant(self, base: float, trials: Sequence[float], promised: float, tolerance: float) -> bool:
+        """Whether f has been the same at all weights so far, although it should have fallen.
 
         Args:
             base: f(w).
             trials: f at each trial point.
             promised: the change of f at the first trial, to first order.
             tolerance: how much of a change may be rounding.
-            accepted: whether the search has found a step size.
-
-        Raises:
-            RuntimeError: the loss has been the same at all weights so far.
         """
-        self.evaluations += 1 + len(trials)
-        self.varied |= any(trial != base for trial in trials)
         resolved = -promised > PROMISED * max(tolerance, torch.finfo(torch.float32).eps * abs(base))
+        return not self.varied and len(trials) >= TRIALS and resolved
+
+    def searched(self, base: float, trials: Sequence[float], promised: float, accepted: bool) -> None:
+        """Note that a search was done, and whether it has found a step size."""
         if not math.isfinite(promised):
             self.say(
                 "direction",
                 f"a search had nothing to test: f(w) = {base:.6g} and its gradient are finite, but the direction of "
                 "the move or its slope is not, so that nothing has moved. Its entries are too large or too small for "
                 "the weights' data type; allowed: float32 weights, a larger eps, or clip_norm",
-            )
-        if not self.varied and len(trials) >= TRIALS and resolved:
-            raise RuntimeError(
-                f"the closure returned {base!r} at all {len(trials)} trial points, where its gradient promised another "
-                "loss: it runs no model; allowed: a closure that computes prediction and loss anew at each call, such "
-                f"as lambda: loss(model(x), y) ({OFF})"
             )
         self.failures = 0 if accepted else self.failures + bool(trials)
         if not self.failures:
@@ -116,7 +115,7 @@ def likeliest_cause(evaluate: Callable[[], float], modules: Iterable[Module]) ->
     if second.changed:
         return False, (
             f"a module keeps a state that torch does not list, in {', '.join(second.changed[:3])}; allowed: a buffer "
-            "(register_buffer), which is put back for each trial, or a change after step"
+            "(register_buffer), which is put back for each trial, a change after step, or where is_trial() is False"
         )
     if not second.ran:
         return True, (
@@ -145,7 +144,7 @@ class _Observed:
 
 def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> _Observed:
     inputs: list[Any] = []
-    before = [_attributes(module) for module in modules]
+    before = attributes(modules)
 
     def given(module: Module, arguments: Any) -> None:
         if not torch.compiler.is_compiling():
@@ -158,18 +157,19 @@ def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> _Obse
             value = evaluate()
         finally:
             hook.remove()
-    changed = [
-        f"{type(module).__name__}.{name}"
-        for module, held in zip(modules, before, strict=True)
-        for name, content in _attributes(module).items()
-        if name not in held or held[name] != content
-    ]
-    return _Observed(value, bool(inputs), inputs, changed)
+    after = attributes(modules)
+    return _Observed(value, bool(inputs), inputs, [key[0] for key, kept in after.items() if before.get(key) != kept])
 
 
-def _attributes(module: Module) -> dict[str, Any]:
+def attributes(modules: Iterable[Module]) -> dict[tuple[str, int], Any]:
+    """A fingerprint of each attribute of the modules, other than what torch lists, by its name and the module's id."""
     skipped = ("_parameters", "_buffers", "_modules", "forward")
-    return {name: _print(value) for name, value in list(vars(module).items()) if name not in skipped}
+    return {
+        (f"{type(module).__name__}.{name}", id(module)): _print(value)
+        for module in modules
+        for name, value in list(vars(module).items())
+        if name not in skipped
+    }
 
 
 def _print(value: Any) -> Any:
@@ -181,7 +181,7 @@ def _print(value: Any) -> Any:
 def _print_one(leaf: Any) -> Any:
     if isinstance(leaf, torch.Generator):
         return leaf.get_state().tolist()
-    if isinstance(leaf, Tensor) and not leaf.is_meta:
-        total = float(leaf.detach().double().sum()) if not leaf.is_complex() else repr(leaf.detach().sum().item())
-        return tuple(leaf.shape), "nan" if isinstance(total, float) and math.isnan(total) else total
+    if isinstance(leaf, Tensor) and is_plain(leaf) and leaf.untyped_storage().nbytes():
+        total = repr(leaf.detach().sum().item()) if leaf.is_complex() else float(leaf.detach().double().sum())
+        return tuple(leaf.shape), "nan" if total != total else total
     return leaf if isinstance(leaf, (bool, int, float, str)) else type(leaf).__name__

@@ -1,5 +1,6 @@
 """What a closure may change beside the weights that are searched, as far as torch can list it."""
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+
+from .tensors import can_have_gradient, is_plain
 
 # Limits of the search for modules: objects that are looked at, nearest first, and entries of one collection.
 OBJECTS, ENTRIES = 5_000, 200
@@ -35,6 +38,12 @@ class Buffers:
         module._buffers.update({name: held for name, (held, _) in self._held.items()})
 
 
+def has_buffers(module: Module) -> bool:
+    """Whether a module has buffers of its own. Inside of a vmap it has those of the vmap for a while."""
+    held = [buffer for buffer in module._buffers.values() if buffer is not None] if len(module._buffers) else []
+    return bool(len(module._buffers)) and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, held))
+
+
 def _buffers(module: Module) -> dict[str, Tensor | None]:
     if isinstance(module, torch.jit.ScriptModule):
         return dict(module.named_buffers(recurse=False))
@@ -42,7 +51,7 @@ def _buffers(module: Module) -> dict[str, Tensor | None]:
 
 
 def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().clone()
+    return None if tensor is None or not is_plain(tensor) else tensor.detach().clone()
 
 
 def write(tensor: Tensor | None, copy: Tensor | None) -> None:
@@ -58,7 +67,8 @@ def write(tensor: Tensor | None, copy: Tensor | None) -> None:
 class Outside:
     """Parameters that are not searched, such as a teacher's. It finds those that one evaluation changes.
 
-    They are copied as long as the copies need no more memory than a trial point. Of others only norms are compared.
+    They are copied as long as the copies need no more memory than the weights. Of others only norms are compared.
+    Integers, float8, subclasses of Tensor and what FSDP shards are left alone.
 
     Args:
         modules: the modules to look at.
@@ -66,16 +76,20 @@ class Outside:
     """
 
     def __init__(self, modules: Iterable[Module], own: Iterable[Tensor]) -> None:
-        own = set(own)
-        self._room = sum(parameter.nbytes for parameter in own)
-        self._own = own
+        self._own = set(own)
+        self._room = sum(parameter.nbytes for parameter in self._own)
         self._before: dict[tuple[Module, str], tuple[Tensor, Tensor, bool]] = {}
+        self._sharded: set[Module] = set()  # inside of their forward their parameters are gathered for a while
         for module in modules:
             self.add(module)
 
     def add(self, module: Module) -> None:
-        for name, parameter in list(module._parameters.items()):
-            if parameter is None or parameter in self._own or (module, name) in self._before or parameter.is_meta:
+        if is_fsdp(module):
+            self._sharded.update(module.modules())
+        for name, parameter in () if module in self._sharded else list(module._parameters.items()):
+            if parameter is None or parameter in self._own or (module, name) in self._before:
+                continue
+            if not (is_plain(parameter) and can_have_gradient(parameter)):
                 continue
             self._room -= parameter.nbytes
             copied = self._room >= 0
@@ -90,6 +104,12 @@ class Outside:
 
 def _norm(parameter: Tensor) -> Tensor:
     return torch.linalg.vector_norm(parameter.detach(), dtype=torch.float64 if parameter.is_cpu else torch.float32)
+
+
+def is_fsdp(module: Module) -> bool:
+    """Whether `fully_shard` was called on the module."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # who has called it has imported it
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def modules_of(closures: Iterable[Callable[..., Any]]) -> list[Module]:

@@ -6,54 +6,78 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from .state import Buffers, Outside, modules_of, write
+from .state import Buffers, Outside, has_buffers, is_fsdp, modules_of, write
 
 T = TypeVar("T")
+
+_evaluates_again = False  # no ContextVar, as a backward pass runs hooks in other threads
+
+
+def is_trial() -> bool:
+    """Whether the closure is evaluated again, for a trial or a check.
+
+    In a step's first evaluation, and outside of steps, it is False. A closure that counts, keeps or logs something
+    beside its loss asks this, and does so once a step:
+
+        if not is_trial():
+            accuracy.update(prediction, target)
+    """
+    return _evaluates_again
 
 
 @dataclass
 class Modules:
-    """The modules that the closures of earlier steps have run.
+    """The modules that the closures of earlier steps have run, and what is known of them.
 
     A hook finds them. But torch.compile compiles anew whenever hooks come and go, and what a hook does becomes a part
     of the compiled code. So the whole first step runs uncompiled, and later there is no hook for closures with compiled
     modules. Such a closure must not run a module for the first time after the first steps.
+
+    Attributes:
+        ran: modules that ran, and their parts.
+        known: all modules whose buffers may change: those that ran, and those that the closures can reach. With each
+            the names of its parameters that are not searched, but changed by a closure.
+        compiled: whether one of them is compiled.
+        autocast: the data type of the autocast in which they ran; None: there was none.
+        backward_inside: whether a closure has called backward itself.
+        with_gradients: whether a trial is the same function only if gradients are enabled.
     """
 
-    ran: WeakSet[torch.nn.Module] = field(default_factory=WeakSet)
+    ran: WeakSet[Module] = field(default_factory=WeakSet)
+    known: WeakKeyDictionary[Module, set[str]] = field(default_factory=WeakKeyDictionary)
     compiled: bool = False
-    autocast: torch.dtype | None = None  # the type of the autocast in which they ran; None: no autocast
-    backward_inside: bool = False  # whether a closure has called backward itself
-    with_gradients: bool = False  # whether only trials with gradients enabled are the same function
-    # All modules whose buffers may change: those that ran, and those that the closures can reach. The names are of
-    # parameters that are not searched but changed by the closures.
-    known: WeakKeyDictionary[torch.nn.Module, set[str]] = field(default_factory=WeakKeyDictionary)
+    autocast: torch.dtype | None = None
+    backward_inside: bool = False
+    with_gradients: bool = False
 
-    def add(self, modules: Iterable[torch.nn.Module]) -> None:
+    def add(self, modules: Iterable[Module]) -> None:
         for module in modules:
             self.known.setdefault(module, set())
 
-    def parameters_but(self, own: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    def parameters_but(self, own: Iterable[Tensor]) -> list[Tensor]:
         """Parameters of the modules that ran, without one's `own`."""
         known = set(own)
         of_all = (p for module in self.ran for p in module._parameters.values())
         return [p for p in dict.fromkeys(of_all) if p is not None and p not in known]
 
+    def reshard(self) -> None:
+        """Drop gathered weights. Without a backward pass FSDP keeps some of them, though the weights have moved."""
+        for module in self.ran:
+            if is_fsdp(module):
+                module.reshard()  # type: ignore[operator]
 
-class Randomness:
-    """The random states that a closure may use: torch's CPU and accelerator generators, Python's, NumPy's.
 
-    Args:
-        devices: devices of the parameters; the generators of accelerators among them are included.
-    """
+class _Randomness:
+    """The random states that a closure may use: torch's CPU and accelerator generators, Python's, NumPy's."""
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
         self._devices = [device for device in set(devices) if device.type not in ("cpu", "meta")]
@@ -73,6 +97,14 @@ class Randomness:
             torch.get_device_module(device).set_rng_state(of_device, device)
 
 
+class _State(NamedTuple):
+    """Everything that an evaluation may change, at one moment."""
+
+    randomness: tuple[Any, ...]
+    buffers: Iterable[Buffers]
+    outside: Sequence[tuple[Tensor, Tensor]]
+
+
 class Replay:
     """One step's evaluations. `first` is the plain one, `again` repeats it, and only `first` has lasting effects.
 
@@ -80,38 +112,35 @@ class Replay:
     generators, Python's, NumPy's) and all buffers are as the first evaluation alone would have left them, also if an
     evaluation raises. The same holds for parameters that are not searched but that the closure changes.
 
-    Under DistributedDataParallel only `first` broadcasts buffers; later each rank puts back those that it received.
-    Only `first` averages gradients, too. Those of a trial are dropped, and may be of some parameters only (see
-    `Suffix`).
+    Under DistributedDataParallel only `first` broadcasts buffers and averages gradients. Later each rank puts back the
+    buffers that it received. Under `fully_shard` each evaluation gathers the weights as they are.
 
     Args:
-        devices: the accelerators whose generators the closure may use.
-        modules: the attribute `modules` of the step before; None: this is the first step.
+        modules: what the steps before have found; None: this is the first step.
         closures: the closures of this step. Modules are looked for in them.
-        own: the parameters that are searched.
+        own: the parameters that are searched. Generators of their devices are replayed.
         looks: whether this step looks for what closures change, as the first one does.
     """
 
     def __init__(
         self,
-        devices: Iterable[torch.device],
-        modules: Modules | None = None,
-        closures: Iterable[Callable[..., Any]] = (),
-        own: Iterable[torch.Tensor] = (),
-        looks: bool = True,
+        modules: Modules | None,
+        closures: Iterable[Callable[..., Any]],
+        own: Sequence[Tensor],
+        looks: bool,
     ) -> None:
         self.modules = modules or Modules()
         self._is_first = modules is None
         self._closures, self._own, self._looks = closures, own, looks
         self._outside: Outside | None = None
         self._stance = ExitStack()
-        devices = set(devices)
+        devices = {parameter.device for parameter in own}
         self._device_types = {device.type for device in devices}
-        self._randomness = Randomness(devices)
-        self._buffers_before: dict[torch.nn.Module, Buffers] = {}
-        self._outside_before: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._randomness = _Randomness(devices)
+        self._buffers_before: dict[Module, Buffers] = {}
+        self._outside_before: list[tuple[Tensor, Tensor]] = []
         self._wrappers: dict[DistributedDataParallel, tuple[bool, bool]] = {}
-        self._after: State | None = None
+        self._after: _State | None = None
 
     def __enter__(self) -> "Replay":
         self._before = self._randomness.get()
@@ -119,12 +148,11 @@ class Replay:
             self._stance.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stance.close()
         if self._after is not None:
             self._restore(self._after)
+            self.modules.reshard()
             for wrapper, (broadcasts, averages) in self._wrappers.items():
                 wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync = broadcasts, averages
 
@@ -154,10 +182,10 @@ class Replay:
 
     @contextmanager
     def _finding_modules(self) -> Iterator[None]:
-        ran: list[torch.nn.Module] = []
+        ran: list[Module] = []
         compiling: list[bool] = []
 
-        def remember(module: torch.nn.Module, inputs: Any) -> None:
+        def remember(module: Module, inputs: Any) -> None:
             if torch.compiler.is_compiling():  # a compiled function; its modules ran in the first step
                 compiling.append(True)
             else:
@@ -167,11 +195,9 @@ class Replay:
 
         hook = register_module_forward_pre_hook(remember)
         try:
-            if self._is_first:
-                with warnings.catch_warnings():
+            with warnings.catch_warnings() if self._is_first else ExitStack():
+                if self._is_first:
                     warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")
-                    yield
-            else:
                 yield
         finally:
             hook.remove()
@@ -179,11 +205,11 @@ class Replay:
             parts = [part for module in new for part in module.modules()]
             self.modules.ran.update(parts)
             self.modules.add(parts)
-            self.modules.compiled = bool(compiling) or any(_is_compiled(module) for module in ran)
+            self.modules.compiled = bool(compiling) or any(map(_is_compiled, ran))
 
-    def _remember(self, module: torch.nn.Module) -> None:
+    def _remember(self, module: Module) -> None:
         # The content is compared, as torch's batch norm writes its statistics without changing the version counter.
-        if module not in self._buffers_before and len(module._buffers):
+        if module not in self._buffers_before and has_buffers(module):
             self._buffers_before[module] = Buffers(module)
         if self._outside is not None:
             self._outside.add(module)
@@ -194,8 +220,9 @@ class Replay:
                 self.modules.autocast = torch.get_autocast_dtype(device)
 
     def again(self, evaluate: Callable[[], T]) -> T:
+        global _evaluates_again
         if self._after is None:
-            self._after = State(
+            self._after = _State(
                 self._randomness.get(),
                 [Buffers(module) for module in self._buffers_before],
                 [(parameter, parameter.detach().clone()) for parameter, _ in self._outside_before],
@@ -205,14 +232,19 @@ class Replay:
                 for module in self.modules.ran
                 if isinstance(module, DistributedDataParallel)
             }
-        self._restore(State(self._before, self._buffers_before.values(), self._outside_before))
+        self._restore(_State(self._before, self._buffers_before.values(), self._outside_before))
+        self.modules.reshard()
         for wrapper in self._wrappers:
             # A forward without gradients would set the first of the two for good.
             wrapper.require_forward_param_sync = wrapper.require_backward_grad_sync = False
-        return evaluate()
+        outer, _evaluates_again = _evaluates_again, True
+        try:
+            return evaluate()
+        finally:
+            _evaluates_again = outer
 
     @torch.no_grad()
-    def _restore(self, state: "State") -> None:
+    def _restore(self, state: _State) -> None:
         self._randomness.set(state.randomness)
         for buffers in state.buffers:
             buffers.put_back()
@@ -220,14 +252,6 @@ class Replay:
             write(parameter, content)
 
 
-class State(NamedTuple):
-    """Everything that an evaluation may change, at one moment."""
-
-    randomness: tuple[Any, ...]
-    buffers: Iterable[Buffers]
-    outside: Sequence[tuple[torch.Tensor, torch.Tensor]]
-
-
-def _is_compiled(module: torch.nn.Module) -> bool:
+def _is_compiled(module: Module) -> bool:
     """Whether the module is compiled, by torch.compile(module) or by module.compile()."""
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

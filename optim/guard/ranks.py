@@ -10,7 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .tensors import is_plain, is_sharded
+
 T = TypeVar("T")
+
+_SHARDS = "allowed: fully_shard (FSDP2), called before the optimizer is made"
 
 # Marks in a list of norms, which are 0 or above. NaN needs a mark, as it does not equal itself.
 NO_GRADIENT, NOT_A_NUMBER = -2.0, -1.0
@@ -29,7 +33,8 @@ class Ranks:
 
     The weights have the same bits on all ranks, for these reasons. The first step compares them. It also compares the
     gradients, which are averaged here if nobody else has done so (DistributedDataParallel does). Every decision is made
-    on numbers gathered from all ranks, of which each rank computes the same mean. The move is elementwise.
+    on numbers gathered from all ranks, of which each rank computes the same mean. Sharded weights (DTensor) are neither
+    compared nor averaged: each rank holds other parts, and the backward pass has reduced their gradients.
 
     An exception in the closure of one rank is raised on that rank. In the same evaluation the others raise a
     RuntimeError that names the rank. If a rank is dead, or if the others wait for it in a collective of their own, it
@@ -85,6 +90,8 @@ class Ranks:
         Raises:
             RuntimeError: they do not. The error says which rank differs from rank 0, and what to do.
         """
+        if any(getattr(parameter, "_fsdp_flattened", False) for parameter in parameters):
+            raise RuntimeError(f"FullyShardedDataParallel (FSDP1) is not supported; {_SHARDS}")
         if self._compared or self.count == 1:
             return
         described = repr((state(), [(tuple(p.shape), p.dtype) for p in parameters]))
@@ -92,7 +99,8 @@ class Ranks:
         if len(rank := (differs != differs[0]).nonzero()):
             raise RuntimeError(
                 f"rank {int(rank[0, 0])} has other parameters, settings or step sizes than rank 0; allowed: the same "
-                "on all ranks (no sharded parameters, and a state that is loaded on all ranks or on none)"
+                "on all ranks, and a state that is loaded on all ranks or on none. A ZeroRedundancyOptimizer gives "
+                f"each rank other parameters; {_SHARDS}"
             )
         if (other := self._first_unlike(parameters)) is not None:
             raise RuntimeError(
@@ -109,6 +117,7 @@ class Ranks:
         """
         if self.count == 1:
             return
+        parameters = [parameter for parameter in parameters if not is_sharded(parameter)]
         norms = self._gathered(lambda: _norms(parameters), len(parameters))
         if (norms != norms[0]).any():
             self._average = True
@@ -156,7 +165,7 @@ class Ranks:
     def _first_unlike(self, tensors: Sequence[Tensor]) -> int | None:
         """The first rank whose tensors differ from rank 0's in any bit; None if there is none."""
         alike = True
-        for tensor in tensors:
+        for tensor in filter(is_plain, tensors):
             ours = tensor.detach().contiguous()
             theirs = ours.clone()
             dist.broadcast(theirs, src=0)
