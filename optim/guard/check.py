@@ -23,6 +23,10 @@ FAILURES = 10
 TRIALS, PROMISED = 3, 100.0
 
 OFF = "check_closure=False turns this check off"
+STATE = (
+    "a module keeps a state that torch does not list, in {}; allowed: a buffer "
+    "(register_buffer), which is put back for each trial, or a change where is_trial() is False, or after step"
+)
 
 
 @dataclass
@@ -34,6 +38,7 @@ class Watch:
         evaluations: number of evaluations of closures so far.
         failures: number of searches in a row that have failed.
         varied: whether some trial had another loss than its unmoved point.
+        checked_failures: whether a check has come after these failures.
         said: keys of the warnings that were given already.
     """
 
@@ -58,25 +63,12 @@ class Watch:
             self.said |= {key}
             warnings.warn(words, RuntimeWarning, stacklevel=2)
 
-    def evaluated(self, base: float, trials: Sequence[float]) -> None:
-        """Note f(w) and f at each trial point."""
+    def searched(self, base: float, trials: Sequence[float], promised: float, accepted: bool) -> None:
+        """Note a search from f(w) = `base` whose first trial promised this change, and warn if it shows a fault."""
         self.evaluations += 1 + len(trials)
         self.varied |= any(trial != base for trial in trials)
-
-    def is_constant(self, base: float, trials: Sequence[float], promised: float, tolerance: float) -> bool:
-        """Whether f has been the same at all weights so far, although it should have fallen.
-
-        Args:
-            base: f(w).
-            trials: f at each trial point.
-            promised: the change of f at the first trial, to first order.
-            tolerance: how much of a change may be rounding.
-        """
-        resolved = -promised > PROMISED * max(tolerance, torch.finfo(torch.float32).eps * abs(base))
-        return not self.varied and len(trials) >= TRIALS and resolved
-
-    def searched(self, base: float, trials: Sequence[float], promised: float, accepted: bool) -> None:
-        """Note that a search was done, and whether it has found a step size."""
+        self.failures = 0 if accepted else self.failures + bool(trials)
+        self.checked_failures &= self.failures > 0
         if not math.isfinite(promised):
             self.say(
                 "direction",
@@ -84,10 +76,7 @@ class Watch:
                 "the move or its slope is not, so that nothing has moved. Its entries are too large or too small for "
                 "the weights' data type; allowed: float32 weights, a larger eps, or clip_norm",
             )
-        self.failures = 0 if accepted else self.failures + bool(trials)
-        if not self.failures:
-            self.checked_failures = False
-        elif self.checked_failures:
+        if self.checked_failures:
             self.say(
                 "failures",
                 f"{self.failures} searches in a row have failed, the last one after {len(trials)} trials from f(w) = "
@@ -96,6 +85,11 @@ class Watch:
                 "hooks that change gradients). What helps: a larger rounding= where the loss is noisy, a more precise "
                 "loss (float64, or the losses of the examples), or to stop here",
             )
+
+    def is_constant(self, base: float, trials: Sequence[float], promised: float, tolerance: float) -> bool:
+        """Whether f was the same at all weights so far, although far more than its tolerance was promised."""
+        resolved = -promised > PROMISED * max(tolerance, torch.finfo(torch.float32).eps * abs(base))
+        return not self.varied and len(trials) >= TRIALS and resolved
 
 
 def likeliest_cause(evaluate: Callable[[], float], modules: Iterable[Module]) -> tuple[bool, str]:
@@ -106,23 +100,21 @@ def likeliest_cause(evaluate: Callable[[], float], modules: Iterable[Module]) ->
         modules: the modules whose attributes may have changed.
     """
     modules = list(modules)
-    first, second = _observed(evaluate, modules), _observed(evaluate, modules)
-    if first.inputs and second.inputs and first.inputs[0] != second.inputs[0]:
+    first, inputs, _ = _observed(evaluate, modules)
+    second, inputs_again, changed = _observed(evaluate, modules)
+    if inputs and inputs_again and inputs[0] != inputs_again[0]:
         return True, (
             "it was given other data: the closure fetches its batch, changes it in place or draws it anew; allowed: "
             "a closure over a batch that is fetched and augmented before step"
         )
-    if second.changed:
-        return False, (
-            f"a module keeps a state that torch does not list, in {', '.join(second.changed[:3])}; allowed: a buffer "
-            "(register_buffer), which is put back for each trial, a change after step, or where is_trial() is False"
-        )
-    if not second.ran:
+    if changed:
+        return False, STATE.format(", ".join(changed[:3]))
+    if not inputs_again:
         return True, (
             "it ran no module, and its data or draws differ from call to call; allowed: a closure over a batch and "
             "random numbers that are drawn before step"
         )
-    if second.value != first.value or second.inputs != first.inputs:
+    if second != first or inputs_again != inputs:
         return False, (
             "it draws from a random generator of its own, seeds one anew, or keeps a state outside of modules; "
             "allowed: torch's, Python's and NumPy's global generators, which are replayed, and states that change "
@@ -134,15 +126,8 @@ def likeliest_cause(evaluate: Callable[[], float], modules: Iterable[Module]) ->
     )
 
 
-@dataclass
-class _Observed:
-    value: float
-    ran: bool
-    inputs: list[Any]
-    changed: list[str]
-
-
-def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> _Observed:
+def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> tuple[float, list[Any], list[str]]:
+    """The loss, what each module was given, and the attributes of modules that have changed."""
     inputs: list[Any] = []
     before = attributes(modules)
 
@@ -157,8 +142,7 @@ def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> _Obse
             value = evaluate()
         finally:
             hook.remove()
-    after = attributes(modules)
-    return _Observed(value, bool(inputs), inputs, [key[0] for key, kept in after.items() if before.get(key) != kept])
+    return value, inputs, [key[0] for key, kept in attributes(modules).items() if before.get(key) != kept]
 
 
 def attributes(modules: Iterable[Module]) -> dict[tuple[str, int], Any]:

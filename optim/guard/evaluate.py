@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .check import OFF, attributes, likeliest_cause
+from .check import OFF, STATE, attributes, likeliest_cause
 from .gradients import Accumulated, mark_used, set_aside
 from .replay import Replay
 from .tensors import local, total, whole
@@ -254,12 +254,7 @@ class Evaluation:
             self._repeat()
             later = attributes(self._replay.modules.known)
             if counters := [key[0] for key in changed if later.get(key) != now[key]]:
-                self._watch.say(
-                    "counters",
-                    f"a module keeps a state that torch does not list, in {', '.join(counters[:3])}, and trials change "
-                    "it; allowed: a buffer (register_buffer), which is put back for each trial, or a closure that asks "
-                    f"is_trial() and changes it only where that is False ({OFF})",
-                )
+                self._watch.say("counters", f"{STATE.format(', '.join(counters[:3]))} ({OFF})")
 
     def searched(self, accepted: bool, promised: float, tolerance: float, check: bool = True) -> None:
         """Note that a search was done over the trials so far.
@@ -279,10 +274,9 @@ class Evaluation:
             self._ranks.together(self._raise_outside, 0)
         if not check:
             return
-        self._watch.evaluated(self.base, trials)
+        self._watch.searched(self.base, trials, promised, accepted)
         if self._watch.is_constant(self.base, trials, promised, tolerance):
             raise RuntimeError(f"the closure returned {self.base!r} at all {len(trials)} trial points, {self._why()}")
-        self._watch.searched(self.base, trials, promised, accepted)
 
     def _raise_outside(self) -> None:
         if self._errors and len(self._errors) >= len(self._trials):
