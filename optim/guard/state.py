@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from .tensors import can_have_gradient, is_plain
+from .tensors import can_have_gradient, is_inside_vmap, is_plain
 
 # Limits of the search for modules: objects that are looked at, nearest first, and entries of one collection.
 OBJECTS, ENTRIES = 5_000, 200
@@ -22,36 +22,25 @@ class Buffers:
 
     def __init__(self, module: Module) -> None:
         self.module = module
-        self._held = {name: (buffer, _copy(buffer)) for name, buffer in _buffers(module).items()}
+        self._held = {
+            name: (buffer, buffer.detach().clone() if buffer is not None and is_plain(buffer) else None)
+            for name, buffer in module._buffers.items()
+        }
 
     def put_back(self) -> None:
-        module = self.module
-        for held, copy in self._held.values():
+        now = dict(self.module._buffers.items())
+        for name in now.keys() - self._held.keys():
+            delattr(self.module, name)
+        for name, (held, copy) in self._held.items():
             write(held, copy)
-        if isinstance(module, torch.jit.ScriptModule):
-            now = _buffers(module)
-            for name in (name for name, (held, _) in self._held.items() if now[name] is not held):
-                setattr(module, name, self._held[name][0])
-            return
-        for name in module._buffers.keys() - self._held.keys():
-            del module._buffers[name]
-        module._buffers.update({name: held for name, (held, _) in self._held.items()})
+            if now.get(name, self) is not held:
+                setattr(self.module, name, held)
 
 
 def has_buffers(module: Module) -> bool:
     """Whether a module has buffers of its own. Inside of a vmap it has those of the vmap for a while."""
-    held = [buffer for buffer in module._buffers.values() if buffer is not None] if len(module._buffers) else []
-    return bool(len(module._buffers)) and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, held))
-
-
-def _buffers(module: Module) -> dict[str, Tensor | None]:
-    if isinstance(module, torch.jit.ScriptModule):
-        return dict(module.named_buffers(recurse=False))
-    return module._buffers
-
-
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None or not is_plain(tensor) else tensor.detach().clone()
+    held = [buffer for _, buffer in module._buffers.items()] if len(module._buffers) else []
+    return bool(held) and not any(is_inside_vmap(buffer) for buffer in held if buffer is not None)
 
 
 def write(tensor: Tensor | None, copy: Tensor | None) -> None:
@@ -89,7 +78,7 @@ class Outside:
         for name, parameter in () if module in self._sharded else list(module._parameters.items()):
             if parameter is None or parameter in self._own or (module, name) in self._before:
                 continue
-            if not (is_plain(parameter) and can_have_gradient(parameter)):
+            if not is_plain(parameter) or not can_have_gradient(parameter):
                 continue
             self._room -= parameter.nbytes
             copied = self._room >= 0

@@ -17,8 +17,13 @@ def is_plain(tensor: Tensor) -> bool:
     return (
         type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
         and not tensor.is_meta
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not is_inside_vmap(tensor)
     )
+
+
+def is_inside_vmap(tensor: Tensor) -> bool:
+    """Whether a tensor stands for many, and only until the vmap around it ends."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def is_sharded(tensor: Tensor) -> bool:
