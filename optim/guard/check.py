@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,23 +32,14 @@ STATE = (
 
 @dataclass
 class Watch:
-    """What an optimizer knows about the repeatability of its closures.
-
-    Attributes:
-        checks: number of checks so far.
-        evaluations: number of evaluations of closures so far.
-        failures: number of searches in a row that have failed.
-        varied: whether some trial had another loss than its unmoved point.
-        checked_failures: whether a check has come after these failures.
-        said: keys of the warnings that were given already.
-    """
+    """What an optimizer knows about the repeatability of its closures."""
 
     checks: int = 0
     evaluations: int = 0
-    failures: int = 0
-    varied: bool = False
-    checked_failures: bool = False
-    said: frozenset[str] = frozenset()
+    failures: int = 0  # searches in a row that have failed
+    checked_failures: bool = False  # whether a check has come after these failures
+    varied: bool = False  # whether some trial had another loss than its unmoved point
+    said: frozenset[str] = frozenset()  # keys of the warnings that were given already
 
     def is_due(self) -> bool:
         failing = self.failures >= FAILURES and not self.checked_failures
@@ -93,12 +85,7 @@ class Watch:
 
 
 def likeliest_cause(evaluate: Callable[[], float], modules: Iterable[Module]) -> tuple[bool, str]:
-    """Why the same weights gave another loss: whether no search can be right then, and the reason in words.
-
-    Args:
-        evaluate: evaluates the loss once more, as at a trial.
-        modules: the modules whose attributes may have changed.
-    """
+    """Why `evaluate` gave another loss at the same weights: whether no search can be right then, and why in words."""
     modules = list(modules)
     first, inputs, _ = _observed(evaluate, modules)
     second, inputs_again, changed = _observed(evaluate, modules)
@@ -126,6 +113,14 @@ def likeliest_cause(evaluate: Callable[[], float], modules: Iterable[Module]) ->
     )
 
 
+@contextmanager
+def quiet_hooks() -> Iterator[None]:
+    """Inside, torch.compile does not warn of hooks on all modules."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")
+        yield
+
+
 def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> tuple[float, list[Any], list[str]]:
     """The loss, what each module was given, and the attributes of modules that have changed."""
     inputs: list[Any] = []
@@ -135,8 +130,7 @@ def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> tuple
         if not torch.compiler.is_compiling():
             inputs.append((id(module), _print(arguments)))
 
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")
+    with torch.compiler.set_stance("force_eager"), quiet_hooks():
         hook = register_module_forward_pre_hook(given)
         try:
             value = evaluate()

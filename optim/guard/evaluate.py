@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,6 @@ class Evaluation:
         # Later this also has the parameters that others move, of modules that have run.
         self._with_gradients: list[Tensor] = list(parameters)
 
-    # -- f(w_k) and its gradient --------------------------------------------------------------------------
-
     def first(self) -> None:
         """Evaluate f(w_k). Its gradient, the unscaled mean over ranks, is in p.grad afterwards.
 
@@ -77,7 +76,7 @@ class Evaluation:
 
         Raises:
             RuntimeError: a closure's loss has no graph or is no loss, or one of several closures calls backward; a
-                gradient is sparse; or in the first step no parameter has a gradient. Later that is one warning.
+                gradient is sparse; or no parameter has a gradient in the first step (later that is one warning).
         """
         self._replay.first(self._forward_backward)
         modules, ranks, scaler = self._replay.modules, self._ranks, self._guard.grad_scaler
@@ -109,7 +108,7 @@ class Evaluation:
                     mean = losses.mean() / len(closures)
                     ranks.together((scaler.scale(mean) if scaler else mean).backward, len(closures))
             self._losses.append(losses.detach())
-        self._count(1, backward=True)
+        self._count(backward=True)
 
     def _forward(self, closure: Closure) -> Tensor:
         if self._losses:  # this closure may clear the gradients of those before
@@ -126,12 +125,10 @@ class Evaluation:
                 f"the closure returned a tensor of shape {tuple(losses.shape)} and type {losses.dtype}; allowed: one "
                 "real number, or without a backward of its own the losses of the examples"
             )
-        if self._backward_inside:
-            scaler = self._guard.grad_scaler
-            given = "several closures" if len(self._closures) > 1 else "a grad_scaler" if scaler else ""
-            if given:
-                raise RuntimeError(f"with {given} a closure must not call backward; allowed: forward only")
-        elif not losses.requires_grad:
+        if self._backward_inside and (len(self._closures) > 1 or self._guard.grad_scaler):
+            given = "several closures" if len(self._closures) > 1 else "a grad_scaler"
+            raise RuntimeError(f"with {given} a closure must not call backward; allowed: forward only")
+        if not self._backward_inside and not losses.requires_grad:
             self._without_backward = self._backward_inside = self._replay.modules.backward_inside
             if not self._without_backward:
                 raise RuntimeError("the closure's loss has no graph: it must depend on the parameters")
@@ -140,11 +137,9 @@ class Evaluation:
     def _has_gradients(self) -> bool:
         return any(p.grad is not None for p in self._parameters)
 
-    def _count(self, evaluations: int, backward: bool) -> None:
-        self._guard.counts["forwards"] += evaluations * len(self._closures)
-        self._guard.counts["backwards"] += evaluations * len(self._closures) * backward
-
-    # -- f at a trial point -------------------------------------------------------------------------------
+    def _count(self, backward: bool) -> None:
+        self._guard.counts["forwards"] += len(self._closures)
+        self._guard.counts["backwards"] += len(self._closures) * backward
 
     def again(self) -> float:
         """f at the present weights, with the randomness of the first evaluation. Gradients stay as they are.
@@ -152,7 +147,7 @@ class Evaluation:
         It is NaN outside of the model's domain, that is, if the closure raises a ValueError, an ArithmeticError or a
         LinAlgError on any rank.
         """
-        self._count(1, backward=self._backward_inside)
+        self._count(backward=self._backward_inside)
         self._trials.append(self._on_all_ranks(self._at_trial))
         return self._trials[-1]
 
@@ -173,7 +168,7 @@ class Evaluation:
         except OUTSIDE as error:
             self._guard.counts["outside"] += 1
             self._errors.append(error)
-            return math.nan
+        return math.nan
 
     def _once_more(self) -> float:
         try:
@@ -194,8 +189,6 @@ class Evaluation:
         self._errors = []  # their tracebacks hold the step's memory
         if not self._accumulated.given_back:
             mark_used(self._with_gradients)
-
-    # -- whether it is one function of the weights --------------------------------------------------------
 
     def check(self, rounding_error: Callable[[], float]) -> None:
         """Evaluate w_k once more, just as at a trial, in the first step and after failed searches.
@@ -244,10 +237,7 @@ class Evaluation:
         self._ranks.together(explain, 0)
 
     def _name_counters(self, seen: dict[tuple[str, int], Any]) -> None:
-        """Warn of modules that count evaluations in attributes: what these held is `seen`, and each repeat adds to it.
-
-        A cache changes once, a counter again and again.
-        """
+        """Warn of attributes that each evaluation changes since `seen`. A cache changes only once."""
         now = attributes(self._replay.modules.known)
         changed = [key for key, content in now.items() if seen.get(key) != content]
         if self._ranks.mean(lambda: float(bool(changed))):
@@ -263,7 +253,7 @@ class Evaluation:
             accepted: whether it has found a step size.
             promised: the change of f at its first trial, to first order.
             tolerance: how much of a change of f may be rounding.
-            check: whether to look for closures that no search can be right for.
+            check: whether faults of the closure are looked for.
 
         Raises:
             RuntimeError: f has been the same at all weights so far.
@@ -285,18 +275,16 @@ class Evaluation:
     def _why(self) -> str:
         """Why f does not change with the weights: a backward pass tells whether they are used at all."""
 
-        def backward() -> None:
-            for closure in self._closures:
-                losses = _losses(closure)
+        def backward() -> bool:
+            for losses in map(_losses, self._closures):
                 if not self._backward_inside:
                     losses.mean().backward()
+            return self._has_gradients()
 
-        with set_aside(self._with_gradients), torch.enable_grad():
-            try:
-                self._replay.again(backward)
-                uses_weights = self._has_gradients()
-            except RuntimeError:  # the graph was made, and freed, outside of the closure
-                uses_weights = False
+        uses_weights = False
+        # A RuntimeError means that the graph was made, and freed, outside of the closure.
+        with set_aside(self._with_gradients), torch.enable_grad(), suppress(RuntimeError):
+            uses_weights = self._replay.again(backward)
         if uses_weights:
             return (
                 "although its gradient does not vanish: it is a constant by construction, such as value / "
@@ -306,8 +294,6 @@ class Evaluation:
             "where its gradient promised another loss: it runs no model; allowed: a closure that computes prediction "
             f"and loss anew at each call, such as lambda: loss(model(x), y) ({OFF})"
         )
-
-    # -- how precise it is --------------------------------------------------------------------------------
 
     def rounding_error(self, loss_scale: float = 0.0, measured: float = 0.0) -> float:
         r"""How much of f may be rounding, in units of f.

@@ -23,7 +23,7 @@ def mark_used(parameters: Iterable[Tensor]) -> None:
 def are_used(parameters: Iterable[Tensor], changes: int) -> bool:
     """Whether a step has used all present gradients, and each was changed in place at most `changes` times since.
 
-    Clipping or scaling them is one change. Zeroing them for a backward pass and the pass itself are two.
+    Clipping or scaling is one change; zeroing and a backward pass are two.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return bool(gradients) and all(g in _USED and g._version - _USED[g] <= changes for g in gradients)
@@ -32,7 +32,7 @@ def are_used(parameters: Iterable[Tensor], changes: int) -> bool:
 class Accumulated:
     """Gradients that were made or changed since the last step. A step over its closure's loss alone would drop them.
 
-    A closure in torch's style may clear them, as it would for torch's own optimizers. Otherwise they are an error.
+    A closure in torch's style may clear them. Otherwise they are an error.
 
     Attributes:
         given_back: whether an exception has ended the step, so that they lie in .grad again.

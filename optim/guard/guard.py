@@ -22,18 +22,13 @@ class Guard:
     Args:
         counts: where evaluations are counted, as "forwards" and "backwards".
         grad_scaler: as in `LineSearch`.
-
-    Attributes:
-        ranks: the other processes.
-        watch: what is known of the closures' repeatability.
-        modules: what the closures have run; None before the first evaluation.
     """
 
     def __init__(self, counts: Counter[str], grad_scaler: Any = None) -> None:
         self.counts, self.grad_scaler = counts, grad_scaler
         self.ranks = Ranks()
         self.watch = Watch()
-        self.modules: Modules | None = None
+        self.modules: Modules | None = None  # what the closures have run; None before the first evaluation
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Guard, (self.counts, self.grad_scaler)

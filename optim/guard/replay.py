@@ -2,7 +2,6 @@
 
 import random
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from .check import quiet_hooks
 from .state import Buffers, Outside, has_buffers, is_fsdp, modules_of, write
 
 T = TypeVar("T")
@@ -26,10 +26,7 @@ def is_trial() -> bool:
     """Whether the closure is evaluated again, for a trial or a check.
 
     In a step's first evaluation, and outside of steps, it is False. A closure that counts, keeps or logs something
-    beside its loss asks this, and does so once a step:
-
-        if not is_trial():
-            accuracy.update(prediction, target)
+    beside its loss does so `if not is_trial()`, and so once a step.
     """
     return _evaluates_again
 
@@ -41,23 +38,15 @@ class Modules:
     A hook finds them. But torch.compile compiles anew whenever hooks come and go, and what a hook does becomes a part
     of the compiled code. So the whole first step runs uncompiled, and later there is no hook for closures with compiled
     modules. Such a closure must not run a module for the first time after the first steps.
-
-    Attributes:
-        ran: modules that ran, and their parts.
-        known: all modules whose buffers may change: those that ran, and those that the closures can reach. With each
-            the names of its parameters that are not searched, but changed by a closure.
-        compiled: whether one of them is compiled.
-        autocast: the data type of the autocast in which they ran; None: there was none.
-        backward_inside: whether a closure has called backward itself.
-        with_gradients: whether a trial is the same function only if gradients are enabled.
     """
 
-    ran: WeakSet[Module] = field(default_factory=WeakSet)
+    ran: WeakSet[Module] = field(default_factory=WeakSet)  # with their parts
+    # All modules that the closures can reach, and of each the names of parameters that are not searched, but changed.
     known: WeakKeyDictionary[Module, set[str]] = field(default_factory=WeakKeyDictionary)
-    compiled: bool = False
-    autocast: torch.dtype | None = None
-    backward_inside: bool = False
-    with_gradients: bool = False
+    compiled: bool = False  # whether one of those that ran is compiled
+    autocast: torch.dtype | None = None  # the type of the autocast in which they ran; None: no autocast
+    backward_inside: bool = False  # whether a closure has called backward itself
+    with_gradients: bool = False  # whether only trials with gradients enabled are the same function
 
     def add(self, modules: Iterable[Module]) -> None:
         for module in modules:
@@ -65,9 +54,8 @@ class Modules:
 
     def parameters_but(self, own: Iterable[Tensor]) -> list[Tensor]:
         """Parameters of the modules that ran, without one's `own`."""
-        known = set(own)
-        of_all = (p for module in self.ran for p in module._parameters.values())
-        return [p for p in dict.fromkeys(of_all) if p is not None and p not in known]
+        of_all = dict.fromkeys(p for module in self.ran for p in module._parameters.values() if p is not None)
+        return list(of_all.keys() - set(own))
 
     def reshard(self) -> None:
         """Drop gathered weights. Without a backward pass FSDP keeps some of them, though the weights have moved."""
@@ -76,25 +64,21 @@ class Modules:
                 module.reshard()  # type: ignore[operator]
 
 
-class _Randomness:
-    """The random states that a closure may use: torch's CPU and accelerator generators, Python's, NumPy's."""
+def _randomness(devices: Iterable[torch.device]) -> tuple[Any, ...]:
+    """The random states that a closure may use: torch's generators of the CPU and these devices, Python's, NumPy's."""
+    states = {device: torch.get_device_module(device).get_rng_state(device) for device in devices}
+    numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
+    return random.getstate(), numpy, torch.get_rng_state(), states
 
-    def __init__(self, devices: Iterable[torch.device]) -> None:
-        self._devices = [device for device in set(devices) if device.type not in ("cpu", "meta")]
 
-    def get(self) -> tuple[Any, ...]:
-        accelerators = [torch.get_device_module(device).get_rng_state(device) for device in self._devices]
-        numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
-        return random.getstate(), numpy, torch.get_rng_state(), accelerators
-
-    def set(self, state: tuple[Any, ...]) -> None:
-        python, numpy, cpu, accelerators = state
-        random.setstate(python)
-        if numpy is not None:
-            sys.modules["numpy"].random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        for device, of_device in zip(self._devices, accelerators, strict=True):
-            torch.get_device_module(device).set_rng_state(of_device, device)
+def _set_randomness(state: tuple[Any, ...]) -> None:
+    python, numpy, cpu, of_devices = state
+    random.setstate(python)
+    if numpy is not None:
+        sys.modules["numpy"].random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    for device, of_device in of_devices.items():
+        torch.get_device_module(device).set_rng_state(of_device, device)
 
 
 class _State(NamedTuple):
@@ -112,38 +96,33 @@ class Replay:
     generators, Python's, NumPy's) and all buffers are as the first evaluation alone would have left them, also if an
     evaluation raises. The same holds for parameters that are not searched but that the closure changes.
 
-    Under DistributedDataParallel only `first` broadcasts buffers and averages gradients. Later each rank puts back the
-    buffers that it received. Under `fully_shard` each evaluation gathers the weights as they are.
+    Under DistributedDataParallel only `first` broadcasts buffers and averages gradients. Under `fully_shard` each
+    evaluation gathers the weights as they are.
 
     Args:
         modules: what the steps before have found; None: this is the first step.
         closures: the closures of this step. Modules are looked for in them.
-        own: the parameters that are searched. Generators of their devices are replayed.
+        own: the parameters that are searched.
         looks: whether this step looks for what closures change, as the first one does.
     """
 
     def __init__(
-        self,
-        modules: Modules | None,
-        closures: Iterable[Callable[..., Any]],
-        own: Sequence[Tensor],
-        looks: bool,
+        self, modules: Modules | None, closures: Iterable[Callable[..., Any]], own: Sequence[Tensor], looks: bool
     ) -> None:
         self.modules = modules or Modules()
         self._is_first = modules is None
         self._closures, self._own, self._looks = closures, own, looks
         self._outside: Outside | None = None
         self._stance = ExitStack()
-        devices = {parameter.device for parameter in own}
-        self._device_types = {device.type for device in devices}
-        self._randomness = _Randomness(devices)
+        self._devices = {parameter.device for parameter in own}
+        self._accelerators = [device for device in self._devices if device.type not in ("cpu", "meta")]
         self._buffers_before: dict[Module, Buffers] = {}
         self._outside_before: list[tuple[Tensor, Tensor]] = []
         self._wrappers: dict[DistributedDataParallel, tuple[bool, bool]] = {}
         self._after: _State | None = None
 
     def __enter__(self) -> "Replay":
-        self._before = self._randomness.get()
+        self._before = _randomness(self._accelerators)
         if self._is_first:
             self._stance.enter_context(torch.compiler.set_stance("force_eager"))
         return self
@@ -164,13 +143,11 @@ class Replay:
             self._remember(module)
             changed = (module._parameters[name] for name in names if name in module._parameters)
             self._outside_before += [(p, p.detach().clone()) for p in changed if p is not None]
-        if self.modules.compiled:
-            result = evaluate()
-        else:
+        if not self.modules.compiled:
             self.modules.autocast = None
             self._notice_autocast()
-            with self._finding_modules():
-                result = evaluate()
+        with ExitStack() if self.modules.compiled else self._finding_modules():
+            result = evaluate()
         if self._outside is not None:
             known = {id(parameter) for parameter, _ in self._outside_before}
             for module, name, parameter, before in self._outside.changed():
@@ -195,14 +172,11 @@ class Replay:
 
         hook = register_module_forward_pre_hook(remember)
         try:
-            with warnings.catch_warnings() if self._is_first else ExitStack():
-                if self._is_first:
-                    warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")
+            with quiet_hooks() if self._is_first else ExitStack():
                 yield
         finally:
             hook.remove()
-            new = [module for module in ran if module not in self.modules.ran]
-            parts = [part for module in new for part in module.modules()]
+            parts = [part for module in ran if module not in self.modules.ran for part in module.modules()]
             self.modules.ran.update(parts)
             self.modules.add(parts)
             self.modules.compiled = bool(compiling) or any(map(_is_compiled, ran))
@@ -215,7 +189,7 @@ class Replay:
             self._outside.add(module)
 
     def _notice_autocast(self) -> None:
-        for device in self._device_types:
+        for device in {device.type for device in self._devices}:
             if torch.is_autocast_enabled(device):
                 self.modules.autocast = torch.get_autocast_dtype(device)
 
@@ -223,7 +197,7 @@ class Replay:
         global _evaluates_again
         if self._after is None:
             self._after = _State(
-                self._randomness.get(),
+                _randomness(self._accelerators),
                 [Buffers(module) for module in self._buffers_before],
                 [(parameter, parameter.detach().clone()) for parameter, _ in self._outside_before],
             )
@@ -245,7 +219,7 @@ class Replay:
 
     @torch.no_grad()
     def _restore(self, state: _State) -> None:
-        self._randomness.set(state.randomness)
+        _set_randomness(state.randomness)
         for buffers in state.buffers:
             buffers.put_back()
         for parameter, content in state.outside:

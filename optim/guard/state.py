@@ -56,12 +56,8 @@ def write(tensor: Tensor | None, copy: Tensor | None) -> None:
 class Outside:
     """Parameters that are not searched, such as a teacher's. It finds those that one evaluation changes.
 
-    They are copied as long as the copies need no more memory than the weights. Of others only norms are compared.
-    Integers, float8, subclasses of Tensor and what FSDP shards are left alone.
-
-    Args:
-        modules: the modules to look at.
-        own: the parameters that are searched.
+    They are copied as long as the copies need no more memory than one's `own` parameters, which are searched. Of others
+    only norms are compared. Integers, float8, subclasses of Tensor and what FSDP shards are left alone.
     """
 
     def __init__(self, modules: Iterable[Module], own: Iterable[Tensor]) -> None:
@@ -119,28 +115,26 @@ def modules_of(closures: Iterable[Callable[..., Any]]) -> list[Module]:
 
 def _held_by(one: Any) -> list[Any]:
     if isinstance(one, FunctionType):
-        cells = [cell.cell_contents for cell in one.__closure__ or () if _is_filled(cell)]
+        cells = [held for cell in one.__closure__ or () for held in _content(cell)]
         named = [one.__globals__[name] for name in _names(one.__code__) if name in one.__globals__]
         return [*cells, *(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values(), *named]
     if isinstance(one, MethodType):
         return [one.__self__, one.__func__]
     if isinstance(one, partial):
         return [one.func, *one.args, *one.keywords.values()]
-    if isinstance(one, dict):
-        return list(one.values()) if len(one) <= ENTRIES else []
-    if isinstance(one, (list, tuple, set, frozenset, deque)):
-        return list(one) if len(one) <= ENTRIES else []
+    if isinstance(one, (dict, list, tuple, set, frozenset, deque)):
+        return list(one.values() if isinstance(one, dict) else one) if len(one) <= ENTRIES else []
     try:
         return list(vars(one).values())
     except TypeError:  # an object without attributes of its own
         return []
 
 
-def _is_filled(cell: Any) -> bool:
+def _content(cell: Any) -> list[Any]:
     try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
+        return [cell.cell_contents]
+    except ValueError:  # it is empty
+        return []
 
 
 def _names(code: CodeType) -> set[str]:
