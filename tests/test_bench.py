@@ -80,13 +80,6 @@ def test_adamsls_holds_one_copy_and_eq6_one_of_the_largest_component(saved):
         assert 1.0 <= memory * weights / largest < 1.3
 
 
-def test_the_share_of_a_suffix_is_that_of_its_layers():
-    model = bench._model(bench._flags([*SMALL, "--layers=12"]))
-    share = bench.suffix_share(model, bench.split(model, 10))
-    assert share == pytest.approx((12 + 12 + 11 + 9 + 8 + 6 + 5 + 3 + 2 + 0) / 120)
-    assert bench.suffix_share(model, bench.split(model, "qkv")) == 1
-
-
 def test_a_package_that_is_missing_is_left_out_with_a_line(saved, monkeypatch):
     monkeypatch.setitem(peers.PINNED, "prodigyopt", "0.0.0")
     result, printed = saved("--only=Prodigy")

@@ -259,7 +259,7 @@ SEARCHING = {
     "AdamSLS": lambda model: AdamSLS(model.parameters(), growth_steps=2, check_closure=False),
     "PLASLS": lambda model: PLASLS(split(model, by_layer), growth_steps=1, check_closure=False),
     "PLASLS, Eq. 6": lambda model: PLASLS(
-        split(model, by_layer), growth_steps=0.5, joint="never", first_steps=1, suffix=False, check_closure=False
+        split(model, by_layer), growth_steps=0.5, joint="never", first_steps=1, check_closure=False
     ),
 }
 

@@ -221,7 +221,7 @@ def test_an_error_while_the_trial_point_is_made_leaves_the_weights(where, monkey
         add = torch.add
         monkeypatch.setattr(torch, "add", lambda *a, **k: add(*a, **k) if next(count, None) is not None else broken())
     else:
-        monkeypatch.setattr(optimizer.evaluator.ranks, "means", lambda values: values if values.ndim == 0 else broken())
+        monkeypatch.setattr(optimizer.guard.ranks, "means", lambda values: values if values.ndim == 0 else broken())
     with pytest.raises(MemoryError):
         train(model, optimizer, 1)
     monkeypatch.undo()

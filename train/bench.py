@@ -48,12 +48,10 @@ class Candidate:
     """Attributes:
     components: the split of the model's parameters.
     build: param groups -> a training step.
-    suffix: whether a trial evaluates only the part of the network from the searched component on.
     """
 
     components: int | str
     build: Callable[[list[dict[str, Any]]], Step]
-    suffix: bool = False
 
 
 # The paper's search at every step, with momentum in the move; but the first search is mended and rounding tolerated.
@@ -83,8 +81,8 @@ CANDIDATES = {
     "AdamSLS, not compiled": Candidate(1, line_search(AdamSLS, compiled=False)),
     "AdamSLS, default": Candidate(1, as_it_comes),
     "PLASLS-10": Candidate(10, line_search(PLASLS, first_steps=FIRST_STEPS)),
-    "PLASLS-10, Eq. 6": Candidate(10, eq6(), suffix=True),
-    "PLASLS-qkv, Eq. 6": Candidate("qkv", eq6(), suffix=True),
+    "PLASLS-10, Eq. 6": Candidate(10, eq6()),
+    "PLASLS-qkv, Eq. 6": Candidate("qkv", eq6()),
     "PLASLS-10 as published": Candidate(10, peers.published),
     "SaLSA": Candidate(1, peers.salsa),
     "Prodigy": Candidate(1, peers.prodigy),
@@ -189,7 +187,6 @@ class Contestant:
     clocks: list[Clock] = field(default_factory=list)
     memory: int = 0
     first: int = 0  # trials of the first step
-    share: float = 1.0  # share of the network that a trial evaluates
     components: int = 1
 
     def turn(self, batch: Batch, now: Callable[[], float]) -> Clock:
@@ -205,20 +202,10 @@ def contestants(names: Sequence[str], model: Classifier) -> list[Contestant]:
         candidate, own = CANDIDATES[name], copy.deepcopy(model)
         try:
             groups = split(own, candidate.components)
-            share = suffix_share(own, groups) if candidate.suffix else 1.0
-            found.append(Contestant(name, own, candidate.build(groups), share=share, components=len(groups)))
+            found.append(Contestant(name, own, candidate.build(groups), components=len(groups)))
         except (peers.Missing, ValueError) as reason:
             print(f"{name}: left out: {reason}", file=sys.stderr)
     return found
-
-
-def suffix_share(model: Classifier, groups: list[dict[str, Any]]) -> float:
-    """phi: the share of the encoder's layers from a component's first one on, averaged over the components."""
-    layers = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
-    place = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters()}
-    head = {id(p) for p in model.head.parameters()}
-    first = [min(len(layers) if id(p) in head else place.get(id(p), 0) for p in group["params"]) for group in groups]
-    return 1 - sum(first) / (len(first) * len(layers))
 
 
 def measure(
@@ -278,7 +265,7 @@ def summarise(running: list[Contestant], forwards: list[float]) -> dict[str, Any
                 "ratio": median(clock.total for clock in clocks) / median(clock.total for clock in adam),
                 "mean": statistics.fmean(ratios),
                 "quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
-                "floor": 1 + trials * contestant.share * forward / (both + arithmetic),
+                "floor": 1 + trials * forward / (both + arithmetic),
                 "trials": trials,
                 "first_trials": contestant.first,
                 "forward": median(clock.forward for clock in clocks),
