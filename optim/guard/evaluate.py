@@ -44,7 +44,7 @@ class Evaluation:
     float64 where losses are compared, and over all ranks.
 
     Attributes:
-        value: f(w_k) as the caller gets it, a detached tensor of shape [] in the closures' data type; the mean over ranks.
+        value: f(w_k) as the caller gets it, a detached tensor of shape []; the mean over ranks.
         base: f(w_k) in float64, the mean over ranks.
     """
 
