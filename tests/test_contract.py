@@ -293,6 +293,32 @@ def test_a_step_size_of_zero_moves_nothing_and_is_no_error(make):
 
 
 @every_class
+@pytest.mark.parametrize("frozen", ["0", "3"])
+@pytest.mark.parametrize("by", ["hand", "a scheduler"])
+def test_a_group_whose_step_size_is_0_is_neither_searched_nor_merged_nor_moved(make, frozen, by):
+    model = network()
+    optimizer = make(split(model, by_layer))
+    still, moving = (0, 1) if frozen == "0" else (1, 0)
+    factors = [lambda k: float(moving == 0), lambda k: float(moving == 1)]
+    scheduler = lr_scheduler.MultiplicativeLR(optimizer, factors) if by == "a scheduler" else None
+    train(model, optimizer, batches(3))
+    if scheduler is None:
+        optimizer.param_groups[still]["lr"] = 0.0
+    else:
+        scheduler.step()
+    before = [[p.detach().clone() for p in group["params"]] for group in optimizer.param_groups]
+    for x, y in batches(12, seed=1):
+        train(model, optimizer, [(x, y)])
+        assert optimizer.search.component in ("all", "none", optimizer.param_groups[moving]["name"])
+        assert optimizer.param_groups[still]["lr"] == 0
+        if scheduler is not None:
+            scheduler.step()
+    assert len(optimizer.param_groups) == 2
+    assert all(map(torch.equal, before[still], optimizer.param_groups[still]["params"]))
+    assert not all(map(torch.equal, before[moving], optimizer.param_groups[moving]["params"]))
+
+
+@every_class
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, None, "fast", torch.ones(2)], ids=repr)
 def test_a_step_size_out_of_range_is_refused_before_anything_runs(make, value):
     model = network()
