@@ -46,7 +46,11 @@ def test_parameters_come_in_all_of_torchs_forms(make, params):
         (lambda p: [], ValueError, "empty parameter list"),
         (lambda p: iter([]), ValueError, "empty parameter list"),
         (lambda p: [{"params": []}], ValueError, "component 'all': it has no parameters; allowed: at least one"),
-        (lambda p: [{"params": [p]}, {"params": [], "name": "rest"}], ValueError, "component 'rest': it has no parameters"),
+        (
+            lambda p: [{"params": [p]}, {"params": [], "name": "rest"}],
+            ValueError,
+            "component 'rest': it has no parameters",
+        ),
         (lambda p: p, TypeError, "iterable of Tensors or dicts"),
         (lambda p: [{"params": {p}}], TypeError, "ordered"),
         (lambda p: [1.0], TypeError, "optimizer can only optimize Tensors"),
