@@ -10,7 +10,7 @@ from torch import Tensor
 from .components import regrouped
 from .criteria import Criterion
 from .guard import Guard, can_have_gradient
-from .presets import Preset
+from .presets import SETTINGS, Preset
 from .search import Search
 from .turns import Progress, Turn, Turns
 
@@ -177,7 +177,7 @@ def refuse(arguments: Group) -> None:
     """Refuse those arguments of torch's optimizers, or keys of one param group, that a line search cannot have.
 
     Raises:
-        TypeError: there is an `lr`.
+        TypeError: there is an `lr`, or a setting of the preset.
         ValueError: `maximize`, `capturable` or `differentiable` is set.
     """
     if "lr" in arguments:
@@ -185,6 +185,8 @@ def refuse(arguments: Group) -> None:
             "there is no lr: the line search finds it; search=DEFAULT.but(initial_step_size=...) is where it starts. "
             "Where a trainer passes one (skorch, fastai): lambda params, lr, **settings: AdamSLS(params, **settings)"
         )
+    if misplaced := [name for name in arguments if name in SETTINGS and name != "betas"]:
+        raise TypeError(f"{misplaced[0]} is a setting of the preset; allowed: search=DEFAULT.but({misplaced[0]}=...)")
     for name in ("maximize", "capturable", "differentiable"):
         if arguments.get(name):
             raise ValueError(f"{name} is not supported: the line search minimises, outside of any graph")

@@ -194,6 +194,9 @@ def check(**settings: object) -> None:
             raise ValueError(f"{name} is {value!r}; allowed: {ALLOWED[name].words}")
 
 
+SETTINGS = frozenset(each.name for each in fields(Preset))
+"""the names of all settings of a preset"""
+
 DEFAULT = Preset()
 """the library's own search"""
 
