@@ -9,8 +9,8 @@ from pathlib import Path
 import nox
 
 # Tests of the library that need nothing but these packages.
-TESTS = """armijo averaging closures compiled contract evaluation failures generic line_search merging points resume
-rounding salsa search settings states step tensors turns"""
+TESTS = """averaging closures contract criteria evaluation failures generic guard line_search merging move presets
+resume rounding salsa search states step tensors turns"""
 OLDEST = nox.project.load_toml("pyproject.toml")["project"]["dependencies"][0].replace(">=", "==") + ".*"
 HERE = Path(__file__).parent
 

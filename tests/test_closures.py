@@ -11,7 +11,6 @@ from torch.nn.functional import cross_entropy
 
 import optim
 from optim import split
-from optim.compiled import is_available
 from tests.small import batches, by_layer, classic, weights
 
 PLASLS, SGDSLS, AdamSLS = classic(optim.PLASLS), classic(optim.SGDSLS), classic(optim.AdamSLS)
@@ -202,11 +201,10 @@ def ridge(make, decay, start):
     [
         (optim.SGDSLS, 300),
         (SGDSLS, 300),
-        (functools.partial(optim.AdamSLS, compiled=False), 3000),
-        (functools.partial(AdamSLS, compiled=False), 3000),
-        (functools.partial(AdamSLS, compiled=None), 3000),
+        (optim.AdamSLS, 3000),
+        (AdamSLS, 3000),
     ],
-    ids=["SGDSLS", "SGDSLS, classic", "AdamSLS", "AdamSLS, classic", "AdamSLS, classic, compiled"],
+    ids=["SGDSLS", "SGDSLS, classic", "AdamSLS", "AdamSLS, classic"],
 )
 def test_ridge_regression_by_weight_decay_reaches_its_solution(make, steps, start):
     optimizer, weight, solution, closure = ridge(make, 0.5, start)
@@ -215,19 +213,14 @@ def test_ridge_regression_by_weight_decay_reaches_its_solution(make, steps, star
     assert float((weight - solution).detach().norm() / solution.norm()) < 1e-6
 
 
-@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("make", [SGDSLS, AdamSLS, PLASLS])
-def test_the_value_and_slope_of_a_step_with_weight_decay_are_those_of_the_penalised_loss(make, compiled):
-    own = {} if make is SGDSLS else {"compiled": compiled}
-    if compiled and (make is SGDSLS or not is_available()):
-        pytest.skip("there is no C code for it")
+def test_the_value_and_slope_of_a_step_with_weight_decay_are_those_of_the_penalised_loss(make):
     decays = {"0": 0.3, "2": 0.05}
 
     def run(inside):
         model = network().double()
         settings = [{"weight_decay": 0.0 if inside else decays[group["name"]]} for group in split(model, by_layer)]
-        groups = [group | own for group, own in zip(split(model, by_layer), settings, strict=True)]
-        optimizer = make(groups, **own)
+        optimizer = make([group | own for group, own in zip(split(model, by_layer), settings, strict=True)])
         found = []
         for x, y in batches(12):
 

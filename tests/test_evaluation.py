@@ -27,6 +27,7 @@ every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIM
 
 # -- clipping -------------------------------------------------------------------------------------------------
 
+
 @every_optimizer
 def test_clipping_by_argument_is_clipping_in_the_closure(make):
     one, other = network(), network()

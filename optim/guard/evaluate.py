@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from .check import OFF, STATE, attributes, likeliest_cause
 from .gradients import Accumulated, mark_used, set_aside
 from .replay import Replay
 from .tensors import local, total, whole
-
-if TYPE_CHECKING:
-    from .guard import Guard
 
 Closure = Callable[[], Any]
 
@@ -53,7 +50,7 @@ class Evaluation:
 
     def __init__(
         self,
-        guard: "Guard",
+        guard: Any,  # the optimizer's Guard
         optimizer: torch.optim.Optimizer,
         closures: Sequence[Closure],
         parameters: Sequence[Tensor],
