@@ -114,7 +114,7 @@ def test_a_setting_that_there_is_not_is_named_with_those_that_there_are():
 
 def test_a_preset_cannot_be_changed_in_place():
     with pytest.raises(AttributeError):
-        PAPER.rounding = 1.0  # type: ignore[misc]
+        PAPER.rounding = 1.0
 
 
 def test_an_optimizers_short_cuts_change_the_preset_that_it_was_given():
