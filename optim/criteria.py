@@ -63,7 +63,7 @@ class Armijo:
         """Do nothing: each search is judged by itself."""
 
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
-        return math.isfinite(trial) and trial <= base + self.c * predicted + tolerance
+        return math.isfinite(trial) and trial <= base + self.c * min(predicted, 0.0) + tolerance
 
     def needs_descent(self) -> bool:
         return True

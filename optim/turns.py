@@ -226,7 +226,7 @@ class Turns:
         progress.nearly_linear = found.accepted and decrease >= NEARLY_LINEAR
         progress.unresolved = math.isnan(decrease)
         progress.interval = self._interval(turn, found)
-        progress.accepted_once |= found.accepted
+        progress.accepted_once |= found.accepted and found.trials > 0
         progress.steps_since_search = 0
         progress.last_loss, progress.rises = loss, 0
         # If a step size grows at each search, its second trial is about where the last search ended.

@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 import warnings
-from collections import Counter
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -29,11 +28,12 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from optim import PLASLS, SGDSLS, AdamSLS, split
-from optim.guard import Guard
+import optim
+from optim import split
 from optim.guard.ranks import Ranks
-from optim.guard.tensors import total
-from tests.small import classic
+from tests.small import classic, on
+
+PLASLS, SGDSLS, AdamSLS = on(optim.PLASLS), on(optim.SGDSLS), on(optim.AdamSLS)
 
 CLAIMS: list[Any] = []
 # -- what the ranks, and the single process that they are held against, train on ------------------------------
@@ -169,7 +169,7 @@ def wraps(rank):
     for wrapped, wrap in kinds.items():
         for style in ("forward", "torch"):
             model = wrap(network(dropout=0.2))
-            optimizer = classic(PLASLS)(layers(model), joint="never", first_steps=1, growth_steps=2)
+            optimizer = classic(optim.PLASLS)(layers(model), joint="never", first_steps=1, growth_steps=2)
 
             def closure(k, model=model, optimizer=optimizer, style=style):
                 x, y = batch(rank, k)
@@ -187,30 +187,24 @@ def wraps(rank):
     return seen
 
 
-def searched(model, steps=30, ranks=1, rank=0):
-    """A plain line search around SGD, over a guard alone: f(w), the accepted share of the move, and f there."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=4.0)
-    guard, seen = Guard(Counter()), []
+SEARCHES = {
+    "AdamSLS": lambda model: optim.AdamSLS(model.parameters(), total_steps=30, max_interval=2),
+    "SGDSLS": lambda model: optim.SGDSLS(model.parameters(), max_interval=2),
+    "PLASLS": lambda model: optim.PLASLS(split(model, lambda name: name.split(".")[0]), first_steps=2, max_interval=1),
+    "the paper's": lambda model: optim.AdamSLS(model.parameters(), search=optim.PAPER.but(rounding=4.0)),
+    "AdamW": lambda model: optim.with_line_search(torch.optim.AdamW)(model.parameters(), max_interval=1),
+}
+
+
+def searched(model, name, steps=30, ranks=1, rank=0):
+    """The loss, the trials and the step sizes of each step, and the loss of other rows after the last one."""
+    optimizer, seen = SEARCHES[name](model), []
     for k in range(steps):
         x, y = (values.float().chunk(ranks)[rank] for values in rows(k))
-        with torch.no_grad(), guard.step(optimizer, lambda x=x, y=y: squares(model(x), y)) as f:
-            parameters = list(model.parameters())
-            guard.ranks.start(parameters, lambda: seen)
-            optimizer.zero_grad()
-            f.first()
-            f.check(f.rounding_error)
-            assert f.is_finite(parameters)
-            start = [p.detach().clone() for p in parameters]
-            optimizer.step()
-            moves = [(p.grad * (p - w)).sum() for p, w in zip(parameters, start, strict=True) if p.grad is not None]
-            share, value, slope = 1.0, f.again(), total(moves)
-            while not value <= f.base + 0.5 * share * slope:
-                share, _ = share / 2, [p.copy_(w + 0.5 * (p - w)) for p, w in zip(parameters, start, strict=True)]
-                value = f.again()
-            f.searched(accepted=True, promised=slope, tolerance=0.0)
-        seen.append([f.base, share, value])
+        loss = float(optimizer.step(lambda x=x, y=y: squares(model(x), y)))
+        seen.append([loss, optimizer.search.trials, *sizes(optimizer)])
     with torch.no_grad():  # outside of the step the model has the weights that the step has left
-        return [*seen, [float(squares(model(rows(99)[0].float()), rows(99)[1].float())), 1.0, 0.0]]
+        return [*seen, [float(squares(model(rows(99)[0].float()), rows(99)[1].float()))]]
 
 
 def to_shard(kind):
@@ -226,15 +220,17 @@ def to_shard(kind):
 def sharded(rank):
     seen = {}
     for kind in ("layers", "root", "frozen", "tensor parallel"):
-        model, mesh = to_shard(kind), init_device_mesh("cpu", (2,))
-        if kind == "tensor parallel":
-            parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
-            seen[kind] = searched(model)  # the same batch on both
-            continue
-        for layer in [model[0], model[2]] if kind != "root" else []:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        seen[kind] = searched(model, ranks=2, rank=rank)
+        seen[kind] = {}
+        for name in SEARCHES:
+            model, mesh = to_shard(kind), init_device_mesh("cpu", (2,))
+            if kind == "tensor parallel":  # the same batch on both
+                parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+                seen[kind][name] = searched(model, name)
+                continue
+            for layer in [model[0], model[2]] if kind != "root" else []:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+            seen[kind][name] = searched(model, name, ranks=2, rank=rank)
     return seen
 
 
@@ -352,7 +348,7 @@ def without_closure(rank):
 def collectives(rank):
     """How many a step needs beside one a trial."""
     model = network()
-    optimizer = classic(PLASLS)(layers(model), growth_steps=1)
+    optimizer = classic(optim.PLASLS)(layers(model), growth_steps=1)
     gather, count = dist.all_gather, [0]
 
     def counted(*arguments, **options):
@@ -484,7 +480,7 @@ def outside(rank):
 
 def outside_at(rank, wrap, style, where):
     model = wrap(network())
-    optimizer = classic(AdamSLS)(model.parameters())
+    optimizer = classic(optim.AdamSLS)(model.parameters())
     trained(rank, model, optimizer, steps=2)
     before = digest(model)
     x, y = batch(rank, 2)
@@ -574,15 +570,7 @@ def refused(rank):
         model = network()
         AdamSLS(model.parameters()).step([lambda: cross_entropy(model(x), y)] * (2 + rank))
 
-    def sharded():
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        model = network()
-        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-        AdamSLS(model.parameters())
-
-    cases = (other_weights, other_shapes, loaded_on_one_rank, sparse_on_one_rank, uneven_lists, sharded)
+    cases = (other_weights, other_shapes, loaded_on_one_rank, sparse_on_one_rank, uneven_lists)
     return {case.__name__: raised(case) for case in cases}
 
 

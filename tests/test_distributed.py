@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from optim import PLASLS, SGDSLS, AdamSLS
-from tests.distributed_worker import FAST, STEPS, curved, layers, rows, searched, sizes, squares, to_shard
+import optim
+from tests.distributed_worker import FAST, SEARCHES, STEPS, curved, layers, rows, searched, sizes, squares, to_shard
+from tests.small import on
 
-HOSTS = {"SGDSLS": SGDSLS, "AdamSLS": AdamSLS, "PLASLS": PLASLS}
+HOSTS = {"SGDSLS": on(optim.SGDSLS), "AdamSLS": on(optim.AdamSLS), "PLASLS": on(optim.PLASLS)}
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +49,7 @@ def assert_same_steps(zero, one):
     assert zero["trials"] == one["trials"]
     assert len(set(zero["weights"])) == len(zero["weights"])  # they do move
     assert sum(zero["trials"]) > len(zero["trials"])  # and searches do backtrack
-    assert all(a != b for a, b in zip(zero["losses"], one["losses"], strict=True))  # on different data
+    assert zero["losses"] == one["losses"]  # the mean of both
 
 
 @pytest.mark.parametrize("claim", ["plain", "ddp"])
@@ -65,13 +66,14 @@ def test_trials_are_the_same_on_all_ranks_however_wrapped_and_with_backward_insi
         assert rank["weights"] == ranks("wraps")[0]["plain, forward"]["weights"]
 
 
+@pytest.mark.parametrize("name", SEARCHES)
 @pytest.mark.parametrize("kind", ["layers", "root", "frozen", "tensor parallel"])
-def test_sharded_weights_take_the_steps_of_one_process(ranks, kind):
-    zero, one = (rank[kind] for rank in ranks("sharded"))
-    alone = searched(to_shard(kind))
+def test_sharded_weights_take_the_steps_of_one_process(ranks, kind, name):
+    zero, one = (rank[kind][name] for rank in ranks("sharded"))
+    alone = searched(to_shard(kind), name)
     assert zero[:-1] == one[:-1]
-    assert [step[1] for step in zero] == [step[1] for step in alone]
-    assert len({step[1] for step in zero}) > 1  # searches do backtrack
+    assert [step[1:2] for step in zero] == [step[1:2] for step in alone]
+    assert sum(step[1] for step in zero[1:-1]) > 10  # there are searches beside the first one
     for ours, expected in zip(zero, alone, strict=True):
         assert ours == pytest.approx(expected, rel=1e-5)
 
@@ -248,7 +250,6 @@ def test_a_closure_that_draws_by_itself_is_said_by_the_ranks_that_it_does_so_on(
         ("loaded_on_one_rank", "RuntimeError: rank 1 has other parameters, settings or step sizes than rank 0"),
         ("sparse_on_one_rank", "sparse gradients are not supported; allowed: dense ones"),
         ("uneven_lists", "RuntimeError: the ranks were given [2, 3] closures; allowed: equally many on all ranks"),
-        ("sharded", "ValueError: sharded parameters (DTensor) are not supported"),
     ],
 )
 def test_ranks_that_cannot_step_together_are_refused_on_all(ranks, case, says):
