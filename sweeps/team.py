@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -80,6 +81,7 @@ class Team:
     def start(self, number: int) -> None:
         """Start `number` more processes."""
         spawn = multiprocessing.get_context("spawn")
+        resource_tracker.ensure_running()  # it would unblock SIGINT below, if the first process started it
         for _ in range(number):
             messages, theirs = spawn.Pipe(duplex=False)
             process = spawn.Process(target=_begin, args=(self.work, self.arguments, theirs))

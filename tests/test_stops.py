@@ -1,6 +1,6 @@
 """Two signals at random times, to any process of a sweep, a study, a run or a make: all of it ends, with one line.
 
-`make faults` tries every phase with every process, other tests one phase each.
+`make faults` tries every phase with every process; `make test` one phase with some.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from .test_sweeps import ROOT, is_alive, wait_for, workers_of
 
 SWEEP = ["-m", "sweeps", "splits", "--split=1,4", "--workers=1"]
 STUDY = ["-m", "sweeps", "study-adam", "--trials=2", "--workers=1"]
-RUN = ["-m", "train"]
+RUN = ["-m", "train", "--split=4"]
 PHASES = ("start", "loading", "training", "evaluation", "end")
-LIMIT = 30  # seconds from the first signal until the last process has ended
+LIMIT = 30.0  # seconds from the first signal until the last process has ended
+GAP = 1.5  # seconds between the signals, at most
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,10 @@ def of_session(session: int) -> list[int]:
     return found
 
 
+def ended(session: int) -> bool:
+    return not of_session(session)
+
+
 def workers(session: int) -> list[int]:
     return [worker for process in of_session(session) for worker in workers_of(process)]
 
@@ -88,18 +94,13 @@ def unfinished(out: Path) -> list[list[dict[str, Any]]]:
     ]
 
 
-def wait_for_phase(phase: str, out: Path, process: "subprocess.Popen[str]", has_workers: bool) -> None:
+def wait_for_phase(phase: str, out: Path, process: "subprocess.Popen[str]") -> None:
     """Until a run of this call is there; the longest phase, the start, is there already."""
-    logs = {path: path.stat().st_size for path in out.glob("*/*/log.txt")}
     steps = max((len(lines) for lines in unfinished(out)), default=0)
 
     def begun() -> bool:
         if phase == "loading":
-            return (
-                any(path.stat().st_size > logs.get(path, -1) for path in out.glob("*/*/log.txt"))
-                or bool(workers(process.pid))
-                or (not has_workers and bool(list(out.glob("*/*/"))))
-            )
+            return bool(workers(process.pid)) or any(out.glob("*/*/starts.jsonl"))
         if phase == "training":
             return any(len(lines) > steps for lines in unfinished(out))
         whole = "train/loss" if phase == "evaluation" else "eval/loss"
@@ -109,9 +110,7 @@ def wait_for_phase(phase: str, out: Path, process: "subprocess.Popen[str]", has_
         wait_for(lambda: begun() or process.poll() is not None, 100)
 
 
-def stop_twice(
-    draw: random.Random, process: "subprocess.Popen[str]", whom: str, phase: str, has_workers: bool
-) -> tuple[int, int]:
+def stop_twice(draw: random.Random, process: "subprocess.Popen[str]", whom: str, phase: str) -> tuple[int, int]:
     """Two signals, of any kind, at random times; the numbers of both."""
     if whom == "worker":
         wait_for(lambda: workers(process.pid) or process.poll() is not None, 100)
@@ -126,22 +125,22 @@ def stop_twice(
             with contextlib.suppress(ProcessLookupError):
                 send(victim, kind)
         if number == 0:
-            time.sleep(draw.uniform(0, 1.5))
+            time.sleep(draw.uniform(0, GAP))
     return first, second
 
 
 @pytest.fixture(scope="module")
 def whole(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], dict[str, Any]]:
     """What a command's runs come to that nobody stops."""
-    known: dict[str, dict[str, Any]] = {}
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def of(command: list[str]) -> dict[str, Any]:
         command = SWEEP if command[0] == "make" else command
-        if command[-1] not in known:
+        if tuple(command) not in known:
             out = tmp_path_factory.mktemp("whole")
             assert start(command, arguments(tiny, rows, out), out).wait(timeout=200) == 0, (out / "said").read_text()
-            known[command[-1]] = results(out)
-        return known[command[-1]]
+            known[tuple(command)] = results(out)
+        return known[tuple(command)]
 
     return of
 
@@ -152,36 +151,45 @@ def results(out: Path) -> dict[str, Any]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("command", "whom"),
-    [(SWEEP, "owner"), (SWEEP, "worker"), (SWEEP, "group"), (["make"], "make"), (["make"], "group"), (STUDY, "owner"),
-     (STUDY, "group"), (RUN, "run")],
-    ids=["sweep-owner", "sweep-worker", "sweep-group", "make", "make-group", "study-owner", "study-group", "run"],
-)  # fmt: skip
+    ("command", "whom", "kind"),
+    [
+        (SWEEP, "owner", "a sweep's owner"),
+        (SWEEP, "worker", "a sweep's worker"),
+        (SWEEP, "group", "all processes of a sweep"),
+        (RUN, "run", "a run"),
+        pytest.param(["make"], "make", "make, which sends only SIGTERM on", marks=pytest.mark.long),
+        pytest.param(["make"], "group", "make and all below it", marks=pytest.mark.long),
+        pytest.param(STUDY, "owner", "a study's owner", marks=pytest.mark.long),
+        pytest.param(STUDY, "group", "all processes of a study", marks=pytest.mark.long),
+    ],
+)
 def test_two_signals_in_any_phase_end_all_and_the_next_call_goes_on(
-    tiny: Path, rows: Path, tmp_path: Path, whole, command: list[str], whom: str, request, fault: Inject
+    tiny: Path, rows: Path, tmp_path: Path, whole, command: list[str], whom: str, kind: str, request, fault: Inject
 ) -> None:
     draw, settings = random.Random(f"{command} {whom}"), arguments(tiny, rows, tmp_path)
     all_phases = request.config.pluginmanager.hasplugin("tests.fault_page")
-    expected, has_workers = whole(command), command != RUN
-    for phase in PHASES if all_phases else draw.sample(PHASES, 1):
-        with fault(f"two signals to a {request.node.callspec.id.replace('-', "'s ")}") as fate:
+    expected, fates = whole(command), []
+    with contextlib.ExitStack() as faults:
+        for phase in PHASES if all_phases else draw.sample(PHASES, 1):
+            fates.append(faults.enter_context(fault(f"two signals at random to {kind}")))
             process = start(command, settings, tmp_path)
-            wait_for_phase(phase, tmp_path, process, has_workers)
-            sent = stop_twice(draw, process, whom, phase, has_workers)
+            wait_for_phase(phase, tmp_path, process)
+            sent = stop_twice(draw, process, whom, phase)
             begun = time.monotonic()
             try:
-                wait_for(lambda session=process.pid: not of_session(session), LIMIT)
+                wait_for(partial(ended, process.pid), LIMIT - GAP)
             finally:
                 for left in of_session(process.pid):
                     os.kill(left, signal.SIGKILL)
             status, said = process.wait(), (tmp_path / "said").read_text()
-            where = f"{phase}, {sent}, ended after {time.monotonic() - begun:.1f} s, status {status}:\n{said}"
+            where = f"{phase}, {sent}, ended {time.monotonic() - begun:.1f} s after them, status {status}:\n{said}"
             assert "Traceback" not in said, where
             assert status, where
             # A signal before the first line of our own has run ends Python without a word.
             assert said.count("stopping; the same command") == 1 or (phase == "start" and -status in sent), where
-            fate.told = True
-    with fault(f"two signals to a {request.node.callspec.id.replace('-', "'s ")}, then the same command") as fate:
+            print(where)
+            fates[-1].told = True
         assert start(command, settings, tmp_path).wait(timeout=200) == 0, (tmp_path / "said").read_text()
         assert results(tmp_path) == expected
-        fate.equal = True
+        for fate in fates:
+            fate.equal = True
