@@ -23,7 +23,7 @@ from .test_faults import result
 from .test_sweeps import ROOT, is_alive, wait_for, workers_of
 
 SWEEP = ["-m", "sweeps", "splits", "--split=1,4", "--workers=1"]
-STUDY = ["-m", "sweeps", "study-adam", "--trials=2", "--workers=1"]
+STUDY = ["-m", "sweeps", "study-adam", "--trials=3", "--workers=1"]
 RUN = ["-m", "train", "--split=4"]
 PHASES = ("start", "loading", "training", "evaluation", "end")
 LIMIT = 30.0  # seconds from the first signal until the last process has ended
@@ -171,9 +171,11 @@ def test_two_signals_in_any_phase_end_all_and_the_next_call_goes_on(
     expected, fates = whole(command), []
     with contextlib.ExitStack() as faults:
         for phase in PHASES if all_phases else draw.sample(PHASES, 1):
-            fates.append(faults.enter_context(fault(f"two signals at random to {kind}")))
             process = start(command, settings, tmp_path)
             wait_for_phase(phase, tmp_path, process)
+            if process.poll() == 0:  # all was finished before the phase was seen
+                break
+            fates.append(faults.enter_context(fault(f"two signals at random to {kind}")))
             sent = stop_twice(draw, process, whom, phase)
             begun = time.monotonic()
             try:
@@ -184,11 +186,12 @@ def test_two_signals_in_any_phase_end_all_and_the_next_call_goes_on(
             status, said = process.wait(), (tmp_path / "said").read_text()
             where = f"{phase}, {sent}, ended {time.monotonic() - begun:.1f} s after them, status {status}:\n{said}"
             assert "Traceback" not in said, where
-            assert status, where
-            # A signal before the first line of our own has run ends Python without a word.
-            assert said.count("stopping; the same command") == 1 or (phase == "start" and -status in sent), where
-            print(where)
+            # Python dies without a word before the first line of our own has run, and when all is done and said.
+            silent = phase == "start" or results(tmp_path) == expected
+            assert said.count("stopping; the same command") == 1 or silent, where
+            assert status or silent, where
             fates[-1].told = True
+        assert len(fates) > len(PHASES) // 2 or not all_phases
         assert start(command, settings, tmp_path).wait(timeout=200) == 0, (tmp_path / "said").read_text()
         assert results(tmp_path) == expected
         for fate in fates:

@@ -227,9 +227,9 @@ class Training:
                 logits = self.model(**batch)
             loss += float(torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
             confusion += torch.bincount(labels * labels_known + logits.argmax(-1), minlength=labels_known**2)
-        loss, stopped, *counts = self.ranks.sum([loss, stopping.asked() > 0, *confusion.tolist()], self.device)
-        if stopped:
+        if self.ranks.sum([stopping.asked() > 0], self.device)[0]:
             self.stop()
+        loss, *counts = self.ranks.sum([loss, *confusion.tolist()], self.device)
         table = [counts[start : start + labels_known] for start in range(0, len(counts), labels_known)]
         metrics = {f"eval/{name}": METRICS[name](table) for name in dict.fromkeys(("accuracy", self.task.metric))}
         return metrics | {"eval/loss": loss / sum(counts)}
