@@ -96,8 +96,8 @@ docs: $(INSTALLED)  ## the site in build/site, with the API from docstrings; a w
 	@$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
 	@echo "build/site/index.html"
 
-faults: $(INSTALLED)  ## kill runs and sweeps and spoil their files, some minutes; what comes of it: docs/faults.md
-	@$(VENV)/bin/python -m pytest -p tests.fault_page $$(grep -l 'with fault(' tests/test_*.py)
+faults: $(INSTALLED)  ## kill and stop runs and sweeps, spoil their files, half an hour; what comes of it: docs/faults.md
+	@$(VENV)/bin/python -m pytest -p tests.fault_page -m '' $$(grep -lw fault tests/test_*.py)
 
 bench: $(INSTALLED)  ## what a step costs beside Adam's; sizes by ARGS, as in ARGS="--layers=12 --width=384 --batch=32"
 	@$(VENV)/bin/python -m train.bench $(ARGS)

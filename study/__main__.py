@@ -6,6 +6,12 @@ python -m study merging --profile=study --out=results      one part of it
 python -m study.results --out=results                      the page of measured results: claims, tables, figures
 """
 
+from train import stopping
+
+STOPPED = "stopping; the same command runs what is missing"
+if __name__ == "__main__":
+    stopping.end_at_once(STOPPED)
+
 import argparse
 import os
 import sys

@@ -8,7 +8,7 @@ python -m sweeps splits --split=1,10 --seed=0,1 --epochs=2   any field of train.
 
 from train import stopping
 
-STOPPED = "stopped; the same command runs what is missing"
+STOPPED = "stopping; the same command runs what is missing"
 if __name__ == "__main__":
     stopping.end_at_once(STOPPED)
 
@@ -16,9 +16,9 @@ import argparse
 import dataclasses
 import os
 import shlex
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -80,20 +80,16 @@ def main(args: list[str], run: str = "train.run:run") -> int:
 def ended(command: Callable[[], int]) -> int:
     """The exit status of what a command line asks for; bad input is a line for each mistake."""
     any_terminal()
-    stopping.listen(signal.SIGTERM, signal.SIGINT)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A W&B service that the caller has started would keep the run of a killed worker, and refuse it to the next one.
     os.environ.pop("WANDB_SERVICE", None)
     try:
-        return command()
+        with stopping.listening(STOPPED):
+            return command()
     except (InputError, OSError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
-    except SystemExit as end:
-        if isinstance(end.code, int) and end.code > 128:
-            print(STOPPED, file=sys.stderr)
-        raise
 
 
 def one_sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) -> int:
@@ -131,9 +127,15 @@ def one_sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str)
 
 
 def _analyse(name: str, out: Path) -> int:
-    """In a process of its own: analysis/ is no part of what runs a sweep."""
+    """In a process of its own: analysis/ is no part of what runs a sweep. A terminal's Ctrl-C comes here alone."""
     sys.stdout.flush()
-    return subprocess.run([sys.executable, "-m", "analysis", name, f"--out={out}"]).returncode
+    command = [sys.executable, "-m", "analysis", name, f"--out={out}"]
+    with stopping.held(), subprocess.Popen(command, process_group=0) as process:
+        while process.poll() is None:
+            if stopping.asked():
+                process.kill()
+            time.sleep(0.05)
+    return process.returncode
 
 
 def _study(space: Space, call: argparse.Namespace, workers: int, run: str) -> int:

@@ -37,7 +37,6 @@ def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
     queue = Queue(space, storage)
     run_cell = pkgutil.resolve_name(run)
     while (cell := queue.take()) is not None:
-        stopping.check()
         run_id = cell.config.run_id
         with cell:
             try:
@@ -56,6 +55,7 @@ def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
                 traceback.print_exc()
                 cell.fail(f"{type(error).__name__}: {one_line(error)}")
                 tell("failed", run_id)
+        stopping.check()
 
 
 def run_grid(space: Space, storage: Storage, workers: int, retry_failed: bool, run: str) -> int:
@@ -124,7 +124,6 @@ class _Owner:
         """Work until every cell has finished or failed, here or in another process."""
         team = self.team.workers
         while True:
-            stopping.check()
             if len(team) < workers:
                 idle = sum(worker.task is None for worker in team)  # each of these workers will take a waiting cell
                 self.team.start(min(workers - len(team), self.queue.waiting() - idle))
@@ -136,6 +135,7 @@ class _Owner:
                         self.heard(worker, *message)
             elif self.queue.running():  # by another process
                 time.sleep(1)
+                stopping.check()
                 self.queue.refill(given_up=self.given_up())
             elif not self.queue.waiting():
                 return
@@ -229,6 +229,7 @@ class Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.bar.leave = not stopping.asked()  # the line about a stop is the last one
         self.bar.close()
 
     def _seen_finished(self, run_id: str) -> None:

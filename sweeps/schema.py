@@ -30,8 +30,20 @@ def _scalar(value: Any) -> Any:
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("must be a number")
+        raise ValueError(f"must be a number{_number_in_yaml(value)}")
     return value
+
+
+def _number_in_yaml(value: Any) -> str:
+    """How YAML reads a number as one, where it has read a text: 1e-6 takes a point."""
+    try:
+        mantissa, exponent = f"{float(value):e}".split("e") if isinstance(value, str) else ("", "")
+    except ValueError:
+        return ""
+    if not exponent:
+        return ""
+    digits = mantissa.rstrip("0") + ("0" if mantissa.rstrip("0").endswith(".") else "")
+    return f"; YAML reads {value} as a text, write {digits}e{exponent}"
 
 
 def _one_or_several(value: Any) -> Any:

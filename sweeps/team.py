@@ -1,4 +1,7 @@
-"""Processes that share the work on a sweep or a study. Their owner replaces those that die, and ends the rest."""
+"""Processes that share the work on a sweep or a study. Their owner replaces those that die, and ends the rest.
+
+A signal to any of them stops all: a stopped worker is a stop of its owner, and a worker ends when its owner has ended.
+"""
 
 import contextlib
 import multiprocessing
@@ -10,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -20,7 +24,7 @@ from train.arguments import any_terminal
 from train.errors import InputError, one_line
 
 TRIES = 3  # deaths of processes after which a call gives up
-PATIENCE = 20.0  # seconds that a worker has to end after a SIGTERM
+PATIENCE = 20.0  # seconds that a worker has to end after a SIGTERM; less than stopping.LIMIT
 
 Tell = Callable[..., None]
 """(what, ...): send it to the owner."""
@@ -47,6 +51,8 @@ def ended_by(exitcode: int | None) -> str:
 class Team:
     """The processes of one owner. At the end of the `with` block those that still run are ended.
 
+    In the block a stop raises nothing but in `listen`, so that no process is forgotten.
+
     Args:
         work: a function of a module. Each process calls it once as work(*arguments, tell).
         arguments: its arguments. Each process gets a copy.
@@ -57,6 +63,7 @@ class Team:
         self.workers: list[Worker] = []
 
     def __enter__(self) -> "Team":
+        stopping.hold()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -64,24 +71,21 @@ class Team:
             worker.process.terminate()
         until = time.monotonic() + PATIENCE
         for worker in self.workers:
-            worker.process.join(1)
-        if still := sum(worker.process.is_alive() for worker in self.workers):
-            print(
-                f"waiting at most {PATIENCE:.0f} s for {still} worker{'s' * (still > 1)} to do a last step and save it",
-                file=sys.stderr,
-            )
-        for worker in self.workers:
             worker.process.join(max(0, until - time.monotonic()))
             worker.process.kill()
             worker.process.join()
+        stopping.release()
+        if not any(exception):
+            stopping.check()
 
     def start(self, number: int) -> None:
         """Start `number` more processes."""
         spawn = multiprocessing.get_context("spawn")
+        resource_tracker.ensure_running()  # it would unblock SIGINT below, if the first process started it
         for _ in range(number):
             messages, theirs = spawn.Pipe(duplex=False)
             process = spawn.Process(target=_begin, args=(self.work, self.arguments, theirs))
-            # Ctrl-C reaches all processes, but the owner decides. A new one must not print where an import was stopped.
+            # Ctrl-C reaches all processes. A new one must not print where an import was stopped.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             process.start()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -93,6 +97,7 @@ class Team:
 
         Raises:
             InputError: a worker was refused something that every other one would be refused as well.
+            SystemExit: this process or a worker was stopped.
         """
         ready = multiprocessing.connection.wait([worker.messages for worker in self.workers], timeout=seconds)
         heard: list[tuple[Worker, tuple[Any, ...] | None]] = []
@@ -103,37 +108,39 @@ class Team:
                 worker.process.join()
                 self.workers.remove(worker)
                 heard.append((worker, None))
+                if signum := stopping.stopped_by(worker.process.exitcode):
+                    stopping.ask(signum)
                 continue
             if message[0] == "refused":
                 raise InputError(message[1])
             heard.append((worker, message))
+        stopping.check()
         return heard
 
 
 def _begin(work: Callable[..., None], arguments: tuple[Any, ...], owner: Connection) -> None:
-    """The main function of a worker. It ends with its work, by a SIGTERM, or with its owner."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is blocked as well, but not for the processes of libraries
-    stopping.listen(signal.SIGTERM)
+    """The main function of a worker. It ends with its work, by a stop, or with its owner."""
     any_terminal()
-    threading.Thread(target=_end_with_owner, daemon=True).start()
 
     def tell(*message: Any) -> None:
         with contextlib.suppress(BrokenPipeError):  # the owner is gone: _end_with_owner ends this process
             owner.send(message)
 
-    try:
-        work(*arguments, tell)
-    except (InputError, OSError) as error:  # another worker would fail in the same way
-        tell("refused", one_line(error))
+    with stopping.listening():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        threading.Thread(target=_end_with_owner, daemon=True).start()
+        try:
+            work(*arguments, tell)
+        except (InputError, OSError) as error:  # another worker would fail in the same way
+            tell("refused", one_line(error))
 
 
 def _end_with_owner() -> None:
-    owner = multiprocessing.parent_process()
+    owner, here = multiprocessing.parent_process(), threading.main_thread().ident
     assert owner is not None
+    assert here is not None
     owner.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(PATIENCE)
-    os._exit(1)
+    signal.pthread_kill(here, signal.SIGTERM)  # to the main thread, whose waiting it ends
 
 
 def send_output_to(path: Path) -> None:

@@ -247,8 +247,8 @@ def work(space: Space, run: str, tell: Tell) -> None:
     for config in tuning.reference():
         tuning.value(config)
     while (trial := tuning.take()) is not None:
-        stopping.check()
         tuning.run(trial)
+        stopping.check()
 
 
 def tune(space: Space, workers: int, retry_failed: bool, run: str) -> int:
@@ -275,7 +275,6 @@ def tune(space: Space, workers: int, retry_failed: bool, run: str) -> int:
             if deaths >= TRIES:
                 raise InputError(f"{deaths} of the study's processes have died; see {tuning.folder.log_file}")
             team.start(min(workers - len(team.workers), tuning.untaken()))
-            stopping.check()
             for worker, message in team.listen(2):
                 if message is None and worker.process.exitcode:
                     deaths += 1

@@ -15,8 +15,8 @@ steps: list[dict[str, object]] = []
 train_step = module.Training.train_step
 
 
-def watched(self, batch, stop):
-    done = train_step(self, batch, stop)
+def watched(self, batch):
+    done = train_step(self, batch)
     weights = torch.cat([parameter.detach().flatten() for parameter in self.model.parameters()])
     steps.append(
         {"step sizes": self.step_sizes(), "weights": weights.double().sum().item(), "loss": self.done.epoch_losses[-1]}

@@ -75,6 +75,7 @@ def test_rows_hold_the_tasks_columns_and_the_label_in_the_files_order(tmp_path):
         ("[1]", r"line 2: not a JSON object"),
         ({"text": "a", "label": 1}, "line 2: no column sentence; columns there: text, label"),
         ({"sentence": "a"}, "line 2: no column label; columns there: sentence"),
+        ({"sentence": "a \ud83d b", "label": 1}, r'line 2: column sentence has "\\ud83d", half of a character'),
         ({"sentence": None, "label": 1}, "line 2: column sentence is no text: null"),
         ({"sentence": "a", "label": 2}, r"line 2: unknown label 2; allowed: 0 \(negative\), 1 \(positive\)"),
         ({"sentence": "a", "label": -1}, "line 2: unknown label -1; allowed"),
@@ -88,6 +89,22 @@ def test_bad_row_is_one_line_with_its_number(tmp_path, line, problem):
     with pytest.raises(InputError, match=problem) as caught:
         load_rows(folder, "sst2", "train")
     assert "\n" not in str(caught.value)
+
+
+def test_blank_lines_are_skipped_and_counted_in_what_is_told(tmp_path):
+    folder, good = write(tmp_path, "sst2", "train"), '{"sentence": "a", "label": 1}\n'
+    file = tmp_path / "sst2" / "train.jsonl"
+    file.write_text(f"\n{good} \t\n{good}\r\n\n")
+    assert len(load_rows(folder, "sst2", "train")) == 2
+    file.write_text(f"\n{good}\nnothing\n")
+    with pytest.raises(InputError, match="line 4: not a JSON object"):
+        load_rows(folder, "sst2", "train")
+
+
+def test_both_halves_of_a_character_are_one_character(tmp_path):
+    folder = write(tmp_path, "sst2", "train")
+    (tmp_path / "sst2" / "train.jsonl").write_text('{"sentence": "\\ud83d\\ude00", "label": 1}\n')
+    assert load_rows(folder, "sst2", "train")[0]["sentence"] == "\U0001f600"
 
 
 def test_line_that_is_not_utf8_is_named(tmp_path):

@@ -154,3 +154,20 @@ def test_one_file_with_a_mistake_does_not_hide_the_others(files: Path, capsys: p
     assert "splits         cannot be read\n" in said.out
     assert re.search(r"^small +\d+ +\d+ ", said.out, re.MULTILINE)
     assert re.fullmatch(r"error: .*splits\.yaml:\d+: no YAML \(.*\)\n", said.err)
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("1e-6", "1.0e-06"), ("2.5e1", "2.5e+01")])
+def test_a_number_that_yaml_reads_as_a_text_is_told_how_to_write_it(files: Path, wrong: str, right: str) -> None:
+    study = file_of(files, "study-adam")
+    text = study.read_text()
+    study.write_text(re.sub(r"min: [0-9.e-]+(?=, max: 1.0e-3)", f"min: {wrong}", text))
+    (line,) = told("study-adam")
+    assert line.endswith(f"must be a number; YAML reads {wrong} as a text, write {right}")
+    study.write_text(study.read_text().replace(f"min: {wrong}", f"min: {right}").replace("max: 1.0e-3", "max: 1.0e+3"))
+    assert not told("study-adam")
+
+
+def test_a_text_that_is_no_number_is_told_as_such(files: Path) -> None:
+    study = file_of(files, "study-adam")
+    study.write_text(study.read_text().replace("min: 1.0e-6", "min: many"))
+    assert [line.partition(" parameters")[2] for line in told("study-adam")] == [".learning_rate.min: must be a number"]

@@ -421,7 +421,7 @@ def test_a_killed_owner_loses_nothing(how: int, tmp_path: Path, unkilled: dict[s
     wait_for(lambda: not any(map(is_alive, workers)), seconds=10)
     if how != signal.SIGKILL:
         stderr = (tmp_path / "stderr").read_text()
-        assert stderr.endswith("stopped; the same command runs what is missing\n")
+        assert stderr.endswith("stopping; the same command runs what is missing\n")
         assert "Traceback" not in stderr
     before = states(tmp_path)
     assert 2 <= len(before) <= 4  # it was in the middle

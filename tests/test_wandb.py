@@ -197,7 +197,7 @@ def test_sigterm_saves_the_step_being_done_and_ends_the_wandb_run(tiny: Path, tm
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in stderr
-    assert stderr.endswith("stopped; the same command resumes the run\n")
+    assert stderr.endswith("stopping; the same command resumes the run\n")
     assert not (settings.folder / "summary.json").exists()
     found = records(log_files(settings.folder)[0])
     assert logged(found) == history_file(settings)

@@ -1,12 +1,11 @@
 """python -m train --key=value ...: train one run (see train.config.Config, or --help, for the keys)."""
 
 import os
-import signal
 import sys
 
 from . import stopping
 
-STOPPED = "stopped; the same command resumes the run"
+STOPPED = "stopping; the same command resumes the run"
 
 
 def main(args: list[str]) -> int:
@@ -24,8 +23,10 @@ def main(args: list[str]) -> int:
 
         from .run import run
 
-        stopping.listen(signal.SIGTERM, signal.SIGINT)  # before the first step; then train.run sees to SIGTERM
-        with tqdm(desc=config.run_id, unit="step", disable=None if first else True) as bar:
+        with (
+            stopping.listening(STOPPED if first else ""),
+            tqdm(desc=config.run_id, unit="step", disable=None if first else True) as bar,
+        ):
 
             def progress(step: int, total: int) -> None:
                 bar.total = total
@@ -36,11 +37,8 @@ def main(args: list[str]) -> int:
         if first or not isinstance(error, InputError):
             print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    except SystemExit as end:
-        code = int(end.code or 0)
-        if first and code > 128:  # and not that of --help
-            print(STOPPED, file=sys.stderr)
-        return code
+    except SystemExit as end:  # a stop, or --help
+        return int(end.code or 0)
     if not first:
         return 0
     s, metric = result.summary, TASKS[config.task].metric

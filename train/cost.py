@@ -7,7 +7,6 @@ its trials. Nothing is evaluated or written. The keys are those of `python -m tr
 
 import statistics
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -58,7 +57,7 @@ class _Runner:
 
     def step(self, batch: data.Batch) -> dict[str, Any]:
         torch.set_rng_state(self._random)
-        row, _, _ = self.training.train_step(batch, threading.Event())
+        row, _, _ = self.training.train_step(batch)
         self._random = torch.get_rng_state()
         return row
 

@@ -6,6 +6,7 @@ A row is a dict of the task's text columns and "label". The order of the functio
 
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from .tasks import SMALL, TASKS, Task
 
 Part = Literal["train", "validation"]
 Batch = dict[str, torch.Tensor]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON joins the two halves of a pair, so that what is left is alone
 
 
 def load_rows(data: str, task: str, part: Part) -> Rows:
@@ -60,6 +63,8 @@ def _from_file(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
                 try:
                     yield number, json.loads(line)
                 except ValueError:
@@ -94,6 +99,11 @@ def _row(record: Any, task: Task, where: str) -> dict[str, Any]:
     for column in task.columns:
         if not isinstance(record[column], str):
             raise InputError(f"{where}: column {column} is no text: {json.dumps(record[column])[:40]}")
+        if halves := _SURROGATE.findall(record[column]):
+            raise InputError(
+                f"{where}: column {column} has {json.dumps(halves[0])}, half of a character (a lone surrogate), which "
+                "is no text; allowed: whole characters"
+            )
     label = record["label"]
     if type(label) is not int or not 0 <= label < len(task.labels):
         allowed = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))

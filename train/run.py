@@ -6,10 +6,9 @@ import math
 import platform
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -45,13 +44,14 @@ def run(config: Config, progress: Progress | None = None) -> Result:
         config: the run.
         progress: called with (steps done, steps in all) after each optimizer step.
 
-    Under torchrun all processes train this one run, each on a share of every mini-batch; rank 0 writes. SIGTERM ends
-    the run after the present step, with a checkpoint.
+    Under torchrun all processes train this one run, each on a share of every mini-batch; rank 0 writes. A stop (see
+    `stopping.listening`) ends the run after the present step, with a checkpoint. Within an evaluation it ends the
+    evaluation, and the last checkpoint stays.
 
     Raises:
         InputError: the model, the data, the run folder, the checkpoint or W&B cannot be used.
         DamagedRun: files of this run cannot be used.
-        SystemExit: SIGTERM came.
+        SystemExit: a stop was asked for.
     """
     stopping.check()
     folder = RunFolder(config.folder)
@@ -71,25 +71,6 @@ def run(config: Config, progress: Progress | None = None) -> Result:
     finally:
         parallel.leave()
         torch.set_num_threads(threads)  # a further run in this process starts as the first one did
-
-
-@contextmanager
-def _stop_asked() -> Iterator[threading.Event]:
-    """SIGTERM only sets the event, so that the run ends after its step. A second SIGTERM acts as it did before."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield asked
-        return
-
-    def ask(signum: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(signal.SIGTERM, before)
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Training:
@@ -134,23 +115,22 @@ class Training:
     # -- the loop -----------------------------------------------------------------------------------------
 
     def train(self, progress: Progress | None) -> dict[str, Any]:
-        tracker = Tracker(self.config, self.done.step) if self.ranks.first else None
-        try:
-            stopping.check()
-            if self.ranks.first:
-                self.note_start()
-            with _stop_asked() as stop:
-                summary = self._train(tracker, progress, stop)
-            if tracker is not None:
-                tracker.finish(summary, self.keep_model() if self.config.keep_model else None)
-                self.folder.checkpoint_file.unlink(missing_ok=True)
-            return summary
-        except BaseException as error:
-            if tracker is not None:
-                tracker.close(1, preempted=isinstance(error, SystemExit))
-            raise
+        with stopping.held():
+            tracker = Tracker(self.config, self.done.step) if self.ranks.first else None
+            try:
+                if self.ranks.first:
+                    self.note_start()
+                summary = self._train(tracker, progress)
+                if tracker is not None:
+                    tracker.finish(summary, self.keep_model() if self.config.keep_model else None)
+                    self.folder.checkpoint_file.unlink(missing_ok=True)
+            except BaseException as error:
+                if tracker is not None:
+                    tracker.close(1, preempted=isinstance(error, SystemExit))
+                raise
+        return summary
 
-    def _train(self, tracker: Tracker | None, progress: Progress | None, stop: threading.Event) -> dict[str, Any]:
+    def _train(self, tracker: Tracker | None, progress: Progress | None) -> dict[str, Any]:
         config, total_steps = self.config, self.steps_per_epoch * self.config.epochs
         self.started = self.saved = time.perf_counter()
         while self.done.step < total_steps:
@@ -158,8 +138,7 @@ class Training:
             for batch in data.train_batches(
                 self.rows, config.batch_size, config.seed, epoch, self.tokenizer, start=batch_number
             ):
-                stopping.check()
-                row, stopped, overdue = self.train_step(batch, stop)
+                row, stopped, overdue = self.train_step(batch)
                 if tracker is not None:
                     tracker.log(row)
                     if progress is not None:
@@ -169,7 +148,7 @@ class Training:
                 if stopped or overdue:
                     self.save(tracker)
                 if stopped:
-                    raise SystemExit(128 + signal.SIGTERM)
+                    self.stop()
             self.done.all_epoch_losses.append(sum(self.done.epoch_losses) / len(self.done.epoch_losses))
             self.done.epoch_losses = []
             self.done.evaluation = self.evaluate() if config.is_evaluated(epoch + 1) else {}
@@ -180,11 +159,13 @@ class Training:
                     | {"train/epoch_loss": self.done.all_epoch_losses[-1], "time/total": self.seconds()}
                 )
             self.save(tracker)
-            if self.done.step < total_steps and self.ranks.sum([stop.is_set()], self.device)[0]:
-                raise SystemExit(128 + signal.SIGTERM)
         return self.summary()
 
-    def train_step(self, batch: data.Batch, stop: threading.Event) -> tuple[dict[str, Any], bool, bool]:
+    def stop(self) -> None:
+        """End this rank, as all ranks do at the same place. The signal may have come to another one."""
+        raise SystemExit(128 + (stopping.asked() or signal.SIGTERM))
+
+    def train_step(self, batch: data.Batch) -> tuple[dict[str, Any], bool, bool]:
         """Do one step. Returns what it logs, and whether all ranks then stop, and save a checkpoint."""
         started, computed = time.perf_counter(), time.process_time()
         self.model.train()
@@ -198,7 +179,7 @@ class Training:
         before = self.step_sizes()
         loss = float(self.optimizer.step(lambda: weight * self.loss(share)))  # type: ignore[arg-type, return-value]
         overdue = self.ranks.first and time.perf_counter() - self.saved >= 60 * self.config.checkpoint_minutes
-        losses, stops, overdues = self.ranks.sum([loss, stop.is_set(), overdue], self.device)
+        losses, stops, overdues = self.ranks.sum([loss, stopping.asked() > 0, overdue], self.device)
         loss = losses / self.ranks.count
         self.done.step += 1
         self.done.samples += len(batch["labels"])
@@ -226,6 +207,11 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
+        """Metrics and loss over all held-out rows.
+
+        Raises:
+            SystemExit: a stop was asked for.
+        """
         self.model.eval()
         if (for_evaluation := getattr(self.optimizer, "eval", None)) is not None:  # shows the average, if it has one
             for_evaluation()
@@ -233,12 +219,16 @@ class Training:
         confusion = torch.zeros(labels_known**2, dtype=torch.long, device=self.device)
         batches = data.eval_batches(self.held_out, 64, self.tokenizer)
         for batch in itertools.islice(batches, self.ranks.rank, None, self.ranks.count):
+            if stopping.asked():
+                break
             batch = {name: values.to(self.device) for name, values in batch.items()}
             labels = batch.pop("labels")
             with self.precision():
                 logits = self.model(**batch)
             loss += float(torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
             confusion += torch.bincount(labels * labels_known + logits.argmax(-1), minlength=labels_known**2)
+        if self.ranks.sum([stopping.asked() > 0], self.device)[0]:
+            self.stop()
         loss, *counts = self.ranks.sum([loss, *confusion.tolist()], self.device)
         table = [counts[start : start + labels_known] for start in range(0, len(counts), labels_known)]
         metrics = {f"eval/{name}": METRICS[name](table) for name in dict.fromkeys(("accuracy", self.task.metric))}
