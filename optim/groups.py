@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .components import regrouped
+from .components import merge_smallest, regrouped
 from .criteria import Criterion
 from .guard import Guard, can_have_gradient
 from .presets import SETTINGS, Preset
@@ -99,6 +100,18 @@ class Groups(torch.optim.Optimizer):
         alone = turn.component is not None and not turn.joint
         name = self.param_groups[turn.searched]["name"] if alone else "all"
         return self.criteria.setdefault(name, self.preset.new_criterion())  # new where components were merged
+
+    def _merge(self) -> None:
+        """Algorithm 1, once the whole network is not searched any longer."""
+        if not self.has_components or self.turns.progress.whole_network_phase or self.search is None:
+            return
+        if hasattr(self.step, "_wrapped_by_lr_sched"):  # torch's schedulers count the groups only once
+            return
+        names = [group["name"] for group in self.param_groups]
+        if merged := merge_smallest(self.param_groups, self.preset.merge_threshold):
+            self.counts["merges"] += 1
+            self.search = replace(self.search, merged=merged)
+            self.turns.merge(names.index(merged[1]), len(self.param_groups))
 
     # -- checkpoints --------------------------------------------------------------------------------------
 

@@ -12,13 +12,11 @@ is 1, or falls to 0 over the run.
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from .components import merge_smallest
 from .groups import refuse
 from .guard import Closure, Evaluation, Guard
 from .hosts import Host, coupled_decay
@@ -43,13 +41,11 @@ class LineSearch(Host):
     (PLASLS), each step searches one of them (Eq. 6). Otherwise all groups share one. If no trial is accepted, what was
     searched stays where it is, bit for bit.
 
-    Step sizes may be set between steps, by hand or by torch's schedulers, as numbers or tensors of one number. The next
-    search of that component starts there. If all groups share one step size, that of the first group counts. A group
-    whose step size is set to 0 stays where it is. While one of torch's schedulers is attached, components are not
-    merged: a scheduler remembers the number of groups.
+    Step sizes may be set between steps, by hand or by torch's schedulers. The next search starts there; where groups
+    share one step size, from that of the first. A group whose step size is set to 0 stays where it is. While one of
+    torch's schedulers is attached, components are not merged: a scheduler remembers the number of groups.
 
-    Under torch.distributed the ranks, each with data of its own, take the same steps on the mean of their losses and
-    gradients. Weights may be sharded (`fully_shard`, DTensor).
+    Ranks of torch.distributed take the same steps on the mean of their losses. Weights may be sharded (DTensor).
 
     Args:
         params: parameters or param groups, as any torch optimizer takes them.
@@ -61,9 +57,8 @@ class LineSearch(Host):
         clip_norm: the gradient is scaled to at most this norm before the search, as by torch's clip_grad_norm_.
         check_closure: whether the first step, and steps after several failed searches, evaluate the unmoved weights
             once more, and say what is wrong where the loss differs; at most one forward in a hundred evaluations.
-        grad_scaler: a torch.amp.GradScaler for float16. The backward pass is on the scaled loss, gradients are
-            unscaled before the search, and the scale is updated after each step. Closures must be forward only. Do not
-            call `grad_scaler.step`. You save its state yourself, as with torch's optimizers.
+        grad_scaler: a torch.amp.GradScaler for float16, which scales the loss for the backward pass. Closures must be
+            forward only. Do not call `grad_scaler.step`. You save its state yourself, as with torch's optimizers.
         c, max_interval: change these settings of the preset.
         **host: the host's own arguments (eps, weight_decay, fused, ...), without `lr`.
 
@@ -153,7 +148,10 @@ class LineSearch(Host):
             self._start_together()
             self.zero_grad()
             f.first()  # f_k(w_k), and g_k in .grad
-            self._check_and_clip(f)
+            if self.check_closure:
+                f.check(lambda: self._tolerance(f, REPEATED))
+            if self.clip_norm is not None:  # all that follows takes this for the gradient
+                torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
             if not self._is_finite(f):
                 pass  # nothing changes
             elif turn is None:
@@ -176,13 +174,15 @@ class LineSearch(Host):
                 [of_moving.get(j, 0.0) for j in range(len(self.param_groups))], of_moving if alone else None
             )
 
-        return HostMove(*self._parts(turn), f, self._tolerance(f), step, turn.first_trial, unknown)
+        return HostMove(
+            *self._parts(turn), f, self._tolerance(f, self.preset.rounding), step, turn.first_trial, unknown
+        )
 
-    def _parts(self, turn: Turn) -> tuple[list[Part], list[Tensor]]:
-        """What moves in this step's trials, and the parameters that do not."""
-        moving = [self.param_groups[j] for j in turn.moving]
+    def _given(self, turn: Turn, f: Evaluation) -> tuple[list[Part], list[Tensor], Evaluation, float]:
+        """What moves in this step's trials, the parameters that do not, f, and how much of its changes is rounding."""
+        parts = [Part(group, coupled_decay(self, group)) for group in (self.param_groups[j] for j in turn.moving)]
         still = [p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]]
-        return [Part(group, coupled_decay(self, group)) for group in moving], still
+        return parts, still, f, self._tolerance(f, self.preset.rounding)
 
     def _search(self, turn: Turn, line: Line, f: Evaluation) -> Found:
         """Search this step's step sizes, and set those that were accepted."""
@@ -241,36 +241,17 @@ class LineSearch(Host):
             accepted=found.accepted,
         )
 
-    def _merge(self) -> None:
-        if not self.has_components or self.turns.progress.whole_network_phase or self.search is None:
-            return
-        if hasattr(self.step, "_wrapped_by_lr_sched"):  # torch's schedulers count the groups only once
-            return
-        names = [group["name"] for group in self.param_groups]
-        if merged := merge_smallest(self.param_groups, self.preset.merge_threshold):
-            self.counts["merges"] += 1
-            self.search = replace(self.search, merged=merged)
-            self.turns.merge(names.index(merged[1]), len(self.param_groups))
-
     # -- how much of the loss is rounding -----------------------------------------------------------------
 
-    def _tolerance(self, f: Evaluation) -> float:
-        """How much of a change of f may be rounding."""
-        return self.preset.rounding * self._rounding_error(f) if self.preset.rounding else 0.0
-
-    def _rounding_error(self, f: Evaluation) -> float:
-        return f.rounding_error(self.preset.loss_scale or 0.0, self.turns.progress.error_at(f.base))
+    def _tolerance(self, f: Evaluation, errors: float) -> float:
+        """So many rounding errors of f."""
+        measured = self.turns.progress.error_at(f.base)
+        return errors * f.rounding_error(self.preset.loss_scale or 0.0, measured) if errors else 0.0
 
     def _measure(self, f: Evaluation, line: Line) -> float:
-        """Measure the rounding error of f; return `_tolerance`, which then follows from it."""
+        """Measure the rounding error of f; return the line's tolerance, which then follows from it."""
         if f.base:
             progress = self.turns.progress
             progress.measured_error, progress.measured_at = line.change_by_rounding(), abs(f.base)
-        line.tolerance = self._tolerance(f)
+        line.tolerance = self._tolerance(f, self.preset.rounding)
         return line.tolerance
-
-    def _check_and_clip(self, f: Evaluation) -> None:
-        if self.check_closure:
-            f.check(lambda: REPEATED * self._rounding_error(f))
-        if self.clip_norm is not None:  # all that follows takes this for the gradient
-            torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
