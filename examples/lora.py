@@ -13,7 +13,7 @@ args = settings(rank=8)
 warnings.filterwarnings("ignore", category=FutureWarning)  # peft reads a property of transformers that has a new name
 learn, validate, collate = reviews(args)
 config = LoraConfig(task_type="SEQ_CLS", r=args.rank, lora_alpha=2 * args.rank, target_modules=["query", "value"])
-model = get_peft_model(classifier(args), config)
+model = get_peft_model(classifier(args), config)  # before the optimizer, which takes the adapters
 
 # A component's trials start at its first layer, with the frozen layers before it left out.
 optimizer = PLASLS(split(model, 3), joint=4)

@@ -53,18 +53,23 @@ class Groups(torch.optim.Optimizer):
         """Add a component. This may be done at any time; its turn comes last.
 
         If all groups share one step size, it takes that one. If components have their own, it starts from their mean.
+        An `lr` that is a present step size or a tenth of it is ignored: Lightning's BaseFinetuning passes it unasked.
 
         Raises:
             ValueError: the group has no parameters, complex ones, a name that is taken, or a setting out of range.
-            TypeError: the group has an `lr`.
+            TypeError: the group has an `lr` of the user's.
         """
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # which says what is wrong
         group = dict(param_group)
+        if any(group.get("lr") in (size, size / 10.0) for size in map(_step_size, self.param_groups)):
+            del group["lr"]
         refuse(group)
         # A number that no earlier group had, also not one that was merged away.
         name = group.setdefault("name", f"group_{len(self.given)}" if self.given else "all")
-        if not isinstance(name, str) or not name or name in self.given or "+" in name:
+        if name in self.given:
+            raise ValueError(f"component name {name!r} is taken; allowed: a name of its own for each param group")
+        if not isinstance(name, str) or not name or "+" in name:
             raise ValueError(f"component name {name!r}; allowed: a new string without '+'")
         if self.param_groups:
             sizes = [float(existing["lr"]) for existing in self.param_groups]

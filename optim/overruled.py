@@ -41,8 +41,9 @@ class Overruled:
                 _, after, now = undone[0]
                 warnings.warn(
                     f"the step size is set anew after each search, now to {now:.1e} where the search had found "
-                    f"{after:.1e}: searches are in vain, and may take many trials. Leave out the scheduler or warm-up, "
-                    "or take one that multiplies, such as StepLR; total_steps=... lets the moves decay",
+                    f"{after:.1e}: searches are in vain, and may take many trials. Leave out the scheduler or warm-up "
+                    "(OneCycleLR and CyclicLR set betas[0], too), or take one that multiplies, such as StepLR; "
+                    "total_steps=... lets the moves decay",
                     stacklevel=3,
                 )
         self._before, self._after = list(sizes), ()

@@ -11,6 +11,7 @@ Descendants of Trainer take the mix-in: `class Mine(LineSearchMixin, Seq2SeqTrai
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,7 @@ from torch.optim import lr_scheduler
 from transformers import Trainer
 
 from .. import LineSearch, split
+from ..groups import Group
 
 __all__ = ["LineSearchMixin", "LineSearchTrainer"]
 
@@ -39,6 +41,17 @@ _ALLOWED_SCHEDULES = (
     "without a warm-up, 'reduce_lr_on_plateau', or optimizers=(optimizer, scheduler) with one that multiplies, as "
     "ExponentialLR"
 )
+
+# Arguments of a plain Trainer's optimizer that ours does not read -> where to say the same. Others are in `_check`.
+_UNREAD = {
+    "adam_beta1": "betas=...",
+    "adam_beta2": "betas=...",
+    "adam_epsilon": "eps=...",
+    "optim": "the optimizer's class",
+    "optim_args": "the optimizer's own arguments",
+    "optim_target_modules": "the optimizer's own arguments",
+    "lr_scheduler_kwargs": "a scheduler of your own",
+}
 
 # Attributes in which descendants of Trainer (TRL, sentence-transformers) add up in compute_loss what they log.
 _COUNTED = ("_metrics", "_total_train_tokens", "accum_loss_components")
@@ -60,7 +73,9 @@ class LineSearchMixin:
 
     - `learning_rate` in the logs is the step size. If components have their own, it is their mean, and each one is
       logged beside it as `step_size/<component>`. `search/trials` and so on are of the last step. The argument
-      `learning_rate` is not used.
+      `learning_rate` is not used, and `hyperparameter_search` may not vary it.
+    - `weight_decay` is for an optimizer that is made here (`optimizer_cls_and_kwargs`): biases and norms have none, as
+      in Trainer. An optimizer that is given has its own.
     - There is no schedule unless one is asked for. Trainer's default, the linear one, does not count as asked for.
       `lr_scheduler_type="cosine"` sets the optimizer's `total_steps`: moves fall to 0, and searches stay as they are.
       "Raises" says what is refused.
@@ -74,18 +89,24 @@ class LineSearchMixin:
 
     Args:
         optimizers: (one of this library's optimizers, None or a scheduler).
-        optimizer_cls_and_kwargs: instead of it (its class, its settings and `components`, as `split` takes them).
+        optimizer_cls_and_kwargs: instead of it (its class, its settings and `components`, as `split` takes them). The
+            optimizer is made when training starts, so that it has the adapters that a trainer makes (`peft_config`).
         *args: Trainer's own.
         **kwargs: Trainer's own.
 
     Raises:
         TypeError: the optimizer has no line search.
-        ValueError: a schedule that sets step sizes, clipping by Trainer, fp16, DeepSpeed or FSDP is asked for, or the
-            weights are float16. The error says what is allowed.
+        ValueError: a schedule that sets step sizes, an argument of another optimizer (`adam_beta1`, `optim`, ...),
+            clipping by Trainer, fp16, DeepSpeed or FSDP is asked for, or the weights are float16. The error says what
+            is allowed.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, optimizer_cls_and_kwargs: tuple[Any, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if optimizer_cls_and_kwargs is not None:  # not passed on: TRL's DPOTrainer does not take it
+            self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
+            if self.optimizer is not None:
+                raise ValueError("optimizers and optimizer_cls_and_kwargs are both given; allowed: one of them")
         self._held: list[Any] = []  # micro-batches that wait for the last one
         self._divides_by_items: bool | None = None
         self._check()
@@ -99,10 +120,13 @@ class LineSearchMixin:
                 "allowed: optimizers=(AdamSLS(model.parameters()), None) or optimizer_cls_and_kwargs=(AdamSLS, {})"
             )
         args = self.args
+        self._refuse_unread(given)
         if self.lr_scheduler is not None:
             if isinstance(self.lr_scheduler, _SETTING):
-                kind = type(self.lr_scheduler).__name__
-                raise ValueError(f"a {kind} sets step sizes, which the line search finds; {_ALLOWED_SCHEDULES}")
+                kind, more = type(self.lr_scheduler).__name__, ""
+                if getattr(self.lr_scheduler, "cycle_momentum", False):
+                    more = " and the momentum"
+                raise ValueError(f"a {kind} sets step sizes{more}, which the line search finds; {_ALLOWED_SCHEDULES}")
         elif args.lr_scheduler_type not in _TAKEN or args.warmup_steps:
             asked = f"lr_scheduler_type={str(getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type))!r}"
             asked += f" with warmup_steps={args.warmup_steps}" if args.warmup_steps else ""
@@ -122,6 +146,31 @@ class LineSearchMixin:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.is_fsdp_xla_enabled:
             raise ValueError("sharded parameters are not supported; allowed: DistributedDataParallel, by torchrun")
 
+    def _refuse_unread(self: Any, kind: type[LineSearch]) -> None:
+        """Refuse what a plain Trainer's optimizer would read, and this one does not."""
+        place = "optimizers" if self.optimizer_cls_and_kwargs is None else "optimizer_cls_and_kwargs"
+        defaults = {field.name: field.default for field in dataclasses.fields(self.args)}
+        for name, instead in _UNREAD.items():
+            if (value := getattr(self.args, name, None)) not in (None, {}, defaults.get(name)):
+                raise ValueError(f"{name}={value!s} is not read; allowed: its default, and {instead} in {place}")
+        if self.args.weight_decay and place == "optimizers":
+            raise ValueError(
+                f"weight_decay={self.args.weight_decay} is not read, as the optimizer is made already; allowed: "
+                "weight_decay=... there, or optimizer_cls_and_kwargs=(AdamSLS, {}) here"
+            )
+        if self.args.weight_decay and kind.has_components:
+            raise ValueError(
+                f"weight_decay={self.args.weight_decay} would make components of biases and norms, which have none; "
+                "allowed: AdamSLS, or weight_decay in optimizer_cls_and_kwargs, for all parameters"
+            )
+
+    def _hp_search_setup(self: Any, trial: Any) -> None:
+        before = self.args.learning_rate
+        super()._hp_search_setup(trial)  # type: ignore[misc]
+        if self.args.learning_rate != before:
+            raise ValueError("there is no learning_rate to be searched for; allowed: an hp_space without it")
+        self._check()
+
     # -- optimizer and schedule ---------------------------------------------------------------------------
 
     def create_optimizer(self: Any, model: Any = None) -> Any:
@@ -129,9 +178,23 @@ class LineSearchMixin:
         if self.optimizer is None:
             kind, settings = self.optimizer_cls_and_kwargs
             settings = dict(settings)
-            components = split(self.model if model is None else model, settings.pop("components", 1))
+            model = self.model if model is None else model
+            components = split(model, settings.pop("components", 1))
+            if self.args.weight_decay:
+                components = self._decayed(model, components)
             self.optimizer = kind(components, **settings)
         return self.optimizer
+
+    def _decayed(self: Any, model: Any, components: list[Group]) -> list[Group]:
+        """Each component in two groups, as a plain Trainer has them: with its weight decay, and without."""
+        decayed = set(self.get_decay_parameter_names(model))
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        groups = []
+        for component in components:
+            for decay, suffix in ((self.args.weight_decay, ""), (0.0, "_undecayed")):
+                params = [each for each in component["params"] if (names[each] in decayed) == (decay > 0)]
+                groups.append({"name": component["name"] + suffix, "params": params, "weight_decay": decay})
+        return [group for group in groups if group["params"]]
 
     def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
         """No schedule unless one is asked for. Trainer has wrapped the optimizer when it calls this before training."""
