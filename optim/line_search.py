@@ -174,9 +174,7 @@ class LineSearch(Host):
                 [of_moving.get(j, 0.0) for j in range(len(self.param_groups))], of_moving if alone else None
             )
 
-        return HostMove(
-            *self._parts(turn), f, self._tolerance(f, self.preset.rounding), step, turn.first_trial, unknown
-        )
+        return HostMove(*self._given(turn, f), step, turn.first_trial, unknown)
 
     def _given(self, turn: Turn, f: Evaluation) -> tuple[list[Part], list[Tensor], Evaluation, float]:
         """What moves in this step's trials, the parameters that do not, f, and how much of its changes is rounding."""
