@@ -49,7 +49,7 @@ class Queue:
 
     def __init__(self, space: Space, storage: Storage = Storage()) -> None:  # noqa: B008
         self.cells = space.cells()
-        self.metric, self.describe_cell = space.metric, space.describe
+        self.measure, self.describe_cell = space.measure, space.describe
         self.folder = SweepFolder(next(iter(self.cells.values())).folder.parent)
         self.folders = {run_id: RunFolder(config.folder) for run_id, config in self.cells.items()}
         self.distributions = {
@@ -211,10 +211,10 @@ class Queue:
         Raises:
             InputError: its summary is damaged, or does not have the metric.
         """
-        folder = self.folders[config.run_id]
-        found = folder.summary().get(self.metric)
+        folder, key = self.folders[config.run_id], self.measure(config)
+        found = folder.summary().get(key)
         if not isinstance(found, int | float):
-            raise DamagedRun(f"{folder.summary_file} has no number {self.metric}, which the sweep is about")
+            raise DamagedRun(f"{folder.summary_file} has no number {key}, which the sweep is about")
         return float(found)
 
     def _params(self, config: Config) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class Queue:
         """Report a finished trial. If its heartbeats were late and another machine has given it up, it stays so."""
         value = self.value(config)
         if math.isnan(value):
-            trial.set_user_attr("error", f"{self.metric} is no number")
+            trial.set_user_attr("error", f"{self.measure(config)} is no number")
             self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         else:
             self.study.tell(trial, value, skip_if_finished=True)
