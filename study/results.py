@@ -22,11 +22,12 @@ from analysis.runs import Runs
 from analysis.sources import folder as run_folders
 from analysis.sources.stored import StoredSweep
 from analysis.sources.tidy import tidy
+from sweeps import plan
 from train.arguments import Parser, folder
 from train.errors import InputError, writing
 from train.folder import SweepFolder
 
-from . import claims, plan
+from . import claims
 from .claims import CLAIMS, Arm, Claim, Evidence, Finding
 
 PAGE, PICTURES = "measured.md", "measured"

@@ -81,7 +81,7 @@ class Parameter(_Strict):
 
 
 class Role(_Strict):
-    """What a sweep is in the study. It stands in the file's `description`, as W&B refuses keys that it does not know."""
+    """What a sweep is in the study. It stands in the file's `description`, as W&B refuses keys of others."""
 
     part: PositiveInt
     """its place in the order of the study"""
@@ -116,7 +116,7 @@ class SweepFile(_Strict):
     command: Annotated[list[str], Field(min_length=1)]
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
     run_cap: PositiveInt | None = None
-    description: Annotated[str, AfterValidator(_description)] | None = None
+    description: Annotated[str, AfterValidator(_description)] = ""
 
 
 _SWEEP: TypeAdapter[Any] = TypeAdapter(SweepFile)

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-
 from optim.armijo import MEASURED_AFTER, Armijo, NonMonotone, Smoothed, backtrack, growth
 
 STRICT = Armijo(c=0.1)

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from optim.averaging import share
 from torch.nn.functional import cross_entropy
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
-from optim.averaging import share
 
 from .small import batches, by_layer, weights
 

@@ -7,11 +7,11 @@ import warnings
 
 import pytest
 import torch
+from optim.compiled import is_available
 from torch.nn.functional import cross_entropy
 
 import optim
 from optim import split
-from optim.compiled import is_available
 from tests.small import batches, by_layer, classic, weights
 
 PLASLS, SGDSLS, AdamSLS = classic(optim.PLASLS), classic(optim.SGDSLS), classic(optim.AdamSLS)

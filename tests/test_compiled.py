@@ -9,11 +9,11 @@ import tempfile
 
 import pytest
 import torch
+from optim.directions import plain_directions
+from optim.points import Point
 
 import optim
 from optim import compiled, split
-from optim.directions import plain_directions
-from optim.points import Point
 from tests.small import classic, network, train
 
 PLASLS, AdamSLS = classic(optim.PLASLS), classic(optim.AdamSLS)

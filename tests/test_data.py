@@ -16,8 +16,10 @@ from train.data import eval_batches, load_rows, small_subset, tokenize, train_ba
 from train.errors import InputError
 from train.tasks import TASKS
 
+from .shared import real
+
 ROOT = Path(__file__).resolve().parents[1]
-GLUE = ROOT.parent / "shared" / "data" / "glue"
+GLUE = real("data")
 WORDS = [f"w{number}" for number in range(100)]
 
 
@@ -152,7 +154,7 @@ def test_hub_out_of_reach_is_one_line_with_the_alternatives(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(not GLUE.is_dir(), reason="no ../shared/data/glue beside this repository")
+@pytest.mark.skipif(not GLUE.is_dir(), reason="no GLUE: PLASLS_DATA names none")
 @pytest.mark.parametrize(
     ("task", "part", "counts"),
     [

@@ -1,7 +1,6 @@
 """optim/merging.py: Algorithm 1, on hand-made cases."""
 
 import torch
-
 from optim.merging import merge_smallest
 
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 
 import pytest
-
 from optim.armijo import Armijo
+
 from optim.search import Rule, search, search_jointly, tangent_zero
 
 RULE = Rule(Armijo(0.1), factor=0.9, max_trials=100)

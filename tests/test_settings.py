@@ -5,9 +5,9 @@ from dataclasses import fields
 
 import pytest
 import torch
+from optim.settings import AdamSettings, ComponentSettings, Settings
 
 from optim import PLASLS, SGDSLS, AdamSLS
-from optim.settings import AdamSettings, ComponentSettings, Settings
 
 OF = {SGDSLS: (Settings,), AdamSLS: (AdamSettings, Settings), PLASLS: (ComponentSettings, AdamSettings, Settings)}
 

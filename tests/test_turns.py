@@ -4,9 +4,9 @@ import itertools
 import math
 
 import pytest
+from optim.settings import ComponentSettings, Settings
 
 from optim.search import Found
-from optim.settings import ComponentSettings, Settings
 from optim.turns import Progress, Turns
 from tests.small import CLASSIC
 

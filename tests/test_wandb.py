@@ -95,7 +95,7 @@ def test_an_offline_run_has_all_that_the_run_folder_has(tracked) -> None:
     assert (run_record["run_group"], run_record["job_type"]) == ("splits", "plasls")
     assert run_record["tags"] == ["sst2", "small", "none"]
     config_logged = {key: value for key, value in run_record["config"]["update"].items() if key[0] != "_"}
-    assert config_logged == settings.as_dict()
+    assert config_logged == settings.described()
     assert logged(found) == history_file(settings)
     axes = {record["metric"]["glob_name"]: record["metric"]["step_metric"] for record in found["metric"]}
     assert axes == AXES

@@ -7,9 +7,9 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from optim.compiled import is_available
 
 from optim import __version__
-from optim.compiled import is_available
 
 HERE = Path(__file__).parents[1]
 

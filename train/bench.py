@@ -32,7 +32,7 @@ from transformers import BertConfig, BertModel
 
 from . import cost
 from .arguments import Parser, positive
-from .candidates import BASELINE, find
+from .candidates import BASELINE, CANDIDATES, find
 from .config import Config
 from .errors import InputError, writing
 from .model import Classifier, drop_pooler, load_classifier
@@ -44,22 +44,8 @@ Closure = Callable[[], Tensor]
 Step = Callable[[Closure], Tensor]
 """one training step on a closure that returns the mini-batch loss"""
 
-ARMS = (
-    BASELINE.key,
-    "adamw",
-    "untuned",
-    "adamsls",
-    "plasls",
-    "plasls joint=never",
-    "plasls joint=never split=qkv",
-    "plasls-2023",
-    "salsa-package",
-    "prodigy",
-    "schedule-free",
-)
-"""what is compared: candidates of the study (`train.candidates`), each with settings that differ from the defaults"""
-
-
+ARMS = [f"{row.key} {settings}".strip() for row in CANDIDATES.values() for settings in row.timed]
+"""what is compared: the study's candidates, each with settings that differ from the defaults"""
 MEMORY_STEPS = 40
 """steps of each at most whose memory is measured, after the timed ones"""
 
@@ -271,7 +257,7 @@ def summarise(running: list[Contestant], forwards: list[float]) -> dict[str, Any
                 "extra_memory": contestant.memory / weights,
             }
         )
-    return {"forward": forward, "forward + backward": both, "ADAM": arithmetic, "rows": rows}
+    return {"forward": forward, "forward + backward": both, "baseline": arithmetic, "rows": rows}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -279,7 +265,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"Floors: forward {1e3 * result['forward']:.0f} ms, forward + backward "
         f"{1e3 * result['forward + backward']:.0f} ms, "
-        f"ADAM's arithmetic {1e3 * result['ADAM']:.1f} ms. Times in ms, a trial's is the mean of one.",
+        f"ADAM's arithmetic {1e3 * result['baseline']:.1f} ms. Times in ms, a trial's is the mean of one.",
         "",
         "| candidate | ratio (quartiles) | mean | floor | mean / floor | trials a step | of the first | forward "
         "| backward | a trial | arithmetic | / ADAM's | extra memory / weights |",
@@ -362,7 +348,9 @@ def _flags(args: Sequence[str]) -> argparse.Namespace:
             f"--{name}", type=partial(positive, name), default=default, help=f"{what} (default {default})"
         )
     parser.add_argument("--model", help="a hub id, a folder or a packaged model instead of the random BERT")
-    parser.add_argument("--only", help=f"candidates, separated by semicolons; adam runs always ({'; '.join(ARMS)})")
+    parser.add_argument(
+        "--only", help=f"candidates, separated by semicolons; {BASELINE.key} runs always ({'; '.join(ARMS)})"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model is (default cpu)")
     parser.add_argument(
         "--cpu-time",
@@ -378,7 +366,9 @@ def _chosen(only: str | None) -> list[str]:
     asked = ARMS if only is None else (BASELINE.key, *(" ".join(arm.split()) for arm in only.split(";")))
     for arm in asked:
         if not arm or any("=" not in each for each in arm.split()[1:]):
-            raise InputError(f"--only={only}: {arm!r} is no candidate; allowed: NAME or NAME KEY=VALUE ...; and so on")
+            raise InputError(
+                f"--only={only}: {arm!r} is no candidate; allowed: NAME, or NAME KEY=VALUE ..., then ; and the next"
+            )
         configuration(arm)
     return list(dict.fromkeys(asked))
 

@@ -34,6 +34,8 @@ class Candidate:
     """the candidate whose untuned runs a tuning study of this one's settings is held against"""
     host: str | None = None
     """the importable name of the optimizer class that its builder makes, if the builder makes any"""
+    timed: tuple[str, ...] = ("",)
+    """the settings with which the bench times it: "" is Config's defaults"""
 
     def build(self, config: Any, model: Any, steps_per_epoch: int) -> Any:
         """The optimizer, over all trainable parameters of the model. Imports torch.
@@ -70,7 +72,15 @@ _ROWS = (
     ),
     Candidate("sgdsls", "SGDSLS", "#56B4E9", "train.builders:sgdsls", SEARCH, trials=1.1),
     Candidate("adamsls", "ADAMSLS", "#4B3FBF", "train.builders:adamsls", (*SEARCH, *ADAM), trials=1.9),
-    Candidate("plasls", "PLASLS", "#D55E00", "train.builders:plasls", (*SEARCH, *ADAM, *COMPONENTS), trials=2.5),
+    Candidate(
+        "plasls",
+        "PLASLS",
+        "#D55E00",
+        "train.builders:plasls",
+        (*SEARCH, *ADAM, *COMPONENTS),
+        trials=2.5,
+        timed=("", "joint=never", "joint=never split=qkv"),
+    ),
     Candidate("untuned", "UNTUNED", "#009E73", "train.builders:untuned", ("lever",), trials=0.5),
     Candidate("salsa", "SALSA", "#CC79A7", "train.builders:salsa", (), trials=1.5),
     Candidate("salsa-package", "SALSA 0.1.0", "#8C6D31", "train.builders:published_salsa", (), trials=1.7),

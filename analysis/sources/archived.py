@@ -1,10 +1,7 @@
 """Reads runs from a sweep's archive."""
 
-import dataclasses
 import json
 from pathlib import Path
-
-from train.config import LATER, Config
 
 from .. import archive
 from .stored import StoredRun, parse
@@ -21,7 +18,6 @@ def runs(out: str | Path, sweep: str) -> dict[str, StoredRun]:
 
 
 def _run(row: archive.Row, where: str) -> StoredRun:
-    config = {field.name: field.default for field in dataclasses.fields(Config) if field.name in LATER}
-    config |= json.loads(row["config"])
+    config = json.loads(row["config"])
     config.pop("run_id", None)  # it is no setting
     return StoredRun(config, json.loads(row["summary"]), lambda: parse(row["history"].encode()), where)
