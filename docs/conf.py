@@ -1,5 +1,7 @@
 """The site: `make docs` builds it from these pages and from the docstrings of optim/ into build/site."""
 
+import ast
+import inspect
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -13,11 +15,10 @@ from sphinx.util.docutils import SphinxDirective
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import optim
 import optim.hf
-import optim.optimizers
-from optim.settings import AdamSettings, ComponentSettings, Settings
+from optim.presets import ALLOWED, DEFAULT, PAPER, Preset
 
 # The pages show the library as the wheel ships it.
-sys.modules |= {"plasls": optim, "plasls.hf": optim.hf, "plasls.optimizers": optim.optimizers}
+sys.modules |= {"plasls": optim, "plasls.hf": optim.hf}
 
 project = "plasls"
 author = "the authors of plasls"
@@ -44,32 +45,24 @@ python_use_unqualified_type_names = True
 
 
 class ListOfSettings(SphinxDirective):
-    """Each setting with its default, what is allowed and what it means, as optim/settings.py has them."""
+    """Each setting of a preset: its value in DEFAULT and in PAPER, what is allowed and what it means."""
 
     def run(self) -> list[nodes.Node]:
-        text = []
-        kinds = {"All optimizers": Settings, "AdamSLS and PLASLS": AdamSettings, "PLASLS": ComponentSettings}
-        for title, kind in kinds.items():
-            text += [f".. rubric:: {title}", ""]
-            for each in fields(kind):
-                meaning = each.metadata["meaning"].replace("|", r"\|").replace("*", r"\*")
-                allowed = each.metadata["allowed"].words
-                text += [f"``{each.name}`` = ``{each.default!r}``", f"    {meaning} Allowed: {allowed}.", ""]
+        text, body = [], ast.parse(inspect.getsource(Preset)).body[0].body  # type: ignore[attr-defined]
+        meanings = [" ".join(ast.literal_eval(each.value).split()) for each in body[2::2] if isinstance(each, ast.Expr)]
+        for each, meaning in zip(fields(Preset), meanings, strict=True):
+            ours, papers = (getattr(preset, each.name) for preset in (DEFAULT, PAPER))
+            text += [f"``{each.name}`` = ``{ours!r}``" + (f", in PAPER ``{papers!r}``" if papers != ours else "")]
+            meaning = meaning.replace("|", r"\|").replace("*", r"\*").replace("`", "``")
+            text += [f"    {meaning}. Allowed: {ALLOWED[each.name].words}.", ""]
         return self.parse_text_to_nodes("\n".join(text))
-
-
-def leave_settings_to_their_list(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """`help` lists the settings in each optimizer's docstring; the site has them once."""
-    heads = [number for number, line in enumerate(lines) if line.strip() == "Settings (defaults):"]
-    if heads:
-        lines[heads[0] :] = ["The settings are listed under :ref:`settings`.", ""]
 
 
 def shorten_signatures(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
-    """An optimizer's signature has all its settings; see above."""
-    return ("(params, **settings)", returns) if signature and "criterion=" in signature else None
+    """Settings are described once, under `LineSearch`."""
+    return ("(params, **settings)", returns) if signature and "search" in signature and name != "plasls.LineSearch" else None
 
 
 def write_math(self: Any, node: Any) -> None:
@@ -83,6 +76,4 @@ def write_math(self: Any, node: Any) -> None:
 def setup(app: Sphinx) -> None:
     app.add_directive("settings", ListOfSettings)
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
-    # Before napoleon, which reads sections.
-    app.connect("autodoc-process-docstring", leave_settings_to_their_list, priority=400)
     app.connect("autodoc-process-signature", shorten_signatures)

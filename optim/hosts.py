@@ -22,6 +22,13 @@ REFUSED: dict[type[torch.optim.Optimizer], str] = {
 }
 """torch's optimizers that cannot be searched on, and why"""
 
+REFUSED_NAMES = {
+    "Prodigy": "it finds a step size of its own",
+    "DAdapt": "it finds a step size of its own",
+    "ScheduleFree": "its weights lie between two sequences that it keeps, and move without a step size, too",
+}
+"""the same of packages, by a part of the class's name"""
+
 _ADDS_DECAY = (
     *(optim.SGD, optim.Adam, optim.Adamax, optim.NAdam, optim.RAdam),
     *(optim.RMSprop, optim.Adagrad, optim.Adadelta),
@@ -36,9 +43,12 @@ def refuse_host(kind: type) -> None:
     """
     if not issubclass(kind, torch.optim.Optimizer):
         raise TypeError(f"{kind.__name__} is no torch.optim.Optimizer; allowed: such a class, or an instance of one")
-    for refused, why in REFUSED.items():
-        if issubclass(kind, refused):
-            raise TypeError(f"{kind.__name__} cannot be searched on: {why}; allowed: any other of torch's optimizers")
+    reasons = [why for refused, why in REFUSED.items() if issubclass(kind, refused)]
+    reasons += [why for part, why in REFUSED_NAMES.items() if part in kind.__name__]
+    if reasons:
+        raise TypeError(
+            f"{kind.__name__} cannot be searched on: {reasons[0]}; allowed: any other of torch's optimizers"
+        )
 
 
 def coupled_decay(host: torch.optim.Optimizer, group: Group) -> float:
@@ -49,19 +59,29 @@ def coupled_decay(host: torch.optim.Optimizer, group: Group) -> float:
 
 
 def length_of_early_moves(host: torch.optim.Optimizer, group: Group, step: int) -> float:
-    r"""How many times longer the host's move is at this step than it will be later, at the same learning rate.
+    r"""The length of the host's move at this step, as a multiple of what it will be later for the same gradients.
 
-    RMSprop divides by the root of a mean of squares that starts from 0, without a correction of this bias: its move is
+    At one learning rate some hosts move further and further, or less and less far, as what they average starts from 0
+    and is not corrected for it. So the step size that a search finds is divided by this before it becomes the learning
+    rate. At step k it is
 
-    .. math:: 1 / \sqrt{1 - \alpha^k}
+    .. math:: 1 / \sqrt{1 - \alpha^k} \quad\text{for RMSprop}, \qquad
+        1 - \mu^k \quad\text{for a momentum } \mu \text{ of SGD and RMSprop}
 
-    times too long at step k, ten times at the first one. So the step size that a search finds is divided by this
-    before it becomes the learning rate.
+    and for RAdam the factor of its rectification.
 
     Args:
         step: k, from 1.
     """
-    return (1 - group["alpha"] ** step) ** -0.5 if isinstance(host, optim.RMSprop) else 1.0
+    length = 1.0
+    if isinstance(host, optim.RMSprop):
+        length /= math.sqrt(1 - group["alpha"] ** step)
+    if isinstance(host, (optim.SGD, optim.RMSprop)) and not group.get("dampening"):
+        length *= 1 - group["momentum"] ** step
+    if isinstance(host, optim.RAdam) and (rho := _rho(group, step)) > 5:
+        most = 2 / (1 - group["betas"][1]) - 1
+        length *= math.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
+    return length
 
 
 def moves_otherwise(host: torch.optim.Optimizer, group: Group, step: int) -> bool:
@@ -71,9 +91,13 @@ def moves_otherwise(host: torch.optim.Optimizer, group: Group, step: int) -> boo
     """
     if not isinstance(host, optim.RAdam):
         return False
+    return step > 1 and _rho(group, step) > 5 >= _rho(group, step - 1)
+
+
+def _rho(group: Group, step: int) -> float:
+    """RAdam's length of the mean of squared gradients; above 5 it divides by its root."""
     beta2 = group["betas"][1]
-    rectified = [2 / (1 - beta2) - 1 - 2 * k * beta2**k / (1 - beta2**k) > 5 for k in (step - 1, step) if k]
-    return rectified == [False, True]
+    return float(2 / (1 - beta2) - 1 - 2 * step * beta2**step / (1 - beta2**step))
 
 
 class Host(Averaged):

@@ -94,7 +94,7 @@ class LineSearch(Host):
         refuse(host)
         preset = search.given(c=c, max_interval=max_interval)
         self._prepare(preset, total_steps, averaging, clip_norm, check_closure, grad_scaler)
-        super().__init__(params, lr=preset.initial_step_size or UNKNOWN, **host)
+        super().__init__(params, lr=preset.initial_step_size or UNKNOWN, **host)  # type: ignore[call-arg]
 
     def _prepare(
         self,

@@ -7,7 +7,7 @@ torch can add: each rank works on its own shard.
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,8 @@ Group = dict[str, Any]
 # A move is found in the difference of the weights after it and before it. If it is shorter than this share of the
 # weights, rounding spoils the difference, and the host steps again with a larger step size.
 RESOLVED = 1e-3
+CHUNK = 2**18
+"""entries of a weight that are worked on at a time: 1 MiB in float32"""
 
 
 class Loss(Protocol):
@@ -94,10 +96,15 @@ class Part:
                 parameter.data = ours
 
     def inner(self, ones: Iterable[Tensor] | None = None) -> Sums:
-        """<one, u> with u = w - w_k, one tensor of u at a time; None: |u|^2."""
-        moves = (w - start for w, start in zip(self.weights, self.start, strict=True))
-        pairs = ((u, u) for u in moves) if ones is None else zip(ones, moves, strict=True)
-        return inner(self.parameters, pairs)
+        """<one, u> with u = w - w_k; None: |u|^2."""
+        return inner(self._terms(self.weights if ones is None else ones, itself=ones is None))
+
+    def _terms(self, ones: Iterable[Tensor], itself: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The terms of `inner`, in chunks: what has just been written is still in the processor's cache then."""
+        for parameter, *of_three in zip(self.parameters, ones, self.weights, self.start, strict=True):
+            for one, w, start in zip(*(tensor.flatten().split(CHUNK) for tensor in of_three), strict=True):
+                u = w - start
+                yield parameter, u if itself else one, u
 
 
 class Line:
@@ -194,7 +201,7 @@ class Line:
 
     def lengths(self) -> tuple[float, float]:
         """|w_k|, and how far the weights are from there."""
-        weights = [inner(part.parameters, ((w, w) for w in part.start)) for part in self.parts]
+        weights = [inner(zip(part.parameters, part.start, part.start, strict=True)) for part in self.parts]
         moves = [part.inner() for part in self.parts]
         return math.sqrt(sum(total(weights, self.f.mean))), math.sqrt(sum(total(moves, self.f.mean)))
 

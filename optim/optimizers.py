@@ -133,7 +133,7 @@ def with_line_search(host: Any, **settings: Any) -> Any:
     """
     if isinstance(host, type):
         return _class(host)
-    taken = object.__new__(_class(type(host)))
+    taken: Any = object.__new__(_class(type(host)))
     taken.__dict__ = host.__dict__
     taken._take_over(**settings)
     return taken

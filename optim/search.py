@@ -21,14 +21,19 @@ FIRST_SEARCH = 10
 
 
 class Line(Protocol):
-    """The loss of one step along its trial points w + eta d."""
+    """The loss of one step along its trial points w + eta d.
+
+    Attributes:
+        base: f(w).
+        tolerance: how much of a change of f may be rounding, in units of f.
+        slopes: <g, d> of each component that moves.
+    """
 
     base: float
-    """f(w)"""
     tolerance: float
-    """how much of a change of f may be rounding, in units of f"""
-    slopes: Sequence[float]
-    """<g, d> of each component that moves"""
+
+    @property
+    def slopes(self) -> Sequence[float]: ...
 
     def predicted(self, sizes: Sequence[float]) -> float:
         """The change of f at a trial point, to first order: the sum of eta <g, d> over what moves."""

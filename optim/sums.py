@@ -17,15 +17,14 @@ def local(tensor: Any, like: Any = None) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
 
 
-def inner(parameters: Sequence[Any], pairs: Iterable[tuple[Tensor, Tensor]]) -> Sums:
+def inner(terms: Iterable[tuple[Any, Tensor, Tensor]]) -> Sums:
     """This rank's share of the sum of the products of all entries, in float64.
 
     Args:
-        parameters: tell how the tensors are shared out.
-        pairs: this rank's pieces of both factors.
+        terms: a parameter, which tells how what belongs to it is shared out, and this rank's pieces of both factors.
     """
     sums: Sums = {}
-    for parameter, (one, other) in zip(parameters, pairs, strict=True):
+    for parameter, one, other in terms:
         where = (parameter.device_mesh, parameter.placements) if hasattr(parameter, "placements") else None
         if one.dtype in (torch.float16, torch.bfloat16) or one.dtype != other.dtype:  # a long sum needs more digits
             one, other = one.float(), other.float()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..groups import Groups
-from ..move import local
+from ..sums import local
 
 KEY = "average"
 """where the average is kept in a parameter's state"""

@@ -40,9 +40,9 @@ class TestedDirection(Line):
         ]
         rows: list[Sums] = []
         for part, d in zip(self.parts, self._directions, strict=True):
-            rows.append(inner(part.parameters, zip(part.gradients(), d, strict=True)))
+            rows.append(inner(zip(part.parameters, part.gradients(), d, strict=True)))
             for one in (part.start, d):
-                rows.append(inner(part.parameters, zip(one, d, strict=True)) if part.decay else {})
+                rows.append(inner(zip(part.parameters, one, d, strict=True)) if part.decay else {})
         totals = total(rows, f.mean)
         for j, part in enumerate(self.parts):
             gd, part.wd, part.dd = totals[3 * j : 3 * j + 3]
