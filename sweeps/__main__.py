@@ -6,6 +6,7 @@ python -m sweeps splits --split=1,10 --seed=0,1 --epochs=2   any field of train.
 python -m sweeps study --profile=study --out=results         the whole study, part by part; its time comes first
 python -m sweeps study-adam                                  a tuning study: what to try next is chosen run by run
 python -m sweeps live                                        look at a sweep while it runs; see live --help
+python -m sweeps offline FOLDER ...                          W&B's offline files, copied from elsewhere: mend paths
 """
 
 from train import stopping
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
+from train import offline
 from train.arguments import Parser, any_terminal, positive
 from train.config import Config
 from train.errors import InputError
@@ -81,6 +83,8 @@ def main(args: list[str], run: str = "train.run:run") -> int:
     """
     if args[:1] == ["live"]:
         return live.main(args[1:])
+    if args[:1] == ["offline"]:
+        return offline.main(args[1:])
     return ended(lambda: _asked(*arguments(args), run))
 
 

@@ -62,7 +62,9 @@ def test_a_run_id_is_a_digest_of_the_settings_that_its_candidate_reads() -> None
 def test_a_search_is_its_preset_itself_unless_the_configuration_changes_it() -> None:
     for search, own in (("paper", PAPER), ("mended", MENDED)):
         assert preset(Config(search=search)) is own  # type: ignore[arg-type]
-    changed = preset(Config(search="paper", c=0.3, direction="momentum", merge_threshold=0.0, joint=7))
+    changed = preset(
+        Config(optimizer="plasls", search="paper", c=0.3, direction="momentum", merge_threshold=0.0, joint=7)
+    )
     expected = PAPER.but(c=0.3, tested="move", merge_threshold=0.0, joint=7)
     assert changed == expected
     assert changed.criterion.c == 0.3

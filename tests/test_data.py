@@ -148,7 +148,7 @@ def test_hub_out_of_reach_is_one_line_with_the_alternatives(monkeypatch):
     monkeypatch.setattr("train.packaged.hub_answers", lambda: False)
     monkeypatch.setattr(data, "hub_answers", lambda: False)
     with pytest.raises(
-        InputError, match=r"hub cannot be reached; allowed: a hub id, a folder, .*film-snippets"
+        InputError, match=r"hub cannot be reached; allowed: a folder, .* in PLASLS_DATA, a hub id, .*film-snippets"
     ) as caught:
         load_rows("nobody/nothing-of-this-name", "sst2", "train")
     assert "\n" not in str(caught.value)

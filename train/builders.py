@@ -15,7 +15,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from optim import DEFAULT, PAPER, PLASLS, SGDSLS, AdamSLS, Armijo, Preset, SaLSA, split, with_line_search
 
-from .candidates import SEARCHES, find
+from .candidates import SEARCHES, find, reads
 from .config import Config
 from .criteria import NonMonotone
 from .errors import InputError
@@ -147,10 +147,10 @@ def _published(name: str, module: str, config: Config) -> Any:
 
 
 def preset(config: Config) -> Preset:
-    """The search's preset itself; a changed one if the configuration has other values than it."""
+    """The search's preset itself; a changed one where the candidate reads a setting with another value."""
     names = {"direction": "tested"}
     values = {"momentum": "move"}
-    own = SEARCHES[config.search]
+    own = {key: value for key, value in SEARCHES[config.search].items() if reads(config.optimizer, key)}
     changes = {
         names.get(key, key): values.get(given, given) for key in own if (given := getattr(config, key)) != own[key]
     }
