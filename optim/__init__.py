@@ -3,6 +3,7 @@
 from .components import split
 from .criteria import Armijo, Criterion, Smoothed
 from .extras.salsa import SALSA, SaLSA
+from .guard import is_trial
 from .line_search import LineSearch
 from .optimizers import PLASLS, SGDSLS, AdamSLS, with_line_search
 from .presets import DEFAULT, PAPER, Preset
@@ -23,6 +24,7 @@ __all__ = [
     "Search",
     "Smoothed",
     "__version__",
+    "is_trial",
     "split",
     "with_line_search",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .components import regrouped
 from .criteria import Criterion
-from .guard import Guard
+from .guard import Guard, can_have_gradient
 from .presets import Preset
 from .search import Search
 from .turns import Progress, Turn, Turns
@@ -81,7 +81,7 @@ class Groups(torch.optim.Optimizer):
         self.criteria[group["name"]] = self.preset.new_criterion()
 
     def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
+        return [p for group in self.param_groups for p in group["params"] if can_have_gradient(p)]
 
     def _step_sizes(self) -> list[float]:
         """The step sizes as floats, whatever a scheduler, a user or a checkpoint has put there."""
@@ -182,8 +182,8 @@ def refuse(arguments: Group) -> None:
     """
     if "lr" in arguments:
         raise TypeError(
-            "there is no lr: the line search finds it; PAPER.but(initial_step_size=...) is where a search starts. Where "
-            "a trainer passes one (skorch, fastai): lambda params, lr, **settings: AdamSLS(params, **settings)"
+            "there is no lr: the line search finds it; search=DEFAULT.but(initial_step_size=...) is where it starts. "
+            "Where a trainer passes one (skorch, fastai): lambda params, lr, **settings: AdamSLS(params, **settings)"
         )
     for name in ("maximize", "capturable", "differentiable"):
         if arguments.get(name):

@@ -9,7 +9,7 @@ from torch import optim
 
 from .extras.averages import Averaged
 from .groups import Group, wrong_with
-from .guard import Guarded
+from .guard import Evaluation, are_used, mark_used
 from .presets import check
 from .search import Search
 from .turns import Turn
@@ -29,6 +29,10 @@ REFUSED_NAMES = {
 }
 """the same of packages, by a part of the class's name"""
 
+_CLOSURE = (
+    "call step(closure); in Hugging Face's Trainer take LineSearchTrainer from plasls.hf, or LineSearchMixin before "
+    "your Trainer's class"
+)
 _ADDS_DECAY = (
     *(optim.SGD, optim.Adam, optim.Adamax, optim.NAdam, optim.RAdam),
     *(optim.RMSprop, optim.Adagrad, optim.Adadelta),
@@ -126,7 +130,7 @@ class Host(Averaged):
         self.turns.progress.steps += 1
         self._average()
 
-    def _move_untested(self, f: Guarded) -> None:
+    def _move_untested(self, f: Evaluation) -> None:
         """A step between searches takes the last step sizes."""
         sizes = self._step_sizes()
         self.turns.skip(f.base)
@@ -137,17 +141,28 @@ class Host(Averaged):
         self._moved()
 
     def _step_without_closure(self) -> None:
-        progress, sizes = self.turns.progress, self._step_sizes()
+        progress, sizes, ranks = self.turns.progress, self._step_sizes(), self.guard.ranks
         # A trainer without closures must not go on with the step sizes of a checkpoint either.
-        known = progress.accepted_once and (self.search is not None or progress.moved_unasked)
-        self.guard.check_no_closure(self._parameters(), searched=known or not any(sizes))
+        searched = progress.accepted_once and (self.search is not None or progress.moved_unasked)
+
+        def check() -> None:
+            if not searched and any(sizes):
+                raise RuntimeError(f"step() was given no closure, so there is no loss to search on: {_CLOSURE}")
+            # DistributedDataParallel writes new gradients over the old ones, which counts as a change, too.
+            if are_used(self._parameters(), changes=1 if ranks.count == 1 else 0):
+                raise RuntimeError(
+                    "step() was given no closure and has no new gradients: the last step has moved with these; where "
+                    f"others are meant, zero_grad() before their backward, else {_CLOSURE}"
+                )
+
+        ranks.together(check, 0)
         progress.moved_unasked = True
         self._start_together()
-        self.guard.ranks.average_gradients(self._parameters())
+        ranks.average_gradients(self._parameters())
         factor = self.turns.move_factor()
         self._host_step([factor * size for size in sizes])
         self._moved()
-        self.guard.leave(self._parameters())
+        mark_used(self._parameters())
 
     def _start_together(self) -> None:
         """Check at the first step that all ranks start from the same, and that the weights' types can be searched."""
@@ -161,7 +176,7 @@ class Host(Averaged):
             if wrong := wrong_with(group):
                 raise ValueError(f"component {group['name']!r}: {wrong}")
 
-    def _is_finite(self, f: Guarded) -> bool:
+    def _is_finite(self, f: Evaluation) -> bool:
         """Whether f and its gradient are finite. If they are not, for too many steps in a row, this raises.
 
         Raises:

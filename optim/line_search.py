@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .components import merge_smallest
 from .groups import refuse
-from .guard import Closure, Guard, Guarded
+from .guard import Closure, Evaluation, Guard
 from .hosts import Host, coupled_decay
 from .move import HostMove, HostState, Line, Part
 from .presets import DEFAULT, Preset, check
@@ -134,8 +134,7 @@ class LineSearch(Host):
                 None: move with the last step sizes along the gradients that are present, without a search.
 
         Returns:
-            The loss at w_k, detached; None without a closure. With several processes it is this rank's own loss, and
-            `search.base` is the mean over all ranks.
+            The loss at w_k, detached, the mean over all ranks; None without a closure.
 
         Raises:
             FloatingPointError: too many steps in a row had no finite loss and gradient. Weights, moments and step sizes
@@ -166,7 +165,7 @@ class LineSearch(Host):
                 self._merge()  # Algorithm 1
         return f.value
 
-    def _line(self, turn: Turn, f: Guarded) -> Line:
+    def _line(self, turn: Turn, f: Evaluation) -> Line:
         """The trial points of this step. What moves is at the first of them."""
         unknown = None if self.turns.progress.accepted_once else HostState(self, self.param_groups)
         alone = turn.component is not None and not turn.joint
@@ -185,7 +184,7 @@ class LineSearch(Host):
         still = [p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]]
         return [Part(group, coupled_decay(self, group)) for group in moving], still
 
-    def _search(self, turn: Turn, line: Line, f: Guarded) -> Found:
+    def _search(self, turn: Turn, line: Line, f: Evaluation) -> Found:
         """Search this step's step sizes, and set those that were accepted."""
         before, preset, criterion = self._step_sizes(), self.preset, self._criterion_of(turn)
         criterion.begin(sum(line.slopes))
@@ -201,7 +200,7 @@ class LineSearch(Host):
             found = search_jointly(line, turn.first_trial, turn.moving.index(turn.component), rule)
         else:
             found = search(line, turn.first_trial[0], rule)
-        f.searched(accepted=found.accepted, promised=line.predicted(turn.first_trial), tolerance=line.tolerance)
+        f.searched(found.accepted, line.predicted(turn.first_trial), line.tolerance, self.check_closure)
         if found.accepted:
             criterion.end(f.base, found.value)
             for group, size in zip(self.param_groups, turn.sizes(found), strict=True):
@@ -255,14 +254,14 @@ class LineSearch(Host):
 
     # -- how much of the loss is rounding -----------------------------------------------------------------
 
-    def _tolerance(self, f: Guarded) -> float:
+    def _tolerance(self, f: Evaluation) -> float:
         """How much of a change of f may be rounding."""
         return self.preset.rounding * self._rounding_error(f) if self.preset.rounding else 0.0
 
-    def _rounding_error(self, f: Guarded) -> float:
+    def _rounding_error(self, f: Evaluation) -> float:
         return f.rounding_error(self.preset.loss_scale or 0.0, self.turns.progress.error_at(f.base))
 
-    def _measure(self, f: Guarded, line: Line) -> float:
+    def _measure(self, f: Evaluation, line: Line) -> float:
         """Measure the rounding error of f; return `_tolerance`, which then follows from it."""
         if f.base:
             progress = self.turns.progress
@@ -270,7 +269,7 @@ class LineSearch(Host):
         line.tolerance = self._tolerance(f)
         return line.tolerance
 
-    def _check_and_clip(self, f: Guarded) -> None:
+    def _check_and_clip(self, f: Evaluation) -> None:
         if self.check_closure:
             f.check(lambda: REPEATED * self._rounding_error(f))
         if self.clip_norm is not None:  # all that follows takes this for the gradient

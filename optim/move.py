@@ -264,13 +264,15 @@ class HostMove(Line):
         self.measure()
 
     def _resolve(self, sizes: list[float]) -> None:
-        """Find step sizes at which the move is finite and can be told from rounding."""
+        """Find step sizes at which the move is finite and can be told from rounding, unless nothing moves at all."""
+        kinds = {w.dtype for part in self.parts for w in part.weights}
+        largest = min((torch.finfo(kind).max / 100 for kind in kinds), default=0.0)  # beyond it torch's kernels raise
         for _ in range(40):
             weights, move = self.lengths()
             factor = 1e-6 if not math.isfinite(move) else RESOLVED * weights / move if move else 1e4
-            sizes = [size * min(factor, 1e4) for size in sizes]
-            if 1e-6 < factor <= 1 or not any(sizes) or not all(map(math.isfinite, sizes)):
+            if not any(sizes) or 1e-6 < (factor := min(factor, 1e4, largest / max(sizes))) <= 1:
                 break
+            sizes = [size * factor for size in sizes]
             self._retake(sizes)
 
     def _retake(self, sizes: Sequence[float]) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from .extras.paper import TestedDirection
 from .groups import refuse
-from .guard import Guarded
+from .guard import Evaluation
 from .hosts import refuse_host
 from .line_search import UNKNOWN, LineSearch
 from .move import Line
@@ -59,7 +59,7 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         search = search.given(betas=betas)
         super().__init__(params, search=search, betas=search.betas, **settings)
 
-    def _line(self, turn: Turn, f: Guarded) -> Line:
+    def _line(self, turn: Turn, f: Evaluation) -> Line:
         if self.preset.tested == "move" or not any(group["betas"][0] for group in self.param_groups):
             return super()._line(turn, f)
         groups = [self.param_groups[j] for j in turn.moving]

@@ -164,7 +164,7 @@ class Preset:
         if "c" in changes:
             criterion: Any = changes.get("criterion", self.criterion)
             check(c=changes["c"])
-            changes = {"criterion": replace(criterion, c=changes["c"])} | {k: v for k, v in changes.items() if k != "c"}
+            changes["criterion"] = replace(criterion, c=changes.pop("c"))
         known = [each.name for each in fields(self)]
         if unknown := [name for name in changes if name not in known]:
             raise TypeError(f"a preset has no setting {', '.join(unknown)}; allowed: c, {', '.join(known)}")

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 Sums = dict[Any, Tensor]
-"""how what was summed is shared out (None: every rank has all of it; else a DTensor's mesh and placements) -> the sum"""
+"""how it is shared out (None: every rank has all of it; else a DTensor's mesh and placements) -> this rank's sum"""
 
 
 def local(tensor: Any, like: Any = None) -> Tensor:
     """This rank's piece of a DTensor, shared out as another one is; any other tensor as it is."""
     if hasattr(like, "placements") and tensor.placements != like.placements:
         tensor = tensor.redistribute(placements=like.placements)
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def inner(terms: Iterable[tuple[Any, Tensor, Tensor]]) -> Sums:
@@ -45,7 +45,7 @@ def total(rows: Sequence[Sums], mean: Callable[[Tensor], Tensor]) -> list[float]
         nothing = torch.zeros((), dtype=torch.float64, device=device)
         ours = torch.stack([row[where].to(device) if where in row else nothing for row in rows])
         totals += (mean(ours) if where is None else _over_shards(ours, *where)).cpu()
-    return totals.tolist()  # type: ignore[no-any-return]
+    return totals.tolist()
 
 
 def _over_shards(ours: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:

@@ -1,13 +1,11 @@
 """What the tests of the optimizers as torch.optim's share: a small network, its batches, and all optimizers."""
 
-import functools
-
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import PLASLS, SGDSLS, AdamSLS
-from tests.small import CLASSIC, classic
+from optim import DEFAULT, PLASLS, SGDSLS, AdamSLS, with_line_search
+from tests.small import CLASSIC, on
 
 
 def network(seed=0, dropout=0.0):
@@ -40,21 +38,22 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def eq6(params, **settings):
-    """The components' own searches from the second step on, each of that component alone."""
-    return PLASLS(params, joint="never", first_steps=1, **settings)
+EQ6 = DEFAULT.but(joint="never", first_steps=1)
+"""The components' own searches from the second step on, each of that component alone."""
 
 
 CLASSES = {
-    "SGDSLS": SGDSLS,
-    "AdamSLS": AdamSLS,
-    "PLASLS": PLASLS,
-    "PLASLS, Eq. 6": eq6,
-    "SGDSLS, classic": classic(SGDSLS),
-    "AdamSLS, classic": classic(AdamSLS),
-    "PLASLS, classic": classic(PLASLS),
-    "PLASLS, Eq. 6, classic": functools.partial(eq6, **CLASSIC, betas=(0.9, 0.999)),
+    "SGDSLS": on(SGDSLS),
+    "AdamSLS": on(AdamSLS),
+    "PLASLS": on(PLASLS),
+    "PLASLS, Eq. 6": on(PLASLS, EQ6),
+    "SGDSLS, classic": on(SGDSLS, CLASSIC),
+    "AdamSLS, classic": on(AdamSLS, CLASSIC),
+    "PLASLS, classic": on(PLASLS, CLASSIC),
+    "PLASLS, Eq. 6, classic": on(PLASLS, CLASSIC.but(joint="never", first_steps=1)),
+    "AdamW": on(with_line_search(torch.optim.AdamW)),
 }
+eq6 = CLASSES["PLASLS, Eq. 6"]
 every_class = pytest.mark.parametrize("make", CLASSES.values(), ids=CLASSES.keys())
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -22,11 +23,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
-from optim.evaluation.ranks import Ranks
+from optim.guard import Guard
+from optim.guard.ranks import Ranks
+from optim.guard.tensors import total
 from tests.small import classic
 
 CLAIMS: list[Any] = []
@@ -151,16 +157,16 @@ def ddp_merging(rank):
 
 
 @claim
-def suffixes(rank):
-    """Eq. 6 with trials from the searched component on; a backward in the closure reaches no parameter before it."""
-    wraps = {
+def wraps(rank):
+    """Eq. 6 under each kind of wrapper, with and without a backward in the closure."""
+    kinds = {
         "plain": lambda module: module,
         "DDP": DistributedDataParallel,
         "DDP, bucket views": partial(DistributedDataParallel, gradient_as_bucket_view=True),
         "DDP, static graph": partial(DistributedDataParallel, static_graph=True),
     }
     seen = {}
-    for wrapped, wrap in wraps.items():
+    for wrapped, wrap in kinds.items():
         for style in ("forward", "torch"):
             model = wrap(network(dropout=0.2))
             optimizer = classic(PLASLS)(layers(model), joint="never", first_steps=1, growth_steps=2)
@@ -177,27 +183,71 @@ def suffixes(rank):
 
                 return evaluated
 
-            of_case = trained(rank, model, optimizer, closure=closure)
-            seen[f"{wrapped}, {style}"] = of_case | {"verified": sorted(optimizer.evaluator.suffix_check.verified)}
+            seen[f"{wrapped}, {style}"] = trained(rank, model, optimizer, closure=closure)
+    return seen
+
+
+def searched(model, steps=30, ranks=1, rank=0):
+    """A plain line search around SGD, over a guard alone: f(w), the accepted share of the move, and f there."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=4.0)
+    guard, seen = Guard(Counter()), []
+    for k in range(steps):
+        x, y = (values.float().chunk(ranks)[rank] for values in rows(k))
+        with torch.no_grad(), guard.step(optimizer, lambda x=x, y=y: squares(model(x), y)) as f:
+            parameters = list(model.parameters())
+            guard.ranks.start(parameters, lambda: seen)
+            optimizer.zero_grad()
+            f.first()
+            f.check(f.rounding_error)
+            assert f.is_finite(parameters)
+            start = [p.detach().clone() for p in parameters]
+            optimizer.step()
+            moves = [(p.grad * (p - w)).sum() for p, w in zip(parameters, start, strict=True) if p.grad is not None]
+            share, value, slope = 1.0, f.again(), total(moves)
+            while not value <= f.base + 0.5 * share * slope:
+                share, _ = share / 2, [p.copy_(w + 0.5 * (p - w)) for p, w in zip(parameters, start, strict=True)]
+                value = f.again()
+            f.searched(accepted=True, promised=slope, tolerance=0.0)
+        seen.append([f.base, share, value])
+    with torch.no_grad():  # outside of the step the model has the weights that the step has left
+        return [*seen, [float(squares(model(rows(99)[0].float()), rows(99)[1].float())), 1.0, 0.0]]
+
+
+def to_shard(kind):
+    """A network for the kinds of sharding, without its sharding."""
+    torch.manual_seed(5)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4), torch.nn.Tanh())
+    model.append(torch.nn.Linear(4, 1))
+    model[2].requires_grad_(kind != "frozen")
+    return model
+
+
+@claim
+def sharded(rank):
+    seen = {}
+    for kind in ("layers", "root", "frozen", "tensor parallel"):
+        model, mesh = to_shard(kind), init_device_mesh("cpu", (2,))
+        if kind == "tensor parallel":
+            parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+            seen[kind] = searched(model)  # the same batch on both
+            continue
+        for layer in [model[0], model[2]] if kind != "root" else []:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        seen[kind] = searched(model, ranks=2, rank=rank)
     return seen
 
 
 @claim
-def unlike_suffixes(rank):
-    """On one rank the first module's output is overwritten, so that nothing is recorded there."""
-
-    class Overwrites(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = network()
-
-        def forward(self, x):
-            hidden = self.model[0](x)
-            return self.model[1:](hidden.mul_(1.0) if rank else hidden)
-
-    model = Overwrites()
-    optimizer = classic(PLASLS)(split(model, lambda name: name.split(".")[1]), joint="never", first_steps=1)
-    return trained(rank, model, optimizer)
+def not_sharded_like_this(rank):
+    x, y = share(*rows(0), rank, (ROWS // 2, ROWS // 2))
+    x, y = x.float(), y.float()
+    model = FullyShardedDataParallel(to_shard("FSDP1"), device_id=torch.device("cpu"))
+    optimizer = AdamSLS(model.parameters())
+    fsdp1 = raised(lambda: optimizer.step(lambda: squares(model(x), y)))
+    model = to_shard("ZeRO")
+    half = AdamSLS(list(model.parameters())[rank::2])  # as ZeroRedundancyOptimizer gives it to each rank
+    return {"FSDP1": fsdp1, "ZeRO": raised(lambda: half.step(lambda: squares(model(x), y)))}
 
 
 @claim
@@ -459,9 +509,9 @@ def outside_at(rank, wrap, style, where):
 @claim
 def checked(rank):
     """Closures that are no function of the weights, on rank 1 or on both."""
-    wraps = {"plain": lambda module: module, "DDP": DistributedDataParallel}
+    kinds = {"plain": lambda module: module, "DDP": DistributedDataParallel}
     seen = {}
-    for wrapped, wrap in wraps.items():
+    for wrapped, wrap in kinds.items():
         for style in ("forward", "torch"):
             for kind in ("fetches", "draws"):
                 for culprits in ((1,), (0, 1)):

@@ -1,9 +1,11 @@
 """What the tests of small networks share: a task of three classes, and a look at the weights."""
 
-from functools import partial
+from dataclasses import fields
 
 import torch
 from torch.nn.functional import cross_entropy
+
+from optim import DEFAULT, PAPER, Preset
 
 
 def batches(count, seed=0, rows=24):
@@ -36,22 +38,29 @@ def train(model, optimizer, steps=12):
     return found
 
 
-CLASSIC = {
-    "criterion": "armijo",
-    "c": 0.1,
-    "first_search": "backtrack",
-    "initial_step_size": 0.1,
-    "loss_scale": 1.0,
-    "backtracking": 0.9,
-    "growth_steps": 500.0,
-    "search_growth": 1.0,
-    "max_interval": 1,
-    "interval_growth": None,
-}
+CLASSIC = PAPER.but(
+    first_c=0.5,
+    first_backtracking=0.5,
+    max_trials=100,
+    rounding=4.0,
+    loss_scale=1.0,
+    interval_growth=None,
+    first_steps="settled",
+    joint="always",
+)
 """A search at every step by the paper's criterion, which the slow reference knows, with its first search mended."""
 
 
+def on(optimizer, preset=DEFAULT):
+    """The optimizer on this preset. The preset's settings may be given beside the optimizer's own."""
+    of_preset = {"c", *(each.name for each in fields(Preset))}
+
+    def make(params, **settings):
+        changes = {name: settings.pop(name) for name in of_preset & settings.keys()}
+        return optimizer(params, search=preset.but(**changes), **settings)
+
+    return make
+
+
 def classic(optimizer):
-    """The optimizer with these settings as its defaults, and with momentum where it is one of Adam's."""
-    momentum = {} if issubclass(optimizer, torch.optim.SGD) else {"betas": (0.9, 0.999)}
-    return partial(optimizer, **CLASSIC, **momentum)
+    return on(optimizer, CLASSIC)

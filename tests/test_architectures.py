@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from optim import PLASLS, SGDSLS, split
 from tests.contract import by_layer, eq6, weights
+from tests.small import on
 
 
 class Vision(torch.nn.Module):
@@ -149,7 +150,7 @@ def test_every_kind_of_model_trains_with_the_randomness_and_buffers_of_one_forwa
 def test_a_trial_is_the_loss_at_the_moved_weights_under_the_masks_of_the_step(kind):
     torch.manual_seed(0)
     model, batch = kind()
-    optimizer = SGDSLS(split(model, by_layer), rounding=100.0)
+    optimizer = on(SGDSLS)(split(model, by_layer), rounding=100.0)
     for _ in range(4):
         closure, buffers = batch(), copy.deepcopy(dict(model.named_buffers()))
         randomness = torch.get_rng_state()

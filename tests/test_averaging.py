@@ -1,13 +1,13 @@
-"""optim/averaging.py: the average of the iterates, shown by eval() and taken out by train()."""
+"""optim/extras/averages.py: the average of the iterates, shown by eval() and taken out by train()."""
 
 import copy
 
 import pytest
 import torch
-from optim.averaging import share
 from torch.nn.functional import cross_entropy
 
 from optim import PLASLS, SGDSLS, AdamSLS, split
+from optim.extras.averages import share
 
 from .small import batches, by_layer, weights
 
@@ -99,7 +99,7 @@ def test_a_decay_that_is_asked_for_later_is_the_settings():
     optimizer = AdamSLS(second.parameters())
     optimizer.decay_over(6)
     assert torch.equal(train(second, optimizer, data)[-1], expected[-1])
-    with pytest.raises(ValueError, match="total_steps is 0; allowed: a whole number of steps from 1, or None"):
+    with pytest.raises(ValueError, match="total_steps is 0; allowed: a whole number from 1, or None"):
         optimizer.decay_over(0)
 
 

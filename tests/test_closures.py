@@ -257,7 +257,7 @@ def test_the_value_and_slope_of_a_step_with_weight_decay_are_those_of_the_penali
 def test_each_trial_sees_its_own_weights_whatever_the_closure_assigns(joint, view):
     """Trials against the same weights in a model of their own, without an optimizer."""
     model, twin = network().double(), network().double()
-    optimizer = PLASLS(split(model, by_layer), joint=joint, first_steps=2, suffix=False, check_closure=False)
+    optimizer = PLASLS(split(model, by_layer), joint=joint, first_steps=2, check_closure=False)
     views = [p.detach() for p in model.parameters()] if view else []
     identities = [id(p) for p in model.parameters()]
     seen = []
@@ -417,21 +417,6 @@ def test_a_derivative_inside_a_forward_only_closure_works(make, check):
             )
         )
     assert losses[-1] < 0.9 * losses[0]
-
-
-# -- the same suffix ------------------------------------------------------------------------------------------
-
-
-def test_a_term_on_an_inner_output_that_appears_later_fails_no_search():
-    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
-    optimizer, inner = PLASLS(split(model, by_layer), joint="never", first_steps=1), {}
-    model[0].register_forward_hook(lambda module, given, out: inner.update(out=out))
-    for k, (x, y) in enumerate(batches(40)):
-        optimizer.step(
-            lambda x=x, y=y, k=k: cross_entropy(model(x), y) + (inner["out"].square().mean() if k >= 20 else 0)
-        )
-        assert optimizer.search.accepted
-    assert optimizer.counts["failures"] == 0
 
 
 # -- the model's domain ---------------------------------------------------------------------------------------
@@ -652,7 +637,7 @@ class Drawn(torch.nn.Module):
 def test_every_trial_of_a_drawn_model_is_the_loss_at_its_weights_or_a_word_is_said(seed, joint):
     """By brute force: each evaluation against a copy of the model and of the random state from before the step."""
     model = Drawn(seed)
-    optimizer = PLASLS(split(model, by_layer), joint=joint, first_steps=2, suffix=False)
+    optimizer = PLASLS(split(model, by_layer), joint=joint, first_steps=2)
     right = True
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -1,4 +1,4 @@
-"""optim/components.py: the paper's splits on encoders of several families."""
+"""optim/components.py: the paper's splits on encoders of several families, and Algorithm 1 on hand-made cases."""
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from optim import split
+from optim.components import merge_smallest
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
 CONFIGS = {
@@ -223,3 +224,44 @@ def test_without_query_key_and_value_apart_the_error_says_what_to_write_instead(
         split(model, "qkv")
     rule = str(error.value).rpartition("such as ")[2]
     assert names(model, eval(rule)) == ["rest", "qkv"]
+
+
+# -- merging (Algorithm 1) ------------------------------------------------------------------------------------
+
+
+def groups_of(*sizes, **settings):
+    return [
+        {"name": name, "lr": size, "params": [torch.zeros(1)], **settings}
+        for name, size in zip("abcdef", sizes, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "merged", "left"),
+    [
+        ((1e-3, 1e-13, 1e-5, 1e-4), ("b", "c"), {"a": 1e-3, "b+c": (1e-13 + 1e-5) / 2, "d": 1e-4}),
+        ((1e-5, 1e-3, 1e-13), ("a", "c"), {"a+c": (1e-13 + 1e-5) / 2, "b": 1e-3}),  # it stands where the first stood
+        ((1e-13, 1e-14, 1e-15, 1e-3), ("b", "c"), {"a": 1e-13, "b+c": (1e-14 + 1e-15) / 2, "d": 1e-3}),  # one a step
+        ((1e-12, 1e-3), ("a", "b"), {"a+b": (1e-12 + 1e-3) / 2}),  # at the threshold
+        ((1.01e-12, 1e-3), None, {"a": 1.01e-12, "b": 1e-3}),  # above it
+        ((1e-15,), None, {"a": 1e-15}),
+        ((0.0, 1e-3), None, {"a": 0.0, "b": 1e-3}),  # a step size of 0 is the user's
+        ((0.0, 1e-13, 1e-3), ("b", "c"), {"a": 0.0, "b+c": (1e-13 + 1e-3) / 2}),
+    ],
+)
+def test_the_two_smallest_merge_and_take_the_mean(sizes, merged, left):
+    made = groups_of(*sizes)
+    parameters = {id(p) for group in made for p in group["params"]}
+    assert merge_smallest(made, 1e-12) == merged
+    assert {group["name"]: group["lr"] for group in made} == left
+    assert {id(p) for group in made for p in group["params"]} == parameters
+
+
+def test_a_threshold_of_0_never_merges():
+    assert merge_smallest(groups_of(1e-300, 1e-3), 0.0) is None
+
+
+def test_components_with_other_settings_are_not_merged():
+    made = groups_of(1e-13, 1e-5, 1e-3, weight_decay=0.0)
+    made[1]["weight_decay"] = 0.1
+    assert merge_smallest(made, 1e-12) == ("a", "c")

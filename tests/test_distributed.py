@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from optim import PLASLS, SGDSLS, AdamSLS
-from tests.distributed_worker import FAST, STEPS, curved, layers, rows, sizes, squares
+from tests.distributed_worker import FAST, STEPS, curved, layers, rows, searched, sizes, squares, to_shard
 
 HOSTS = {"SGDSLS": SGDSLS, "AdamSLS": AdamSLS, "PLASLS": PLASLS}
 
@@ -58,16 +58,32 @@ def test_ranks_with_different_data_take_the_same_steps_to_the_same_bits(ranks, c
 
 @pytest.mark.parametrize("style", ["forward", "torch"])
 @pytest.mark.parametrize("wrapped", ["plain", "DDP", "DDP, bucket views", "DDP, static graph"])
-def test_trials_of_a_suffix_are_the_same_on_all_ranks_however_wrapped_and_with_backward_inside(ranks, wrapped, style):
-    zero, one = (rank[f"{wrapped}, {style}"] for rank in ranks("suffixes"))
+def test_trials_are_the_same_on_all_ranks_however_wrapped_and_with_backward_inside(ranks, wrapped, style):
+    zero, one = (rank[f"{wrapped}, {style}"] for rank in ranks("wraps"))
     assert_same_steps(zero, one)
     for rank in (zero, one):
-        assert rank["verified"] == ["1", "4"]
-        assert rank["weights"] == ranks("suffixes")[0]["plain, forward"]["weights"]
+        assert rank["weights"] == ranks("wraps")[0]["plain, forward"]["weights"]
 
 
-def test_where_one_rank_has_no_suffix_all_evaluate_the_whole(ranks):
-    assert_same_steps(*ranks("unlike_suffixes"))
+@pytest.mark.parametrize("kind", ["layers", "root", "frozen", "tensor parallel"])
+def test_sharded_weights_take_the_steps_of_one_process(ranks, kind):
+    zero, one = (rank[kind] for rank in ranks("sharded"))
+    alone = searched(to_shard(kind))
+    assert zero[:-1] == one[:-1]
+    assert [step[1] for step in zero] == [step[1] for step in alone]
+    assert len({step[1] for step in zero}) > 1  # searches do backtrack
+    for ours, expected in zip(zero, alone, strict=True):
+        assert ours == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [("FSDP1", "FullyShardedDataParallel (FSDP1) is not supported"), ("ZeRO", "A ZeroRedundancyOptimizer gives each")],
+)
+def test_other_ways_of_sharding_are_refused_in_a_line_that_says_what_to_use(ranks, case, words):
+    for rank in ranks("not_sharded_like_this"):
+        assert words in rank[case]["error"]
+        assert "allowed: fully_shard (FSDP2), called before the optimizer is made" in rank[case]["error"]
 
 
 @pytest.mark.parametrize("wrapped", ["ddp", "plain"])

@@ -1,4 +1,4 @@
-"""optim/loss.py: what a closure may return, clipping and scaling of its gradient, and how precise the loss is."""
+"""optim/guard: what a closure may return, clipping and scaling of its gradient, and how precise the loss is."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""docs/families.md says what `split` and trials of a suffix make of each family; small random models of them do it."""
+"""docs/families.md says what `split` makes of each family; small random models of them do it."""
 
 import re
 import warnings
@@ -24,7 +24,7 @@ def table():
     """The rows of the document's table: family, then its cells."""
     rows = [line.strip("| \n").split("|") for line in DOCUMENT.read_text().splitlines() if line.startswith("|")]
     header, _, *body = [[cell.strip() for cell in row] for row in rows]
-    assert header == ["family", "layers here", "1", "4", "10", "qkv", "suffix trials"]
+    assert header == ["family", "layers here", "1", "4", "10", "qkv"]
     return {row[0].split(" (")[0]: row for row in body}
 
 
@@ -93,48 +93,16 @@ def test_every_trainable_parameter_is_in_one_component_in_order_and_under_its_la
     assert all(numbers == sorted(numbers) for numbers in by_stack.values())
 
 
-def run(family, suffix):
-    """Weights after three cycles, calls of modules without parts in each component's last search, and warnings."""
-    model = made(family).train()
-    called = 0
-
-    def counted(forward):
-        def call(*args, **kwargs):
-            nonlocal called
-            called += 1
-            return forward(*args, **kwargs)
-
-        return call
-
-    for module in model.modules():
-        if next(module.children(), None) is None:
-            module.forward = counted(module.forward)
-    optimizer = PLASLS(split(model, 4), first_steps=1, joint="never", suffix=suffix)
-    calls = {}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.manual_seed(1)
-        np.random.seed(1)  # wav2vec2's masks
-        for k in range(1 + 3 * len(optimizer.param_groups)):
-            called = 0
-            optimizer.step(closure_of(family, model, k))
-            calls[optimizer.search.component] = called
-    del calls["all"]
-    return weights(model), calls, [str(warning.message) for warning in caught if "trials" in str(warning.message)]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_trials_of_a_suffix_give_the_bits_of_the_whole_and_are_run_where_the_table_says_so(family):
-    in_full, calls, _ = run(family, suffix=False)
-    with_suffix, fewer, warned = run(family, suffix=True)
-    assert torch.equal(in_full, with_suffix)
-    assert not warned
-    assert suffixes(calls, fewer) == table()[family][6]
-
-
-def suffixes(calls, fewer):
-    """In words, for which components the trials have left modules out; nothing precedes the first one."""
-    first, *others = calls
-    assert list(fewer) == [first, *others]
-    exact = [{"name": name} for name in others if fewer[name] < calls[name]]
-    return "exact" if len(exact) == len(others) else f"exact for {shown(exact)}" if exact else "off"
+def test_each_family_takes_searched_steps_without_a_warning(family):
+    model = made(family).train()
+    optimizer = PLASLS(split(model, 4), first_steps=1, joint="never")
+    before = weights(model)
+    torch.manual_seed(1)
+    np.random.seed(1)  # wav2vec2's masks
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=RuntimeWarning)
+        for k in range(1 + len(optimizer.param_groups)):
+            optimizer.step(closure_of(family, model, k))
+    assert optimizer.counts["trials"] > 0
+    assert not torch.equal(weights(model), before)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from optim import PLASLS, SGDSLS, AdamSLS
 
-from .small import batches, weights
+from .small import batches, on, weights
 
 every_optimizer = pytest.mark.parametrize("make", [SGDSLS, AdamSLS, PLASLS])
 OF_SGD = [
@@ -181,7 +181,7 @@ def test_zero_grad_clears_what_a_step_has_left(make, to_none):
 
 def test_a_failed_search_makes_the_criterion_forget():
     model = network()
-    optimizer = AdamSLS(model.parameters(), max_trials=2, max_interval=1, check_closure=False)
+    optimizer = on(AdamSLS)(model.parameters(), max_trials=2, max_interval=1, check_closure=False)
     train(model, optimizer, count=4)
     remembered = optimizer.criteria["all"].state_dict()
     assert min(remembered.values()) > 0

@@ -94,3 +94,51 @@ def test_a_candidates_name_is_spelt_in_its_row_and_nowhere_else() -> None:
     names -= {"plasls"}  # the project's as well
     assert names <= spelt(ALL["train.candidates"])
     assert {name for name, tree in ALL.items() if spelt(tree) & names} == {"train.candidates"}
+
+
+OPTIM = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())
+    for path in sorted((ROOT / "optim").rglob("*.py"))
+}
+
+
+def absolute(tree: ast.Module) -> set[str]:
+    """The packages that a module imports by their own names."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
+def relative(name: str, tree: ast.Module) -> Iterator[str]:
+    """The modules of optim/ that a module of it imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            package = name.split(".")[: -node.level]
+            origin = ".".join([*package, *filter(None, [node.module])])
+            modules = [each for alias in node.names if (each := f"{origin}.{alias.name}") in OPTIM]
+            yield from modules or [each for each in (origin, f"{origin}.__init__") if each in OPTIM]
+
+
+@pytest.mark.parametrize("name", OPTIM)
+def test_optim_imports_torch_and_the_standard_library_only_and_itself_by_relative_names(name: str) -> None:
+    """So the wheel ships it under another name. The Trainer's part asks for transformers beside."""
+    allowed = {"torch", *sys.stdlib_module_names} | ({"transformers"} if name == "optim.extras.hf" else set())
+    assert absolute(OPTIM[name]) <= allowed
+
+
+def test_imports_within_optim_go_one_way() -> None:
+    graph = {name: set(relative(name, tree)) for name, tree in OPTIM.items()}
+    assert graph["optim.line_search"] >= {"optim.move", "optim.search", "optim.turns", "optim.guard.__init__"}
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # a CycleError names the circle
+
+
+def test_numbers_know_no_model() -> None:
+    """Criteria, searches, presets and turns work on numbers."""
+    numbers = {f"optim.{name}" for name in ("criteria", "search", "presets", "turns", "overruled", "extras.drift")}
+    for name in numbers:
+        assert "torch" not in absolute(OPTIM[name])
+        assert set(relative(name, OPTIM[name])) <= numbers | {"optim.extras.__init__"}

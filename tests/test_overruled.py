@@ -1,7 +1,5 @@
 """optim/overruled.py: step sizes that are set anew after each search are told once; multiplied ones are not."""
 
-import copy
-import pickle
 import warnings
 
 import pytest
@@ -95,18 +93,6 @@ def test_a_schedule_that_sets_step_sizes_is_told_once(schedule, components):
 )
 def test_a_schedule_that_multiplies_step_sizes_is_not_told(schedule, components):
     train(schedule, components)  # a warning is an error here
-
-
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["copy", "pickle"])
-def test_a_copied_optimizer_goes_on(twin):
-    optimizer = AdamSLS([torch.nn.Parameter(torch.ones(3))])
-    [weight] = optimizer.param_groups[0]["params"]
-    optimizer.step(lambda: weight.square().sum())
-    other = twin(optimizer)
-    [weight] = other.param_groups[0]["params"]
-    before = weight.detach().clone()
-    other.step(lambda: weight.square().sum())
-    assert not torch.equal(weight, before)
 
 
 def train(schedule, components):

@@ -1,10 +1,10 @@
-"""SaLSA as a pairing of ours, against a slow reference written from the paper and its published code."""
+"""optim/extras/salsa.py against a slow reference written from the paper and its published code."""
 
 import math
 
 import pytest
 
-from optim import AdamSLS, SaLSA
+from optim import SaLSA
 
 from .searching import torch_problem
 
@@ -73,11 +73,3 @@ def test_salsa_is_its_reference(problem):
         searched += [k] if reference.trials else []
     assert sum(range(10)) == sum(searched[:10])  # each of the first steps
     assert len(searched) < 190  # later ones lie apart
-
-
-def test_salsa_takes_settings_of_its_own_over_its_defaults():
-    _, _, _, parameters, _ = torch_problem("logistic", [3, 2])
-    assert SaLSA(parameters, c=0.3).settings.c == 0.3
-    assert SaLSA(parameters).settings.interval_growth == "drift"
-    assert "interval_growth ('drift')" in SaLSA.__doc__
-    assert "interval_growth (4)" in AdamSLS.__doc__

@@ -1,12 +1,13 @@
 """optim/search.py: searches along a line of numbers, no model."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import pytest
-from optim.armijo import Armijo
 
-from optim.search import Rule, search, search_jointly, tangent_zero
+from optim import Armijo, Smoothed
+from optim.search import Rule, growth, search, search_jointly, tangent_zero
 
 RULE = Rule(Armijo(0.1), factor=0.9, max_trials=100)
 
@@ -44,6 +45,106 @@ class Quadratic:
         return self._f(sizes)
 
 
+@dataclass
+class Curve:
+    """Any f of one step size, along a direction of this slope."""
+
+    f: Callable[[float], float]
+    slope: float = -1.0
+    tolerance: float = 0.0
+
+    @property
+    def base(self):
+        return self.f(0.0)
+
+    @property
+    def slopes(self):
+        return [self.slope]
+
+    def predicted(self, sizes):
+        return sizes[0] * self.slope
+
+    def value(self, sizes):
+        return self.f(sizes[0])
+
+
+def step_to_one(t):
+    """It rises wherever one goes."""
+    return 1.0 + (t > 0)
+
+
+def test_a_search_takes_the_first_step_size_that_decreases_enough():
+    # f = (1 - t)^2 has slope -2 at 0 and satisfies Armijo with c = 0.1 exactly up to t = 1.8.
+    found = search(Curve(lambda t: (1 - t) ** 2, slope=-2.0), 3.0, RULE)
+    expected = next(3.0 * 0.9**n for n in range(99) if 3.0 * 0.9**n <= 1.8)
+    assert found.accepted
+    assert found.sizes == pytest.approx((expected,), rel=1e-12)
+    assert found.trials == 1 + round(math.log(expected / 3.0) / math.log(0.9))
+
+
+def test_a_search_comes_back_from_where_the_loss_is_not_finite():
+    assert search(Curve(lambda t: math.nan if t > 0.5 else -t), 1.0, RULE).sizes[0] <= 0.5
+
+
+def test_an_ascent_direction_fails_without_a_trial_unless_the_search_descends_on_average():
+    assert not (found := search(Curve(lambda t: t, slope=1.0), 1.0, RULE)).accepted
+    assert found.trials == 0
+    smoothed = Smoothed(0.5, smoothing=0.9)
+    for slope in (-1.0, 1e-3):
+        smoothed.begin(slope)
+    found = search(Curve(lambda t: -t, slope=1e-3), 1.0, Rule(smoothed, 0.9, 100))
+    assert (found.accepted, found.trials) == (True, 1)
+
+
+@pytest.mark.parametrize("slope", [math.nan, -math.inf])
+def test_a_slope_that_is_not_finite_fails_without_a_trial(slope):
+    found = search(Curve(lambda t: -t, slope=slope), 1.0, RULE)
+    assert (found.accepted, found.trials) == (False, 0)
+
+
+def test_the_tolerant_search_stops_where_no_decrease_can_be_resolved():
+    found = search(Curve(step_to_one, tolerance=4e-7), 1.0, replace(RULE, max_trials=1000))
+    assert not found.accepted
+    # The last trial promised a decrease above the tolerance of 4e-7, the next one would not have.
+    assert 0.9 ** (found.trials - 1) > 4e-7 >= 0.9**found.trials
+
+
+def test_the_strict_search_goes_on_below_rounding():
+    assert search(Curve(step_to_one), 1.0, replace(RULE, max_trials=400)).trials == 400
+
+
+def test_a_step_size_doubles_in_growth_steps_however_they_are_divided():
+    assert growth(500, 500.0) == 2
+    assert growth(100, 500.0) * growth(400, 500.0) == pytest.approx(2, rel=1e-15)
+    assert growth(7, math.inf) == 1
+
+
+def measured(tolerance, max_trials=50):
+    """A search on a line that is flat but for rounding, and how often it has measured that."""
+    asked = []
+
+    def noisy(t):
+        return 1.0 + 1e-6 * math.cos(1.6e10 * t)
+
+    line = Curve(lambda t: noisy(t) if t else 1.0, slope=-1e-4, tolerance=1e-9)
+    rule = Rule(Armijo(0.1), 0.5, max_trials, measure=lambda: asked.append(None) or tolerance)
+    return search(line, 1e-4, rule), len(asked), [noisy(1e-4 * 0.5**n) for n in range(3)]
+
+
+def test_after_three_rejections_the_precision_is_measured_once_and_the_largest_trial_that_it_allows_is_taken():
+    found, asked, values = measured(2e-6)
+    assert min(values) > 1.0 + 1e-9  # or one of them would be accepted without a measurement
+    assert (found.accepted, found.sizes, found.value, found.trials, asked) == (True, (1e-4,), values[0], 3, 1)
+    found, asked, _ = measured(1e-12, max_trials=3)
+    assert (found.accepted, asked) == (False, 1)
+
+
+def test_a_search_that_needs_fewer_trials_measures_nothing():
+    rule = Rule(Armijo(0.1), 0.8, 9, measure=lambda: pytest.fail("measured"))
+    found = search(Curve(lambda t: (1 - t) ** 2, slope=-2.0), 2.0, rule)
+    assert (found.accepted, found.trials) == (True, 2)
+
+
 def test_a_plain_search_moves_all_by_one_step_size():
     line = Quadratic([1.0, 2.0])
     found = search(line, 3.0, RULE)
@@ -79,7 +180,7 @@ def test_where_the_others_are_at_fault_all_shrink_together():
 
 
 def test_a_component_shrinks_alone_to_a_tenth_at_most_whatever_delta_is():
-    for factor in (0.5, 0.8, 0.9, 0.97):
+    for factor, shrinks in ((0.5, 4), (0.8, 11), (0.9, 22), (0.97, 76)):
         rule = Rule(Armijo(0.1), factor, 1000)
 
         class Wall(Quadratic):
@@ -89,10 +190,9 @@ def test_a_component_shrinks_alone_to_a_tenth_at_most_whatever_delta_is():
         line = Wall([1.0, 1.0])
         found = search_jointly(line, [0.5, 1.0], 1, rule)
         alone = [sizes[1] for sizes in line.evaluated if sizes[0] == 0.5 and sizes[1]]
-        assert min(alone) == pytest.approx(factor**rule.max_shrinks_of_one)
+        assert min(alone) == pytest.approx(factor**shrinks)
         assert 0.1 * factor < min(alone) <= 0.1
         assert found.accepted
-    assert Rule(Armijo(0.1), 0.9, 100).max_shrinks_of_one == 22
 
 
 def test_a_search_that_fails_says_what_it_tried_last():

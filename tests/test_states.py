@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.nn.functional import cross_entropy
 
-from optim import split
-from tests.contract import CLASSES, batches, by_layer, eq6, every_class, mean, network, train, weights
+from optim import SGDSLS, AdamSLS, split, with_line_search
+from tests.contract import CLASSES, batches, by_layer, eq6, every_class, network, train, weights
 
 # -- saving and loading -----------------------------------------------------------------------------------------
 
@@ -78,28 +78,6 @@ def test_a_state_from_before_merges_is_loaded_by_the_run_that_made_them():
 
 
 @every_state
-def test_an_older_state_takes_defaults_for_what_it_lacks(make):
-    one, other = network(), network()
-    optimizer, loaded = make(split(one, by_parameter)), make(split(other, by_parameter))
-    train(one, optimizer, batches(5))
-    state = optimizer.state_dict()
-    for group in state["param_groups"]:
-        for key in ("foreach", "fused", "maximize", "differentiable"):
-            del group[key]
-        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
-    for moments in state["state"].values():
-        if "step" in moments:
-            moments["step"] = moments["step"].item()
-    del state["param_groups"][0]["line_search"]
-    state["line_search"] = {}  # where the first version had it
-    loaded.load_state_dict(state)
-    assert loaded.turns.progress == make(split(other, by_parameter)).turns.progress
-    assert not loaded.counts
-    losses = train(other, loaded, batches(60))
-    assert mean(losses[-10:]) < mean(losses[:10])
-
-
-@every_state
 def test_a_state_that_is_not_understood_is_refused_and_changes_nothing(make):
     model = network()
     optimizer = make(split(model, by_parameter))
@@ -114,7 +92,7 @@ def test_a_state_that_is_not_understood_is_refused_and_changes_nothing(make):
     short = [groups[0] | {"params": groups[0]["params"][1:]}, *groups[1:]]
     merged_short = [groups[0] | {"params": [0], "name": "+".join(group["name"] for group in groups)}]
     for changed, message in [
-        (with_own({"radius": 1}), "radius, unknown here: a newer version"),
+        (with_own({"radius": 1}), "radius, unknown here: another version"),
         (with_own({"progress": own["progress"] | {"phase": 1}}), "phase, unknown here"),
         ({"param_groups": [g | {"name": "elsewhere"} for g in groups]}, "the state is of the components elsewhere"),
         ({"param_groups": groups[:-1]}, "the state (is of the components|holds no line search)"),
@@ -127,6 +105,19 @@ def test_a_state_that_is_not_understood_is_refused_and_changes_nothing(make):
     plain = [{key: value for key, value in group.items() if key != "line_search"} for group in groups]
     with pytest.raises(ValueError, match="no line search"):
         optimizer.load_state_dict(before | {"param_groups": plain})
+
+
+@pytest.mark.parametrize(("saved", "here"), [("Adam", "SGD"), ("SGD", "Adam"), ("Adam", "AdamW")])
+def test_a_state_of_another_host_is_refused_in_one_line_and_changes_nothing(saved, here):
+    hosts = {"Adam": AdamSLS, "SGD": SGDSLS, "AdamW": with_line_search(torch.optim.AdamW)}
+    one, other = network(), network(1)
+    optimizer, loaded = hosts[saved](one.parameters()), hosts[here](other.parameters())
+    train(one, optimizer, batches(4))
+    train(other, loaded, batches(4))
+    before = repr(loaded.state_dict())
+    with pytest.raises(ValueError, match=f"^the state is of a line search on {saved}, and this one is on {here}$"):
+        loaded.load_state_dict(optimizer.state_dict())
+    assert repr(loaded.state_dict()) == before
 
 
 @every_class

@@ -2,7 +2,6 @@
 
 import gc
 import weakref
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,10 +16,9 @@ from tests.contract import batches, by_layer, every_class, mean, network, train,
 @every_class
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_the_loss_falls_in_every_data_type(make, dtype):
-    model = network().to(dtype)
-    # float16 has no 1e-8
-    adam = isinstance(make(model.parameters()), AdamSLS)
-    optimizer = make(split(model, by_layer), **({"eps": 1e-3} if dtype == torch.float16 and adam else {}))
+    model = network()
+    settings = {"eps": 1e-3} if dtype == torch.float16 and "eps" in make(model.parameters()).defaults else {}
+    optimizer = make(split(model.to(dtype), by_layer), **settings)  # float16 has no 1e-8
     data = list(batches(60, dtype=dtype))
     losses = [float(optimizer.step(lambda x=x, y=y: cross_entropy(model(x).float(), y))) for x, y in data]
     assert mean(losses[-10:]) < 0.8 * mean(losses[:10])
@@ -28,36 +26,35 @@ def test_the_loss_falls_in_every_data_type(make, dtype):
 
 
 @pytest.mark.parametrize("make", [AdamSLS, PLASLS])
-def test_float16_weights_in_which_eps_is_0_are_refused_at_the_first_step_with_what_to_write(make):
+def test_float16_weights_in_which_eps_is_0_are_refused_with_what_to_write(make):
     """Adam's second moment underflows there, too: torch's Adam makes NaN of the weights."""
-    model = network().half()
+    model = network()
     model.requires_grad_(False)[0].bias.requires_grad_()  # one of them
     optimizer = make(split(model, by_layer))
+    model.half()
     before = weights(model)
     x, y = next(batches(1, dtype=torch.float16))
     words = r"float16, in which eps=1e-08 is 0.*allowed: float32.*autocast.*GradScaler"
-    with pytest.raises(ValueError, match=words) as error:
-        optimizer.step(lambda: cross_entropy(model(x), y))
-    assert "\n" not in str(error.value)
+    for refused in (lambda: make(split(model, by_layer)), lambda: optimizer.step(lambda: cross_entropy(model(x), y))):
+        with pytest.raises(ValueError, match=words) as error:
+            refused()
+        assert "\n" not in str(error.value)
     assert torch.equal(weights(model), before)
     model.float()
     optimizer.step(lambda: cross_entropy(model(x.float()), y))
     assert not torch.equal(weights(model), before)
 
 
-def test_directions_beyond_a_data_type_move_nothing_and_are_said_once():
+def test_a_direction_beyond_its_data_type_moves_by_a_step_size_that_is_small_enough():
     """The second moment is 0 in float16, and g / eps infinite."""
     model = network().half()
     for p in model.parameters():
         p.register_hook(lambda g: torch.full_like(g, 5e-3))
     optimizer = AdamSLS(model.parameters(), eps=6e-8)
     before = weights(model)
-    said = pytest.warns(RuntimeWarning, match=r"the direction .* is not, .*allowed: float32 weights")
-    for k, (x, y) in enumerate(batches(3, dtype=torch.float16)):
-        with said if k == 0 else nullcontext():
-            optimizer.step(lambda x=x, y=y: cross_entropy(model(x).float(), y))
-        assert (optimizer.search.accepted, optimizer.search.trials) == (False, 0)
-    assert torch.equal(weights(model), before)
+    for x, y in batches(3, dtype=torch.float16):
+        optimizer.step(lambda x=x, y=y: cross_entropy(model(x).float(), y))
+    assert 0 < (weights(model) - before).norm() < before.norm()
 
 
 def test_a_large_float16_gradient_is_finite_where_its_entries_are():

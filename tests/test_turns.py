@@ -6,9 +6,14 @@ import math
 import pytest
 from optim.settings import ComponentSettings, Settings
 
+from optim import DEFAULT
 from optim.search import Found
 from optim.turns import Progress, Turns
 from tests.small import CLASSIC
+
+
+def turns_of(preset, components=False):
+    return Turns(preset, components, total_steps=None)
 
 
 def found(sizes, trials=1, accepted=True):
@@ -16,7 +21,7 @@ def found(sizes, trials=1, accepted=True):
 
 
 def after_first_steps(count=3, **settings):
-    turns = Turns(Settings(**CLASSIC), ComponentSettings(first_steps=1, **settings))
+    turns = turns_of(CLASSIC.but(first_steps=1, **settings), components=True)
     sizes = [0.1] * count
     turn = turns.next(sizes)
     turns.count(turn, found(turn.first_trial), 1.0, 0.5)
@@ -41,7 +46,7 @@ def test_each_component_has_its_turn_and_then_the_first_one_again():
 
 
 def test_the_whole_network_is_searched_until_three_first_trials_in_a_row():
-    turns = Turns(Settings(**CLASSIC), ComponentSettings())
+    turns = turns_of(CLASSIC, components=True)
     sizes, whole = [0.1, 0.1], []
     for trials in (4, 1, 1, 2, 1, 1, 1, 1):
         turn, sizes = search_of(turns, sizes, trials)
@@ -50,7 +55,7 @@ def test_the_whole_network_is_searched_until_three_first_trials_in_a_row():
 
 
 def test_where_searches_grow_a_second_trial_is_settled_too():
-    turns, sizes, whole = Turns(Settings(), ComponentSettings()), [0.1, 0.1], []
+    turns, sizes, whole = turns_of(DEFAULT, components=True), [0.1, 0.1], []
     for trials in (1, 3, 1, 2, 2, 1):
         while (turn := turns.next(sizes)) is None:
             turns.skip(1.0)
@@ -80,7 +85,7 @@ def test_the_joint_test_comes_always_never_or_every_nth_step(joint, expected):
 
 
 def test_searches_move_apart_while_they_take_their_first_trial_and_close_up_when_not():
-    turns, sizes = Turns(Settings(**(CLASSIC | {"max_interval": 4})), None), [0.1]
+    turns, sizes = turns_of(CLASSIC.but(max_interval=4)), [0.1]
     searched = []
     for step in range(16):
         turn = turns.next(sizes)
@@ -92,8 +97,8 @@ def test_searches_move_apart_while_they_take_their_first_trial_and_close_up_when
     assert searched == [0, 1, 3, 7, 11, 12, 14]
 
 
-def searched_steps(settings, steps, shrink=()):
-    turns, sizes, searched = Turns(settings, None), [1.0], []
+def searched_steps(preset, steps, shrink=()):
+    turns, sizes, searched = turns_of(preset), [1.0], []
     for step in range(1, steps + 1):
         turn = turns.next(sizes)
         if turn is None:
@@ -107,31 +112,31 @@ def searched_steps(settings, steps, shrink=()):
 
 
 def test_searches_grow_apart_with_the_steps_done_up_to_the_largest_distance():
-    searched = searched_steps(Settings(max_interval=16, interval_growth=8), 400)
+    searched = searched_steps(DEFAULT.but(max_interval=16, interval_growth=8), 400)
     assert searched[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15]
     assert sum(step <= 80 for step in searched) == 24
     assert {b - a for a, b in itertools.pairwise(searched) if a > 128} == {16}
 
 
 def test_a_search_that_more_than_halves_the_step_size_is_followed_by_another_at_once():
-    plain = searched_steps(Settings(max_interval=16, interval_growth=8), 80)
-    unsettled = searched_steps(Settings(max_interval=16, interval_growth=8), 80, shrink=[plain[-2]])
+    plain = searched_steps(DEFAULT.but(max_interval=16, interval_growth=8), 80)
+    unsettled = searched_steps(DEFAULT.but(max_interval=16, interval_growth=8), 80, shrink=[plain[-2]])
     assert plain[-2] + 1 in unsettled
     assert plain[-2] + 1 not in plain
 
 
 def test_a_step_size_doubles_where_its_trial_was_nearly_linear_and_grows_less_otherwise():
     for decrease, growth in ((0.95, 2.0), (0.6, 1.1)):
-        turns = Turns(Settings(search_growth=1.1, growth_steps=math.inf), None)
+        turns = turns_of(DEFAULT)
         turns.count(turns.next([1.0]), found([1.0]), 1.0, decrease)
         assert turns.next([1.0]).starts == [growth]
-    turns = Turns(Settings(growth_steps=math.inf, search_growth=1.0), None)  # the paper's: nothing but Eq. 2
+    turns = turns_of(DEFAULT.but(search_growth=1.0))  # the paper's: nothing but Eq. 2
     turns.count(turns.next([1.0]), found([1.0]), 1.0, 0.95)
     assert turns.next([1.0]).starts == [1.0]
 
 
 def test_a_step_size_that_is_about_to_double_is_tested_at_the_next_step():
-    turns = Turns(Settings(), None)
+    turns = turns_of(DEFAULT)
     turns.progress.steps, turns.progress.accepted_once = 400, True
     turns.count(turns.next([1.0]), found([1.0]), 1.0, 0.6)
     assert turns.next([1.0]) is None
@@ -141,7 +146,7 @@ def test_a_step_size_that_is_about_to_double_is_tested_at_the_next_step():
 
 
 def test_moves_fall_along_half_a_cosine_where_the_number_of_steps_is_known():
-    turns = Turns(Settings(total_steps=4), None)
+    turns = Turns(DEFAULT, has_components=False, total_steps=4)
     factors = []
     for _ in range(4):
         factors.append(turns.move_factor())
@@ -149,7 +154,7 @@ def test_moves_fall_along_half_a_cosine_where_the_number_of_steps_is_known():
     assert factors == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2], abs=1e-15)
     with pytest.warns(UserWarning, match="after the last of total_steps=4, and moves nothing; give the number of all"):
         assert turns.move_factor() == 0
-    assert Turns(Settings(), None).move_factor() == 1.0
+    assert turns_of(DEFAULT).move_factor() == 1.0
 
 
 def test_a_measured_error_falls_with_the_loss_but_does_not_rise_with_it():
@@ -167,19 +172,31 @@ def test_after_a_merge_the_turn_stays_with_the_component_that_was_next():
     assert turns.next(sizes[:3]).component == 1
 
 
-def test_progress_of_an_older_checkpoint_loads_under_its_new_names():
-    saved = {"whole": False, "since": 2, "position": 3, "interval": 4, "accepted_once": True}
-    progress = Progress.from_saved(saved)
-    assert progress == Progress(
-        whole_network_phase=False, steps_since_search=2, next_component=3, interval=4, accepted_once=True
-    )
-    with pytest.raises(ValueError, match="the state holds later, unknown here: a newer version has saved it"):
+def test_progress_goes_through_a_checkpoint_and_what_another_version_has_saved_is_refused():
+    progress = Progress(whole_network_phase=False, steps_since_search=2, next_component=3, interval=4)
+    assert Progress.from_saved(progress.as_dict()) == progress
+    with pytest.raises(ValueError, match="the state holds later, unknown here: another version has saved it"):
         Progress.from_saved({"later": 1})
 
 
-def skipped_before_a_search(settings, losses):
+def test_a_component_whose_step_size_is_0_has_no_turn_and_does_not_move():
+    for joint in ("never", "always"):
+        turns, _ = after_first_steps(joint=joint)
+        sizes, seen = [0.1, 0.0, 0.1], []
+        for _ in range(4):
+            turn, sizes = search_of(turns, sizes)
+            seen.append(turn.component)
+            assert 1 not in turn.moving
+            assert sizes[1] == 0
+        assert seen == [0, 2, 0, 2]
+    assert turns.next([0.0, 0.0, 0.0]) is None
+    whole = turns_of(DEFAULT).next([0.0, 0.1, 0.1])
+    assert (whole.moving, whole.searched) == ([1, 2], 1)
+
+
+def skipped_before_a_search(preset, losses):
     """How many steps with these losses come between two searches, and the trial that the second one starts from."""
-    turns = Turns(settings, None)
+    turns = turns_of(preset)
     turns.progress.steps = 1000
     turns.count(turns.next([1.0]), found([1.0]), 0.0, 0.5)
     for step, loss in enumerate(losses):
@@ -190,7 +207,7 @@ def skipped_before_a_search(settings, losses):
 
 
 def test_six_rises_in_a_row_bring_a_search_at_once_from_half_the_step_size():
-    apart = Settings(max_interval=16, interval_growth=4)
+    apart = DEFAULT.but(max_interval=16, interval_growth=4)
     rising = list(range(1, 17))
     assert skipped_before_a_search(apart, rising) == (6, 0.5)
     interrupted = [1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9, 10, 11, 12]

@@ -47,7 +47,7 @@ def wheel(tmp_path_factory):
     """The installed wheel: a folder."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # setuptools writes beside what it builds
-    (source / "optim/evaluation").mkdir(parents=True)
+    (source / "optim/guard").mkdir(parents=True)
     for file in (*(HERE / name for name in ("pyproject.toml", "README.md", "LICENSE")), *OURS):
         (source / file.relative_to(HERE)).write_bytes(file.read_bytes())
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]

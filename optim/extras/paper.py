@@ -75,7 +75,7 @@ def direction_without_momentum(group: Group, parameter: Tensor, state: dict[str,
     Args:
         state: Adam's, of this parameter before the step.
     """
-    w, g = local(parameter.detach()), local(parameter.grad)  # type: ignore[arg-type]
+    w, g = local(parameter.detach()), local(parameter.grad)
     beta2, decay = group["betas"][1], group["weight_decay"]
     decoupled = group.get("decoupled_weight_decay", False)
     g = g.add(w, alpha=decay) if decay and not decoupled else g

@@ -1,5 +1,6 @@
 """What a closure may change beside the weights that are searched, as far as torch can list it."""
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from .tensors import can_have_gradient, is_inside_vmap, is_plain
+
 # Limits of the search for modules: objects that are looked at, nearest first, and entries of one collection.
 OBJECTS, ENTRIES = 5_000, 200
 
@@ -19,30 +22,25 @@ class Buffers:
 
     def __init__(self, module: Module) -> None:
         self.module = module
-        self._held = {name: (buffer, _copy(buffer)) for name, buffer in _buffers(module).items()}
+        self._held = {
+            name: (buffer, buffer.detach().clone() if buffer is not None and is_plain(buffer) else None)
+            for name, buffer in module._buffers.items()
+        }
 
     def put_back(self) -> None:
-        module = self.module
-        for held, copy in self._held.values():
+        now = dict(self.module._buffers.items())
+        for name in now.keys() - self._held.keys():
+            delattr(self.module, name)
+        for name, (held, copy) in self._held.items():
             write(held, copy)
-        if isinstance(module, torch.jit.ScriptModule):
-            now = _buffers(module)
-            for name in (name for name, (held, _) in self._held.items() if now[name] is not held):
-                setattr(module, name, self._held[name][0])
-            return
-        for name in module._buffers.keys() - self._held.keys():
-            del module._buffers[name]
-        module._buffers.update({name: held for name, (held, _) in self._held.items()})
+            if now.get(name, self) is not held:
+                setattr(self.module, name, held)
 
 
-def _buffers(module: Module) -> dict[str, Tensor | None]:
-    if isinstance(module, torch.jit.ScriptModule):
-        return dict(module.named_buffers(recurse=False))
-    return module._buffers
-
-
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().clone()
+def has_buffers(module: Module) -> bool:
+    """Whether a module has buffers of its own. Inside of a vmap it has those of the vmap for a while."""
+    held = [buffer for _, buffer in module._buffers.items()] if len(module._buffers) else []
+    return bool(held) and not any(is_inside_vmap(buffer) for buffer in held if buffer is not None)
 
 
 def write(tensor: Tensor | None, copy: Tensor | None) -> None:
@@ -58,24 +56,25 @@ def write(tensor: Tensor | None, copy: Tensor | None) -> None:
 class Outside:
     """Parameters that are not searched, such as a teacher's. It finds those that one evaluation changes.
 
-    They are copied as long as the copies need no more memory than a trial point. Of others only norms are compared.
-
-    Args:
-        modules: the modules to look at.
-        own: the parameters that are searched.
+    They are copied as long as the copies need no more memory than one's `own` parameters, which are searched. Of others
+    only norms are compared. Integers, float8, subclasses of Tensor and what FSDP shards are left alone.
     """
 
     def __init__(self, modules: Iterable[Module], own: Iterable[Tensor]) -> None:
-        own = set(own)
-        self._room = sum(parameter.nbytes for parameter in own)
-        self._own = own
+        self._own = set(own)
+        self._room = sum(parameter.nbytes for parameter in self._own)
         self._before: dict[tuple[Module, str], tuple[Tensor, Tensor, bool]] = {}
+        self._sharded: set[Module] = set()  # inside of their forward their parameters are gathered for a while
         for module in modules:
             self.add(module)
 
     def add(self, module: Module) -> None:
-        for name, parameter in list(module._parameters.items()):
-            if parameter is None or parameter in self._own or (module, name) in self._before or parameter.is_meta:
+        if is_fsdp(module):
+            self._sharded.update(module.modules())
+        for name, parameter in () if module in self._sharded else list(module._parameters.items()):
+            if parameter is None or parameter in self._own or (module, name) in self._before:
+                continue
+            if not is_plain(parameter) or not can_have_gradient(parameter):
                 continue
             self._room -= parameter.nbytes
             copied = self._room >= 0
@@ -90,6 +89,12 @@ class Outside:
 
 def _norm(parameter: Tensor) -> Tensor:
     return torch.linalg.vector_norm(parameter.detach(), dtype=torch.float64 if parameter.is_cpu else torch.float32)
+
+
+def is_fsdp(module: Module) -> bool:
+    """Whether `fully_shard` was called on the module."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # who has called it has imported it
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def modules_of(closures: Iterable[Callable[..., Any]]) -> list[Module]:
@@ -110,28 +115,26 @@ def modules_of(closures: Iterable[Callable[..., Any]]) -> list[Module]:
 
 def _held_by(one: Any) -> list[Any]:
     if isinstance(one, FunctionType):
-        cells = [cell.cell_contents for cell in one.__closure__ or () if _is_filled(cell)]
+        cells = [held for cell in one.__closure__ or () for held in _content(cell)]
         named = [one.__globals__[name] for name in _names(one.__code__) if name in one.__globals__]
         return [*cells, *(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values(), *named]
     if isinstance(one, MethodType):
         return [one.__self__, one.__func__]
     if isinstance(one, partial):
         return [one.func, *one.args, *one.keywords.values()]
-    if isinstance(one, dict):
-        return list(one.values()) if len(one) <= ENTRIES else []
-    if isinstance(one, (list, tuple, set, frozenset, deque)):
-        return list(one) if len(one) <= ENTRIES else []
+    if isinstance(one, (dict, list, tuple, set, frozenset, deque)):
+        return list(one.values() if isinstance(one, dict) else one) if len(one) <= ENTRIES else []
     try:
         return list(vars(one).values())
     except TypeError:  # an object without attributes of its own
         return []
 
 
-def _is_filled(cell: Any) -> bool:
+def _content(cell: Any) -> list[Any]:
     try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
+        return [cell.cell_contents]
+    except ValueError:  # it is empty
+        return []
 
 
 def _names(code: CodeType) -> set[str]:

@@ -1,4 +1,4 @@
-"""What may lie in .grad beside this step's gradient: gradients that a caller has accumulated, and those of trials."""
+"""Gradients in .grad that are not this step's: those that a caller has accumulated, and those of trials."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,38 +7,40 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-# The gradients that the last step of any optimizer of this library has left, and how often each had been written to.
-_LEFT = WeakTensorKeyDictionary()
+from .tensors import local
+
+# The gradients with which a step of this library has moved, and how often each had been written to then.
+_USED = WeakTensorKeyDictionary()
 
 
-def leave(parameters: Iterable[Tensor]) -> None:
-    """End a step: the next one knows the gradients that lie in .grad now."""
+def mark_used(parameters: Iterable[Tensor]) -> None:
+    """Note at the end of a step that it has used the gradients in .grad."""
     for parameter in parameters:
         if parameter.grad is not None:
-            _LEFT[parameter.grad] = parameter.grad._version
+            _USED[parameter.grad] = parameter.grad._version
 
 
-def are_left(parameters: Iterable[Tensor], changes: int) -> bool:
-    """Whether all present gradients are those of the last step, changed in place at most `changes` times since.
+def are_used(parameters: Iterable[Tensor], changes: int) -> bool:
+    """Whether a step has used all present gradients, and each was changed in place at most `changes` times since.
 
-    Clipping or scaling them is one change; zeroing them for a backward pass and the pass itself are two.
+    Clipping or scaling is one change; zeroing and a backward pass are two.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return bool(gradients) and all(g in _LEFT and g._version - _LEFT[g] <= changes for g in gradients)
+    return bool(gradients) and all(g in _USED and g._version - _USED[g] <= changes for g in gradients)
 
 
 class Accumulated:
     """Gradients that were made or changed since the last step. A step over its closure's loss alone would drop them.
 
-    A closure in torch's style may clear them, as it would for torch's own optimizers. Otherwise they are an error.
+    A closure in torch's style may clear them. Otherwise they are an error.
 
     Attributes:
         given_back: whether an exception has ended the step, so that they lie in .grad again.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
-        held = [(p, p.grad) for p in parameters if p.grad is not None and _LEFT.get(p.grad) != p.grad._version]
-        self._held = held if any(gradient.is_sparse or bool(gradient.any()) for _, gradient in held) else []
+        held = [(p, p.grad) for p in parameters if p.grad is not None and _USED.get(p.grad) != p.grad._version]
+        self._held = held if any(gradient.is_sparse or bool(local(gradient).any()) for _, gradient in held) else []
         self.given_back = False
 
     @contextmanager
@@ -53,11 +55,11 @@ class Accumulated:
         if not self._held:
             yield
             return
-        marked = min(self._held, key=lambda pair: pair[0].numel())[0]
+        marked = min((p for p, _ in self._held if local(p).numel()), key=torch.numel)
         mark = marked.grad = torch.full_like(marked, torch.nan)
         try:
             yield
-            if marked.grad is mark and bool(mark.isnan().all()):
+            if marked.grad is mark and bool(local(mark).isnan().all()):
                 raise RuntimeError(
                     "step(closure) would drop the gradients that were made or changed since the last step; allowed: a "
                     "list of closures, step([first, second, ...]), which is one step over the mean of their losses (in "
@@ -71,7 +73,7 @@ class Accumulated:
             raise
         finally:
             self._held = []
-        if marked.grad is mark and not mark.any():
+        if marked.grad is mark and not local(mark).any():
             marked.grad = None  # cleared in its place
 
 

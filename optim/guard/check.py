@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten
+
+from .tensors import is_plain
 
 # The second check comes after this many evaluations, so that checks stay below one in a hundred.
 EVALUATIONS = 200
@@ -21,26 +24,22 @@ FAILURES = 10
 TRIALS, PROMISED = 3, 100.0
 
 OFF = "check_closure=False turns this check off"
+STATE = (
+    "a module keeps a state that torch does not list, in {}; allowed: a buffer "
+    "(register_buffer), which is put back for each trial, or a change where is_trial() is False, or after step"
+)
 
 
 @dataclass
 class Watch:
-    """What an optimizer knows about the repeatability of its closures.
-
-    Attributes:
-        checks: number of checks so far.
-        evaluations: number of evaluations of closures so far.
-        failures: number of searches in a row that have failed.
-        varied: whether some trial had another loss than its unmoved point.
-        said: keys of the warnings that were given already.
-    """
+    """What an optimizer knows about the repeatability of its closures."""
 
     checks: int = 0
     evaluations: int = 0
-    failures: int = 0
-    varied: bool = False
-    checked_failures: bool = False
-    said: frozenset[str] = frozenset()
+    failures: int = 0  # searches in a row that have failed
+    checked_failures: bool = False  # whether a check has come after these failures
+    varied: bool = False  # whether some trial had another loss than its unmoved point
+    said: frozenset[str] = frozenset()  # keys of the warnings that were given already
 
     def is_due(self) -> bool:
         failing = self.failures >= FAILURES and not self.checked_failures
@@ -56,22 +55,12 @@ class Watch:
             self.said |= {key}
             warnings.warn(words, RuntimeWarning, stacklevel=2)
 
-    def searched(self, base: float, trials: Sequence[float], promised: float, tolerance: float, accepted: bool) -> None:
-        """Note that a search was done.
-
-        Args:
-            base: f(w).
-            trials: f at each trial point.
-            promised: the change of f at the first trial, to first order.
-            tolerance: how much of a change may be rounding.
-            accepted: whether the search has found a step size.
-
-        Raises:
-            RuntimeError: the loss has been the same at all weights so far.
-        """
+    def searched(self, base: float, trials: Sequence[float], promised: float, accepted: bool) -> None:
+        """Note a search from f(w) = `base` whose first trial promised this change, and warn if it shows a fault."""
         self.evaluations += 1 + len(trials)
         self.varied |= any(trial != base for trial in trials)
-        resolved = -promised > PROMISED * max(tolerance, torch.finfo(torch.float32).eps * abs(base))
+        self.failures = 0 if accepted else self.failures + bool(trials)
+        self.checked_failures &= self.failures > 0
         if not math.isfinite(promised):
             self.say(
                 "direction",
@@ -79,16 +68,7 @@ class Watch:
                 "the move or its slope is not, so that nothing has moved. Its entries are too large or too small for "
                 "the weights' data type; allowed: float32 weights, a larger eps, or clip_norm",
             )
-        if not self.varied and len(trials) >= TRIALS and resolved:
-            raise RuntimeError(
-                f"the closure returned {base!r} at all {len(trials)} trial points, where its gradient promised another "
-                "loss: it runs no model; allowed: a closure that computes prediction and loss anew at each call, such "
-                f"as lambda: loss(model(x), y) ({OFF})"
-            )
-        self.failures = 0 if accepted else self.failures + bool(trials)
-        if not self.failures:
-            self.checked_failures = False
-        elif self.checked_failures:
+        if self.checked_failures:
             self.say(
                 "failures",
                 f"{self.failures} searches in a row have failed, the last one after {len(trials)} trials from f(w) = "
@@ -98,32 +78,30 @@ class Watch:
                 "loss (float64, or the losses of the examples), or to stop here",
             )
 
+    def is_constant(self, base: float, trials: Sequence[float], promised: float, tolerance: float) -> bool:
+        """Whether f was the same at all weights so far, although far more than its tolerance was promised."""
+        resolved = -promised > PROMISED * max(tolerance, torch.finfo(torch.float32).eps * abs(base))
+        return not self.varied and len(trials) >= TRIALS and resolved
+
 
 def likeliest_cause(evaluate: Callable[[], float], modules: Iterable[Module]) -> tuple[bool, str]:
-    """Why the same weights gave another loss: whether no search can be right then, and the reason in words.
-
-    Args:
-        evaluate: evaluates the loss once more, as at a trial.
-        modules: the modules whose attributes may have changed.
-    """
+    """Why `evaluate` gave another loss at the same weights: whether no search can be right then, and why in words."""
     modules = list(modules)
-    first, second = _observed(evaluate, modules), _observed(evaluate, modules)
-    if first.inputs and second.inputs and first.inputs[0] != second.inputs[0]:
+    first, inputs, _ = _observed(evaluate, modules)
+    second, inputs_again, changed = _observed(evaluate, modules)
+    if inputs and inputs_again and inputs[0] != inputs_again[0]:
         return True, (
             "it was given other data: the closure fetches its batch, changes it in place or draws it anew; allowed: "
             "a closure over a batch that is fetched and augmented before step"
         )
-    if second.changed:
-        return False, (
-            f"a module keeps a state that torch does not list, in {', '.join(second.changed[:3])}; allowed: a buffer "
-            "(register_buffer), which is put back for each trial, or a change after step"
-        )
-    if not second.ran:
+    if changed:
+        return False, STATE.format(", ".join(changed[:3]))
+    if not inputs_again:
         return True, (
             "it ran no module, and its data or draws differ from call to call; allowed: a closure over a batch and "
             "random numbers that are drawn before step"
         )
-    if second.value != first.value or second.inputs != first.inputs:
+    if second != first or inputs_again != inputs:
         return False, (
             "it draws from a random generator of its own, seeds one anew, or keeps a state outside of modules; "
             "allowed: torch's, Python's and NumPy's global generators, which are replayed, and states that change "
@@ -135,41 +113,41 @@ def likeliest_cause(evaluate: Callable[[], float], modules: Iterable[Module]) ->
     )
 
 
-@dataclass
-class _Observed:
-    value: float
-    ran: bool
-    inputs: list[Any]
-    changed: list[str]
+@contextmanager
+def quiet_hooks() -> Iterator[None]:
+    """Inside, torch.compile does not warn of hooks on all modules."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")
+        yield
 
 
-def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> _Observed:
+def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> tuple[float, list[Any], list[str]]:
+    """The loss, what each module was given, and the attributes of modules that have changed."""
     inputs: list[Any] = []
-    before = [_attributes(module) for module in modules]
+    before = attributes(modules)
 
     def given(module: Module, arguments: Any) -> None:
         if not torch.compiler.is_compiling():
             inputs.append((id(module), _print(arguments)))
 
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")
+    with torch.compiler.set_stance("force_eager"), quiet_hooks():
         hook = register_module_forward_pre_hook(given)
         try:
             value = evaluate()
         finally:
             hook.remove()
-    changed = [
-        f"{type(module).__name__}.{name}"
-        for module, held in zip(modules, before, strict=True)
-        for name, content in _attributes(module).items()
-        if name not in held or held[name] != content
-    ]
-    return _Observed(value, bool(inputs), inputs, changed)
+    return value, inputs, [key[0] for key, kept in attributes(modules).items() if before.get(key) != kept]
 
 
-def _attributes(module: Module) -> dict[str, Any]:
+def attributes(modules: Iterable[Module]) -> dict[tuple[str, int], Any]:
+    """A fingerprint of each attribute of the modules, other than what torch lists, by its name and the module's id."""
     skipped = ("_parameters", "_buffers", "_modules", "forward")
-    return {name: _print(value) for name, value in list(vars(module).items()) if name not in skipped}
+    return {
+        (f"{type(module).__name__}.{name}", id(module)): _print(value)
+        for module in modules
+        for name, value in list(vars(module).items())
+        if name not in skipped
+    }
 
 
 def _print(value: Any) -> Any:
@@ -181,7 +159,7 @@ def _print(value: Any) -> Any:
 def _print_one(leaf: Any) -> Any:
     if isinstance(leaf, torch.Generator):
         return leaf.get_state().tolist()
-    if isinstance(leaf, Tensor) and not leaf.is_meta:
-        total = float(leaf.detach().double().sum()) if not leaf.is_complex() else repr(leaf.detach().sum().item())
-        return tuple(leaf.shape), "nan" if isinstance(total, float) and math.isnan(total) else total
+    if isinstance(leaf, Tensor) and is_plain(leaf) and leaf.untyped_storage().nbytes():
+        total = repr(leaf.detach().sum().item()) if leaf.is_complex() else float(leaf.detach().double().sum())
+        return tuple(leaf.shape), "nan" if total != total else total
     return leaf if isinstance(leaf, (bool, int, float, str)) else type(leaf).__name__

@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -10,10 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .tensors import is_plain, is_sharded
+
 T = TypeVar("T")
 
 # Marks in a list of norms, which are 0 or above. NaN needs a mark, as it does not equal itself.
 NO_GRADIENT, NOT_A_NUMBER = -2.0, -1.0
+_SHARDS = "allowed: fully_shard (FSDP2), called before the optimizer is made"
 
 
 class Ranks:
@@ -27,9 +29,9 @@ class Ranks:
     weighs its own loss by R n_r / n, with n_r of the n rows on rank r, as under DistributedDataParallel. All ranks
     take equally many steps.
 
-    The weights have the same bits on all ranks, for these reasons. The first step compares them. It also compares the
-    gradients, which are averaged here if nobody else has done so (DistributedDataParallel does). Every decision is made
-    on numbers gathered from all ranks, of which each rank computes the same mean. The move is elementwise.
+    The weights have the same bits on all ranks. The first step compares them, and it compares the gradients, which are
+    averaged here if nobody else has done so. Every decision is made on numbers gathered from all ranks. Sharded weights
+    (DTensor) are neither compared nor averaged: ranks hold other parts, and their backward pass reduces the gradients.
 
     An exception in the closure of one rank is raised on that rank. In the same evaluation the others raise a
     RuntimeError that names the rank. If a rank is dead, or if the others wait for it in a collective of their own, it
@@ -87,12 +89,15 @@ class Ranks:
         """
         if self._compared or self.count == 1:
             return
+        if any(getattr(parameter, "_fsdp_flattened", False) for parameter in parameters):
+            raise RuntimeError(f"FullyShardedDataParallel (FSDP1) is not supported; {_SHARDS}")
         described = repr((state(), [(tuple(p.shape), p.dtype) for p in parameters]))
         differs = self._gathered(lambda: [zlib.crc32(described.encode())], 1)
         if len(rank := (differs != differs[0]).nonzero()):
             raise RuntimeError(
                 f"rank {int(rank[0, 0])} has other parameters, settings or step sizes than rank 0; allowed: the same "
-                "on all ranks (no sharded parameters, and a state that is loaded on all ranks or on none)"
+                "on all ranks, and a state that is loaded on all ranks or on none. A ZeroRedundancyOptimizer gives "
+                f"each rank other parameters; {_SHARDS}"
             )
         if (other := self._first_unlike(parameters)) is not None:
             raise RuntimeError(
@@ -109,12 +114,12 @@ class Ranks:
         """
         if self.count == 1:
             return
+        parameters = [parameter for parameter in parameters if not is_sharded(parameter)]
         norms = self._gathered(lambda: _norms(parameters), len(parameters))
         if (norms != norms[0]).any():
             self._average = True
         elif self._average is None:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            self._average = self._first_unlike(gradients) is not None
+            self._average = self._first_unlike([p.grad for p in parameters if p.grad is not None]) is not None
         if not self._average:
             return
         with_gradient = [p for p, norm in zip(parameters, norms.amax(0).tolist(), strict=True) if norm != NO_GRADIENT]
@@ -123,8 +128,6 @@ class Ranks:
             sent.wait()
         for parameter, total in zip(with_gradient, sums, strict=True):
             parameter.grad = total.div_(self.count)
-
-    # -- the wire -----------------------------------------------------------------------------------------
 
     def _gathered(self, numbers: Callable[[], Sequence[float]], size: int) -> Tensor:
         """All ranks' numbers, shape [ranks, size]. If `numbers` raises on one rank, this raises on every rank."""
@@ -156,7 +159,7 @@ class Ranks:
     def _first_unlike(self, tensors: Sequence[Tensor]) -> int | None:
         """The first rank whose tensors differ from rank 0's in any bit; None if there is none."""
         alike = True
-        for tensor in tensors:
+        for tensor in filter(is_plain, tensors):
             ours = tensor.detach().contiguous()
             theirs = ours.clone()
             dist.broadcast(theirs, src=0)
@@ -167,8 +170,9 @@ class Ranks:
 
 @lru_cache(maxsize=1)
 def _beside(default: Any) -> Any:
-    """Our own process group, with the timeout of the default one. All optimizers share it."""
-    return dist.new_group(backend="gloo", timeout=_timeout(default))
+    """Our own process group, with the timeout of the default one if torch tells it. All optimizers share it."""
+    options = (getattr(default._get_backend(device), "options", None) for device in default._device_types)
+    return dist.new_group(backend="gloo", timeout=next((getattr(of, "_timeout", None) for of in options if of), None))
 
 
 def _norms(parameters: Sequence[Tensor]) -> list[float]:
@@ -181,12 +185,3 @@ def _norms(parameters: Sequence[Tensor]) -> list[float]:
     stacked = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
     norms = iter(stacked.double().nan_to_num(nan=NOT_A_NUMBER).tolist())
     return [NO_GRADIENT if p.grad is None else next(norms) for p in parameters]
-
-
-def _timeout(group: Any) -> timedelta | None:
-    """The timeout that the caller gave to init_process_group; None if this version of torch does not tell."""
-    for device in group._device_types:
-        options = getattr(group._get_backend(device), "options", None)
-        if options is not None:
-            return getattr(options, "_timeout", None)
-    return None

@@ -1,0 +1,103 @@
+"""optim/criteria.py: what accepts a trial, on numbers."""
+
+import math
+
+import pytest
+
+from optim import Armijo, Smoothed
+
+
+@pytest.mark.parametrize("criterion", [Armijo(0.1), Smoothed(0.1, smoothing=0.0)])
+def test_a_trial_is_accepted_up_to_the_line_of_c_times_the_slope(criterion):
+    # f = (1 - t)^2 has slope -2 at 0 and satisfies Armijo with c = 0.1 up to t = 1.8.
+    criterion.begin(-2.0)
+    accepted = {t: criterion.accepts(1.0, (1 - t) ** 2, -2.0 * t, 0.0) for t in (0.01, 1.0, 1.799, 1.801, 3.0)}
+    assert accepted == {0.01: True, 1.0: True, 1.799: True, 1.801: False, 3.0: False}
+
+
+@pytest.mark.parametrize("criterion", [Armijo(0.5), Smoothed(0.5, smoothing=0.9)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_trial_that_is_not_finite_is_rejected(criterion, bad):
+    criterion.begin(-1.0)
+    assert not criterion.accepts(1.0, bad, -1.0, 0.0)
+
+
+@pytest.mark.parametrize("criterion", [Armijo(0.5), Smoothed(0.5, smoothing=0.9)])
+def test_the_tolerance_is_taken_for_a_decrease(criterion):
+    criterion.begin(-1.0)
+    assert not criterion.accepts(1.0, 1.0, -1e-10, 0.0)
+    assert criterion.accepts(1.0, 1.0, -1e-10, 1e-10)
+
+
+def test_the_smoothed_criterion_without_memory_is_armijos():
+    armijo, smoothed = Armijo(0.3), Smoothed(0.3, smoothing=0.0)
+    for slope, size, trial in [(-2.0, 0.5, 0.71), (-2.0, 0.5, 0.69), (-0.1, 3.0, 0.9), (-0.1, 3.0, 0.92)]:
+        smoothed.begin(slope)
+        assert smoothed.accepts(1.0, trial, size * slope, 0.0) == armijo.accepts(1.0, trial, size * slope, 0.0)
+        smoothed.end(1.0, trial)
+
+
+def test_the_smoothed_criterion_is_the_average_over_searches_written_as_sums():
+    """h and s of k searches as explicit sums, sum_i (1 - b) b^(k - i) x_i."""
+    criterion, b, c = Smoothed(0.5, smoothing=0.9), 0.9, 0.5
+    slopes = [-3.0, -1.0, -2.0, -0.5, -4.0]
+    decreases = [0.4, -0.1, 0.3, 0.05, 0.2]
+    for k in range(len(slopes)):
+        criterion.begin(slopes[k])
+        s = sum((1 - b) * b ** (k - i) * -slopes[i] for i in range(k + 1))
+        h = sum((1 - b) * b ** (k - i) * decreases[i] for i in range(k + 1))
+        limit = h / (c * s)  # the largest step size that is accepted
+        for size, expected in ((limit * 0.999, True), (limit * 1.001, False)):
+            assert criterion.accepts(1.0, 1.0 - decreases[k], size * slopes[k], 0.0) == (expected == (limit > 0))
+        criterion.end(1.0, 1.0 - decreases[k])
+
+
+def test_one_bad_mini_batch_does_not_shrink_a_smoothed_step_size_and_many_do():
+    criterion = Smoothed(0.5, smoothing=0.9)
+    for _ in range(30):
+        criterion.begin(-1.0)
+        criterion.end(1.0, 0.2)  # decreases by 0.8 of what a step size of 1 predicts
+    accepted = []
+    for _ in range(30):
+        criterion.begin(-1.0)
+        accepted.append(criterion.accepts(1.0, 1.0, -1.0, 0.0))  # no decrease at all
+        criterion.end(1.0, 1.0)
+    assert accepted[0]
+    assert accepted == sorted(accepted, reverse=True)
+    assert not accepted[-1]
+
+
+def test_a_smoothed_criterion_goes_on_from_its_state():
+    one, other = Smoothed(0.5, 0.9), Smoothed(0.5, 0.9)
+    for value in (0.5, 0.7):
+        one.begin(-1.0)
+        one.end(1.0, value)
+    other.load_state_dict(one.state_dict())
+    for criterion in (one, other):
+        criterion.begin(-2.0)
+    sizes = [0.01 * 1.3**n for n in range(30)]
+    assert [one.accepts(1.0, 0.8, -2 * t, 0.0) for t in sizes] == [other.accepts(1.0, 0.8, -2 * t, 0.0) for t in sizes]
+
+
+def test_a_move_that_rises_on_one_mini_batch_is_accepted_if_it_descends_on_average():
+    """As a move with momentum may. Armijo's test asks each mini-batch by itself."""
+    smoothed = Smoothed(0.5, smoothing=0.9)
+    for _ in range(30):
+        smoothed.begin(-1.0)
+        smoothed.end(1.0, 0.2)
+    smoothed.begin(0.1)
+    assert not smoothed.needs_descent()
+    assert smoothed.accepts(1.0, 1.1, 0.1, 0.0)
+    assert not Armijo(0.5).accepts(1.0, 1.1, 0.1, 0.0)
+    for _ in range(100):
+        smoothed.begin(0.1)
+        smoothed.end(1.0, 1.1)
+    assert smoothed.needs_descent()
+
+
+def test_copies_for_an_optimizer_remember_nothing_and_are_equal():
+    criterion = Smoothed(0.5, smoothing=0.9)
+    criterion.begin(-1.0)
+    criterion.end(1.0, 0.5)
+    assert criterion == Smoothed(0.5, smoothing=0.9) != Smoothed(0.4, smoothing=0.9)
+    assert Armijo(0.1) == Armijo(0.1) != Armijo(0.2)

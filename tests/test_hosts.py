@@ -1,0 +1,156 @@
+"""optim/hosts.py: which of torch's optimizers can be searched on, and that those train as they were written."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from optim import DEFAULT, LineSearch, split, with_line_search
+from tests.contract import batches, by_layer, mean, train, weights
+
+KINDS = [
+    kind
+    for kind in vars(torch.optim).values()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+]
+REFUSED = {
+    "LBFGS": "it calls the closure itself",
+    "SparseAdam": "it takes sparse gradients only",
+    "Rprop": "it ignores the learning rate after its first step",
+    "ASGD": "it takes the learning rate of the step before",
+}
+AdamW = torch.optim.AdamW
+
+
+def network():
+    """All its weights are matrices, as Muon asks."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(6, 12, bias=False), torch.nn.Tanh(), torch.nn.Dropout(0.0), torch.nn.Linear(12, 3, bias=False)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_optimizer_of_torch_trains_without_a_learning_rate_or_says_why_it_cannot(kind):
+    model = network()
+    if kind.__name__ in REFUSED:
+        with pytest.raises(TypeError, match=rf"^{kind.__name__} cannot be searched on: {REFUSED[kind.__name__]}.*"):
+            with_line_search(kind)
+        return
+    optimizer = with_line_search(kind)(model.parameters())
+    assert isinstance(optimizer, LineSearch)
+    assert isinstance(optimizer, kind)
+    before = weights(model)
+    losses = train(model, optimizer, batches(120))
+    assert mean(losses[-20:]) < 0.6 * losses[0]
+    assert not torch.equal(weights(model), before)
+    assert optimizer.counts["trials"] > 5
+
+
+def test_what_is_refused_is_still_in_torch_and_what_is_no_optimizer_is_refused_too():
+    assert REFUSED.keys() <= {kind.__name__ for kind in KINDS}
+    with pytest.raises(TypeError, match=r"^Linear is no torch.optim.Optimizer; allowed: "):
+        with_line_search(torch.nn.Linear)
+    with pytest.raises(TypeError, match=r"^LBFGS cannot be searched on"):
+        with_line_search(torch.optim.LBFGS(network().parameters()))
+
+
+def test_a_class_is_made_once_and_a_line_search_is_not_put_around_another():
+    assert with_line_search(AdamW) is with_line_search(AdamW)
+    assert with_line_search(with_line_search(AdamW)) is with_line_search(AdamW)
+    assert "AdamW" in with_line_search(AdamW).__doc__
+
+
+# -- an optimizer that is there already ---------------------------------------------------------------------------
+
+
+def test_an_instance_is_taken_over_with_its_groups_and_its_learning_rate_is_not_used():
+    one, other = network(), network()
+    settings = {"total_steps": 20, "clip_norm": 1.0, "c": 0.4, "max_interval": 4}
+    groups = [{"params": group["params"], "weight_decay": 0.1 * j} for j, group in enumerate(split(one, by_layer))]
+    taken = with_line_search(AdamW(groups, lr=1e9), **settings)
+    groups = [{"params": group["params"], "weight_decay": 0.1 * j} for j, group in enumerate(split(other, by_layer))]
+    made = with_line_search(AdamW)(groups, **settings)
+    assert type(taken) is type(made)
+    assert taken.preset == DEFAULT.but(c=0.4, max_interval=4)
+    assert [group["name"] for group in taken.param_groups] == [group["name"] for group in made.param_groups]
+    assert train(one, taken, batches(20)) == train(other, made, batches(20))
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_an_instance_that_has_trained_goes_on_with_its_moments():
+    model = network()
+    host = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for x, y in batches(3):
+        host.zero_grad()
+        cross_entropy(model(x), y).backward()
+        host.step()
+    kept = [state["momentum_buffer"].clone() for state in host.state.values()]
+    host.zero_grad()
+    taken = with_line_search(host)
+    assert all(map(torch.equal, kept, (state["momentum_buffer"] for state in taken.state.values())))
+    losses = train(model, taken, batches(60, seed=1))
+    assert mean(losses[-10:]) < 0.8 * mean(losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"c": 2.0}, ValueError, "c is 2.0; allowed"),
+        ({"total_steps": 0}, ValueError, "total_steps is 0"),
+        ({"momentum": 0.9}, TypeError, "momentum"),
+    ],
+)
+def test_an_instance_that_is_not_taken_over_is_left_as_it_was(settings, error, message):
+    model = network()
+    host = AdamW(model.parameters(), lr=0.5)
+    with pytest.raises(error, match=message):
+        with_line_search(host, **settings)
+    assert type(host) is AdamW
+    assert host.param_groups[0]["lr"] == 0.5
+
+
+# -- hosts that keep their learning rate in a tensor, or move less far at first -----------------------------------
+
+
+def test_a_learning_rate_in_a_tensor_stays_one():
+    """As in torchao's 8-bit Adam, whose kernels read it there."""
+    one, other = network().double(), network().double()
+    in_tensor = with_line_search(
+        AdamW(one.parameters(), lr=torch.tensor(0.1, dtype=torch.float64), foreach=False), total_steps=30
+    )
+    number = with_line_search(AdamW(other.parameters(), foreach=False), total_steps=30)
+    for x, y in batches(30, dtype=torch.float64):
+        train(one, in_tensor, [(x, y)])
+        train(other, number, [(x, y)])
+        assert isinstance(in_tensor.param_groups[0]["lr"], torch.Tensor)
+        assert in_tensor.search.trials == number.search.trials
+        assert in_tensor.search.after == pytest.approx(number.search.after, rel=1e-9)
+    assert torch.allclose(weights(one), weights(other), rtol=1e-9)
+
+
+EVEN = {
+    "RMSprop": (torch.optim.RMSprop, {}),
+    "SGD with momentum": (torch.optim.SGD, {"momentum": 0.9}),
+    "SGD with dampened momentum": (torch.optim.SGD, {"momentum": 0.9, "dampening": 0.9}),
+    "Adam": (torch.optim.Adam, {}),
+    "AdamW": (AdamW, {"weight_decay": 0.0}),
+}
+
+
+@pytest.mark.parametrize(("host", "settings"), EVEN.values(), ids=EVEN.keys())
+def test_under_equal_gradients_the_first_move_is_as_long_as_later_ones_of_the_same_step_size(host, settings):
+    """RMSprop's first one would be ten times too long, that of a momentum of 0.9 ten times too short."""
+    w = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    preset = DEFAULT.but(
+        first_search="backtrack", initial_step_size=0.01, search_growth=1.0, linear_growth=1.0, growth_steps=math.inf
+    )
+    optimizer = with_line_search(host)([w], search=preset, **settings)
+    moves = []
+    for _ in range(30):
+        before = w.detach().clone()
+        optimizer.step(lambda: -(w * torch.tensor([1.0, 2.0, 3.0])).sum())
+        moves.append(float((w.detach() - before).norm()))
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    assert moves == pytest.approx([moves[0]] * 30, rel=1e-4)
