@@ -57,7 +57,7 @@ figures: $(INSTALLED)  ## every figure and table of the paper, and ours, that th
 	@$(VENV)/bin/python -m analysis all $(call option,out,$(OUT)) $(ARGS)
 
 notebook: $(INSTALLED)  ## the notebook of the ablations, executed on the sweeps in OUT: OUT/ablations.ipynb
-	@$(VENV)/bin/python -m analysis.notebook $(call quoted,$(OUT))
+	@$(VENV)/bin/python -m analysis notebook $(call option,out,$(OUT))
 
 report: $(INSTALLED)  ## one HTML page with all figures, tables and tests: OUT/report.html
 	@$(VENV)/bin/python -m analysis report $(call option,out,$(OUT)) $(ARGS)
@@ -66,11 +66,11 @@ results study: PROFILE = study
 results study: OUT = results
 
 results: $(INSTALLED)  ## the page of measured results, docs/measured.md, from the committed runs: trains nothing
-	@$(VENV)/bin/python -m study.results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE))
+	@$(VENV)/bin/python -m analysis results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE))
 
 study: $(INSTALLED)  ## run what is missing of the whole study, its time first, then make results; days, any part resumable
 	@$(VENV)/bin/python -m study $(SETTINGS)
-	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m study.results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE)))
+	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE)))
 
 ##@ The code
 

@@ -3,7 +3,7 @@
 python -m study --profile=study --out=results --dry-run    list the parts, their cells and the estimated time
 python -m study --profile=study --out=results              run what is missing, in the order of the plan
 python -m study merging --profile=study --out=results      one part of it
-python -m study.results --out=results                      the page of measured results: claims, tables, figures
+python -m analysis results --out=results                      the page of measured results: claims, tables, figures
 """
 
 import argparse

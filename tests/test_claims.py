@@ -1,4 +1,4 @@
-"""study/claims.py: the rule's three verdicts, and each claim's number, on made-up runs with known outcomes."""
+"""analysis/claims.py: the rule's three verdicts, and each claim's number, on made-up runs with known outcomes."""
 
 import dataclasses
 import json
@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from analysis import claims, results
+from analysis.__main__ import main
+from analysis.claims import CLAIMS
+from analysis.evidence import Claim, Evidence
+from analysis.results import plan
 from analysis.sources.folder import of_manifest
-from study import claims, plan, results
-from study.claims import CLAIMS, Claim, Evidence
 from train.config import Config
 from train.folder import SweepFolder
 
@@ -298,6 +301,6 @@ def test_a_folder_that_cannot_be_written_is_one_line_with_the_option(
 ) -> None:
     monkeypatch.setattr(results, "page", lambda out, profile: ("text", {}))
     (tmp_path / "file").touch()
-    assert results.main([f"--out={tmp_path}", f"--to={tmp_path / 'file'}"]) == 2
+    assert main(["results", f"--out={tmp_path}", f"--to={tmp_path / 'file'}"]) == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert "file cannot be written (Not a directory); --to takes a writable folder" in told

@@ -1,4 +1,4 @@
-"""python -m study.results: the page of measured results, docs/measured.md, from the runs that are committed.
+"""python -m analysis results: the page of measured results, docs/measured.md, from the runs that are committed.
 
 The parts of the study's plan say which runs there should be.
 """
@@ -6,7 +6,6 @@ The parts of the study's plan say which runs there should be.
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,20 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import compare, exhibits, figures, formats, stats, tables, words
-from analysis.command import status
-from analysis.compare import ACCURACY, CPU, LOSS, TRIALS
-from analysis.formats import Table
-from analysis.runs import Runs
-from analysis.sources import folder as run_folders
-from analysis.sources.stored import StoredSweep
-from analysis.sources.tidy import tidy
+from study import plan
 from train.arguments import Parser, folder
 from train.errors import InputError, writing
 from train.folder import SweepFolder
 
-from . import claims, plan
-from .claims import CLAIMS, Arm, Claim, Evidence, Finding
+from . import claims, compare, exhibits, figures, formats, stats, tables, words
+from .claims import CLAIMS
+from .compare import ACCURACY, CPU, LOSS, TRIALS
+from .evidence import SEEDS_AT_LEAST, Arm, Claim, Evidence, Finding, whole_tasks
+from .formats import Table
+from .runs import Runs
+from .sources import folder as run_folders
+from .sources.stored import StoredSweep
+from .sources.tidy import tidy
 
 PAGE, PICTURES = "measured.md", "measured"
 TOGETHER = "table1"
@@ -143,7 +142,7 @@ def _claims(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
         "Each claim is a number of every seed; over several tasks it is their mean. It **holds** where the 95 % t "
         "interval of the number's mean over seeds lies within the range that the second table names, **does not hold** "
         "where the interval lies outside of it, and **cannot be told** where it reaches over a border, where runs are "
-        f"missing, or with fewer than {claims.SEEDS_AT_LEAST} seeds. Where runs of some tasks are missing, the number "
+        f"missing, or with fewer than {SEEDS_AT_LEAST} seeds. Where runs of some tasks are missing, the number "
         "and the verdict are of the other tasks, which stand beside it. p (t): paired t-test that the mean is at the "
         "border. p (exact): sign-flip test of the same, and the least p that so many seeds can give. The p values are "
         "not adjusted for the number of claims.",
@@ -192,7 +191,7 @@ def _rule(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
 
 def _budgets(evidence: Evidence) -> str:
     """ADAM's tuning budget, task by task."""
-    known = claims.whole_tasks(evidence, (claims.UNTUNED, claims.ADAM_RATES))
+    known = whole_tasks(evidence, (claims.UNTUNED, claims.ADAM_RATES))
     said = []
     for task in known:
         runs = claims.tuning_budget(evidence, claims.UNTUNED, claims.ADAM_RATES, [task])
@@ -270,7 +269,7 @@ def _heading(runs: Runs) -> str:
 
 def _hindsight(evidence: Evidence, runs: Runs, untuned: Arm, tuned: Arm) -> list[str]:
     """ADAM at its best rate, of the tasks with all seeds of all rates: a best rate of fewer would be another one."""
-    known = claims.whole_tasks(evidence, (untuned, tuned))
+    known = whole_tasks(evidence, (untuned, tuned))
     table = runs.table[runs.table["task"].isin(known) & runs.table["optimizer"].isin((claims.ADAM, claims.DEFAULT))]
     if table.empty:
         return []
@@ -320,20 +319,16 @@ def _pictures(drawn: Mapping[str, Figure], lacking: Mapping[str, str], commands:
     return shown
 
 
-def main(args: list[str]) -> int:
-    """Exit status: 0, or 2 for bad input."""
-    parser = Parser(prog="python -m study.results", description=__doc__, allow_abbrev=False)
+def main(args: list[str]) -> str:
+    """Returns the paths of the page and its figures.
+
+    Raises:
+        InputError: as in `write`, or a wrong argument.
+    """
+    parser = Parser(prog="python -m analysis results", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", default="results", help="folder of the sweeps [results]")
     parser.add_argument("--profile", default="study", help="of the runs [study]")
     parser.add_argument("--to", default="docs", help="folder of the page [docs]")
-
-    def make() -> None:
-        options = parser.parse_args(args)
-        out, to = (folder(option, getattr(options, option)) for option in ("out", "to"))
-        print("\n".join(map(str, write(out, to, options.profile))))
-
-    return status(make)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    options = parser.parse_args(args)
+    out, to = (folder(option, getattr(options, option)) for option in ("out", "to"))
+    return "\n".join(map(str, write(out, to, options.profile)))
