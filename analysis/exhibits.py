@@ -114,7 +114,7 @@ def average_step_sizes(runs: Runs) -> Figure:
 
 def smallest_step_sizes(runs: Runs) -> Figure:
     """The smallest step size of all components: does it collapse with a strict test, and not with a tolerant one?"""
-    return _panels(runs, curves.smallest_step_size, "Smallest step size of all components")
+    return _panels(runs, curves.smallest_step_size, "Smallest step size of all components", over_seeds=words.MEDIAN)
 
 
 def trials(runs: Runs) -> Figure:
@@ -124,9 +124,12 @@ def trials(runs: Runs) -> Figure:
 
 def one_component(runs: Runs) -> Figure:
     """The paper's Fig. 1: one component's step size over a run, the component whose step size falls lowest."""
-    lowest = curves.lowest_component(runs.searching())
+    searching = runs.searching()
+    lowest = curves.lowest_component(searching)
     what = f"Step size of the component {words.component(*lowest.sizes)!r} after every step"
-    return figures.component(lowest, words.caption_of_run(runs, lowest.run_id, what))
+    caption = words.caption_of_run(runs, lowest.run_id, what)
+    caption += f" It is shown because no step size in the {len(searching.table)} runs with a search falls lower."
+    return figures.component(lowest, caption)
 
 
 def step_sizes(runs: Runs) -> Figure:
@@ -172,6 +175,7 @@ def _panels(
     what: str,
     lines: Sequence[str] | None = None,
     draw: Callable[..., None] = drawing.curves,
+    over_seeds: str = words.MEAN,
 ) -> Figure:
     """A panel for each value of a setting that is not shown as lines: each task, or each optimizer.
 
@@ -181,11 +185,12 @@ def _panels(
         numbers: the runs of a panel -> their numbers.
         what: the caption's first words.
         lines: the varied settings whose values are the lines of a panel; None: the alternatives.
+        over_seeds: what the numbers are over seeds.
     """
     lines = runs.compared if lines is None else lines
     shared = set(runs.compared) > set(lines)
     shown = _parts(runs, lines, numbers)
-    caption = words.caption(runs, lines, what, _errors([panel.numbers for panel in shown]))
+    caption = words.caption(runs, lines, what, _errors([panel.numbers for panel in shown]), over_seeds)
     return figures.panels(shown, _looks(runs, lines), caption, shared, draw)
 
 
