@@ -2,7 +2,8 @@
 
 The claim holds where the 95 % t interval of the number's mean over seeds lies within the range, does not hold where the
 interval lies outside, and cannot be told where it reaches a border, where no task has all of its runs, or where there
-are fewer than five seeds. Where some tasks lack runs, the verdict is on the others.
+are fewer than five seeds. Where some tasks lack runs, the verdict is on the others. Where the runs of a task that are
+compared are of several kinds of devices, the verdict says so, and nothing is tested.
 """
 
 import math
@@ -15,6 +16,7 @@ import pandas as pd
 from train.config import Config
 
 from . import stats
+from .compare import kinds_of_devices
 from .runs import Runs
 
 SEEDS_AT_LEAST = 5
@@ -57,6 +59,12 @@ class Evidence:
         assert runs is not None
         return runs.steps[runs.steps["run_id"].isin(table["run_id"])]
 
+    def epochs(self, of: Arm) -> pd.DataFrame:
+        """The lines at the ends of epochs of these runs."""
+        runs, table = self.runs[of.part], self.table(of)
+        assert runs is not None
+        return runs.epochs[runs.epochs["run_id"].isin(table["run_id"])]
+
     def asked(self, of: Arm) -> list[Config]:
         return [config for config in self.cells.get(of.part, ()) if of.has(config.as_dict())]
 
@@ -74,6 +82,8 @@ class Finding(NamedTuple):
         exact: the sign-flip test of the same, with the least p that so many seeds could give.
         missing: part -> cells that the claim needs and that have not finished.
         tasks: those that the number and the verdict are of.
+        devices: the kinds of devices of the runs.
+        mixed: whether the runs of some task and seed are of several kinds; then the p values are NaN.
     """
 
     estimate: stats.Estimate
@@ -82,6 +92,8 @@ class Finding(NamedTuple):
     verdict: Verdict
     missing: dict[str, int]
     tasks: list[str]
+    devices: list[str]
+    mixed: bool
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ class Claim:
         said: what the paper says, and `where`.
         number: what is measured of each seed, with its unit.
         low, high: the range in which its mean must lie for the claim to hold.
-        arms: the runs that it needs.
+        arms: the runs that it needs; none if there are no such runs.
         of_seeds: the evidence and the tasks -> the number of each seed. A seed without one of the runs has none.
     """
 
@@ -122,18 +134,36 @@ class Claim:
         missing = {part: count for part, count in missing.items() if count}
         tasks = whole_tasks(evidence, self.arms)
         values = self.of_seeds(evidence, tasks).dropna() if tasks else pd.Series(dtype=float)
+        devices = _devices(evidence, self.arms, tasks)
+        mixed = any(len(kinds) > 1 for kinds in devices.values())
         estimate = stats.estimate(values)
         border = min((b for b in (self.low, self.high) if math.isfinite(b)), key=lambda b: abs(b - estimate.mean))
         verdict = self._verdict(estimate) if estimate.n >= SEEDS_AT_LEAST else "cannot be told"
-        away = values - border
-        return Finding(estimate, stats.paired_t(away).p, stats.sign_flip(away), verdict, missing, tasks)
+        away = pd.Series(dtype=float) if mixed else values - border
+        kinds = sorted(set().union(*devices.values()))
+        p, exact = stats.paired_t(away).p, stats.sign_flip(away)
+        return Finding(estimate, p, exact, verdict, missing, tasks, kinds, mixed)
 
     def _verdict(self, found: stats.Estimate) -> Verdict:
         if self.low < found.low and found.high < self.high:
             return "holds"
-        if found.high <= self.low or self.high <= found.low:
+        if found.high < self.low or self.high < found.low:
             return "does not hold"
         return "cannot be told"
+
+
+def _devices(evidence: Evidence, arms: Sequence[Arm], tasks: Sequence[str]) -> dict[Any, set[str]]:
+    """Task and seed -> the kinds of devices of their runs."""
+    found: dict[Any, set[str]] = {}
+    for each in arms:
+        table = evidence.table(each)
+        table = table[table["task"].isin(tasks)]
+        if len(table):
+            for key, kind in zip(
+                zip(table["task"], table["seed"], strict=True), kinds_of_devices(table["device"]), strict=True
+            ):
+                found.setdefault(key, set()).add(kind)
+    return found
 
 
 def whole_tasks(evidence: Evidence, arms: Sequence[Arm]) -> list[str]:
