@@ -52,7 +52,7 @@ report: $(INSTALLED)  ## one HTML page with all figures, tables and tests: OUT/r
 	@$(VENV)/bin/python -m analysis report $(call option,out,$(OUT)) $(ARGS)
 
 notebook: $(INSTALLED)  ## the notebook of the ablations, executed on the sweeps in OUT
-	@$(VENV)/bin/python -m analysis notebook $(call quoted,$(OUT))
+	@$(VENV)/bin/python -m analysis notebook $(call option,out,$(OUT))
 
 results study: PROFILE = study
 results study: OUT = results

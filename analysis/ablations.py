@@ -16,7 +16,7 @@
 #
 # How many components should have a step size of their own, should components with vanishing step sizes be merged, and
 # what does the batch size change? Each part loads one sweep, tabulates it, plots it and tests it; no number below is
-# written by hand. `make sweep-splits`, `make sweep-merging` and `make sweep-batch-sizes` make the runs.
+# written by hand. `make sweep-splits`, `make sweep-merging` and `make sweep-batches` make the runs.
 #
 # `SOURCE` may as well be `"wandb:ENTITY/PROJECT"` or `"offline:FOLDER"`: the tables are the same.
 
@@ -112,7 +112,7 @@ verdict(runs, LOSS)
 # batch makes more steps, but each search sees a noisier loss.
 
 # %%
-runs = load(SOURCE, "batch-sizes")
+runs = load(SOURCE, "batches")
 show(exhibits.means(runs))
 draw(exhibits.by_batch(runs))
 

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from train.arguments import Parser
 from train.errors import InputError, one_line, writing
 from train.folder import RunFolder, SweepFolder, replacing
 
@@ -133,3 +134,24 @@ def _row(run: RunFolder) -> Row:
 
 def _path(folder: str | Path, sweep: str) -> Path:
     return Path(folder) / f"{sweep}{ENDING}"
+
+
+def main(args: list[str]) -> str:
+    """Returns a line for each sweep.
+
+    Raises:
+        InputError: as in `add`, or a wrong argument.
+    """
+    parser = Parser(
+        prog="python -m analysis add",
+        description="Add the finished runs of a folder to the archives. The folder stays as it is.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of sweeps: FOLDER/<sweep>/<run id>/")
+    parser.add_argument("--to", default="results", help="folder of the archives [results]")
+    parser.add_argument("--unclean", action="store_true", help="also runs whose code is not exactly that of a commit")
+    options = parser.parse_args(args)
+    counts = add(options.folder, options.to, options.unclean)
+    return "\n".join(
+        f"{_path(options.to, sweep)}: {new} runs added, {there} were there" for sweep, (new, there) in counts.items()
+    )

@@ -9,7 +9,7 @@ import pandas as pd
 from train.candidates import BASELINE, reads
 
 from . import stats
-from .compare import ACCURACY, ALL
+from .compare import ACCURACY, ALL, kinds_of_devices
 from .curves import courses
 from .runs import Arm, Runs
 
@@ -161,6 +161,7 @@ class Hindsight(NamedTuple):
             seed.
         cost: CPU seconds of training of an untuned run over those of a tuned one, as geometric mean over pairs in which
             both have some. If no run has CPU seconds, it is of seconds.
+        devices: whether the runs of some pair are of different kinds of devices; then the difference has no interval.
     """
 
     conditions: Arm
@@ -171,6 +172,7 @@ class Hindsight(NamedTuple):
     at_best: stats.Estimate
     difference: stats.Estimate
     cost: stats.Estimate
+    devices: bool
 
 
 class Hindsights(NamedTuple):
@@ -209,6 +211,10 @@ def hindsight(runs: Runs) -> Hindsights:
 def _hindsight(condition: Arm, arm: Arm, other: Arm, pairs: pd.DataFrame) -> Hindsight:
     seeds = pairs.groupby(level="seed")  # one row for each arm of a condition
     rates = pairs["learning_rate_tuned"].unique()
+    difference = stats.estimate(seeds["accuracy"].mean() - seeds["accuracy_tuned"].mean())
+    devices = bool((kinds_of_devices(pairs["device"]) != kinds_of_devices(pairs["device_tuned"])).any())
+    if devices:
+        difference = difference._replace(standard_error=math.nan, low=math.nan, high=math.nan)
     return Hindsight(
         condition,
         arm,
@@ -216,8 +222,9 @@ def _hindsight(condition: Arm, arm: Arm, other: Arm, pairs: pd.DataFrame) -> Hin
         float(rates[0]) if condition[0] != ALL else None,
         stats.estimate(seeds["accuracy"].mean()),
         stats.estimate(seeds["accuracy_tuned"].mean()),
-        stats.estimate(seeds["accuracy"].mean() - seeds["accuracy_tuned"].mean()),
+        difference,
         stats.geometric(np.log(pairs["cost"] / pairs["cost_tuned"]).dropna()),
+        devices,
     )
 
 

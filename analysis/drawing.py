@@ -26,7 +26,7 @@ X_NAMES = {"samples": "training samples processed", "steps": "optimizer steps", 
 
 
 def curves(axes: Axes, shown: Curves, looks: Looks) -> None:
-    """A line for each arm, with a band of one standard error around it; of a single value a point with a bar."""
+    """A line for each arm with a band: mean ± one standard error, or median and range. A single value is a point."""
     if shown.once:
         _points(axes, shown, looks)
     else:
@@ -52,9 +52,14 @@ def curves(axes: Axes, shown: Curves, looks: Looks) -> None:
 
 
 def _curve(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
-    low, high = curve["mean"] - curve["standard_error"], curve["mean"] + curve["standard_error"]
+    if "median" in curve:
+        middle, low, high = curve["median"], curve["lowest"], curve["highest"]
+        axes.plot(curve.index, low, color=look.style["color"], linewidth=0.6, alpha=0.6)  # the axis reaches down to it
+    else:
+        middle = curve["mean"]
+        low, high = middle - curve["standard_error"], middle + curve["standard_error"]
     axes.fill_between(curve.index, low, high, color=look.style["color"], alpha=0.15, linewidth=0)
-    axes.plot(curve.index, curve["mean"], label=look.label, **look.style)
+    axes.plot(curve.index, middle, label=look.label, **look.style)
 
 
 def _points(axes: Axes, shown: Curves, looks: Looks) -> None:

@@ -114,7 +114,7 @@ def average_step_sizes(runs: Runs) -> Figure:
 
 def smallest_step_sizes(runs: Runs) -> Figure:
     """The smallest step size of all components: does it collapse with a strict test, and not with a tolerant one?"""
-    return _panels(runs, curves.smallest_step_size, "Smallest step size of all components")
+    return _panels(runs, curves.smallest_step_size, "Smallest step size of all components", over_seeds=words.MEDIAN)
 
 
 def trials(runs: Runs) -> Figure:
@@ -124,9 +124,12 @@ def trials(runs: Runs) -> Figure:
 
 def one_component(runs: Runs) -> Figure:
     """The paper's Fig. 1: one component's step size over a run, the component whose step size falls lowest."""
-    lowest = curves.lowest_component(runs.searching())
+    searching = runs.searching()
+    lowest = curves.lowest_component(searching)
     what = f"Step size of the component {words.component(*lowest.sizes)!r} after every step"
-    return figures.component(lowest, words.caption_of_run(runs, lowest.run_id, what))
+    caption = words.caption_of_run(runs, lowest.run_id, what)
+    caption += f" It is shown because no step size in the {len(searching.table)} runs with a search falls lower."
+    return figures.component(lowest, caption)
 
 
 def step_sizes(runs: Runs) -> Figure:
@@ -172,6 +175,7 @@ def _panels(
     what: str,
     lines: Sequence[str] | None = None,
     draw: Callable[..., None] = drawing.curves,
+    over_seeds: str = words.MEAN,
 ) -> Figure:
     """A panel for each value of a setting that is not shown as lines: each task, or each optimizer.
 
@@ -181,11 +185,12 @@ def _panels(
         numbers: the runs of a panel -> their numbers.
         what: the caption's first words.
         lines: the varied settings whose values are the lines of a panel; None: the alternatives.
+        over_seeds: what the numbers are over seeds.
     """
     lines = runs.compared if lines is None else lines
     shared = set(runs.compared) > set(lines)
     shown = _parts(runs, lines, numbers)
-    caption = words.caption(runs, lines, what, _errors([panel.numbers for panel in shown]))
+    caption = words.caption(runs, lines, what, _errors([panel.numbers for panel in shown]), over_seeds)
     return figures.panels(shown, _looks(runs, lines), caption, shared, draw)
 
 
@@ -230,7 +235,7 @@ class Exhibit(NamedTuple):
     make: Callable[[Runs], Shown]
 
 
-SMALL, FULL = ("small",), ("full",)
+SMALL, FULL = ("paper", "mended"), ("long", "full")
 EXHIBITS = {
     "table1": Exhibit("results on the small tasks (Table I)", SMALL, ("optimizer",), results),
     "table2": Exhibit("results on the full tasks (Table II)", FULL, ("optimizer",), results),
@@ -250,7 +255,7 @@ EXHIBITS = {
     "fig7": Exhibit(
         "average step size beside ADAM's schedule (Fig. 7)", (*FULL, *SMALL), ("optimizer",), average_step_sizes
     ),
-    "fig8": Exhibit("batch sizes (Fig. 8)", ("batch-sizes",), ("batch_size",), by_batch),
+    "fig8": Exhibit("batch sizes (Fig. 8)", ("batches",), ("batch_size",), by_batch),
     "fig9": Exhibit("splits (Fig. 9)", ("splits",), ("split",), convergence),
     "step-sizes": Exhibit("step sizes of all components of a run", ("splits", *SMALL, "merging"), (), step_sizes),
     "cost": Exhibit("seconds and trials a step", (*SMALL, "splits"), (), cost),
@@ -268,19 +273,19 @@ EXHIBITS = {
     "interval-curves": Exhibit("steps between searches", ("interval",), ("max_interval",), convergence),
     "rates": Exhibit(
         "accuracy over ADAM's learning rate, and what needs none",
-        ("untuned", "learning-rates", "first-look"),
+        ("rates", "budget", "first-look"),
         ("learning_rate",),
         rates,
     ),
     "hindsight": Exhibit(
         "what needs no learning rate, against the best one that hindsight finds",
-        ("untuned", "learning-rates"),
+        ("rates", "budget"),
         ("learning_rate",),
         hindsight,
     ),
     "budget": Exhibit(
         "ADAM's tuning budget: accuracy by learning rates tried",
-        ("learning-rates",),
+        ("budget",),
         ("learning_rate",),
         budget,
     ),

@@ -188,17 +188,22 @@ def smoothing(runs: Runs) -> str:
     return f"exponential moving average, span {span}"
 
 
-def caption(runs: Runs, lines: Sequence[str], what: str, drawn: str = "bands") -> str:
+MEAN = "mean over seeds; {}: ± one standard error"
+MEDIAN = "median over seeds; {}: from the lowest to the highest seed"
+
+
+def caption(runs: Runs, lines: Sequence[str], what: str, drawn: str = "bands", over_seeds: str = MEAN) -> str:
     """What a figure shows, and of which runs.
 
     Args:
         lines: the settings whose values are its lines.
-        drawn: how the standard errors are drawn.
+        drawn: how the spread of the seeds is drawn.
+        over_seeds: MEAN or MEDIAN.
     """
     panels = [key for key in runs.varied if key not in lines]
     one = runs.table.groupby([*panels, *lines] or ["optimizer"], dropna=False).size().max() == 1
     text = what
-    text += ", one run a line: no standard error" if one else f", mean over seeds; {drawn}: ± one standard error"
+    text += ", one run a line: no standard error" if one else f", {over_seeds.format(drawn)}"
     text += f". {_of_sweep(runs)}; n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{seeds(runs)}."
     diverged = int(runs.table["diverged"].sum())
     if diverged:

@@ -42,7 +42,7 @@ def write_sweep(
 
 def write_losses(out: Path, losses: Mapping[str, Iterable[float]], seconds: float = 1.0) -> None:
     """Write a sweep `small` of one seed: optimizer -> training loss of each step of 2 epochs of 16 steps."""
-    folders = write_sweep(out, "small", {"optimizer": list(losses)}, seeds=1, epochs=2)
+    folders = write_sweep(out, "mended", {"optimizer": list(losses)}, seeds=1, epochs=2)
     for folder, of_run in zip(folders, losses.values(), strict=True):
         set_losses(folder, of_run, seconds)
 

@@ -145,7 +145,7 @@ def test_a_sweeps_table_and_figures_are_media_of_a_run(tmp_path: Path) -> None:
     Figure().savefig(figures / "splits-embedded.png")
     (figures / "splits-embedded.csv").write_text("split,eval/accuracy\n1,0.75\n10,0.5\n")
     (figures / "splits-embedded.md").write_text("| split | accuracy |\n")
-    called = [sys.executable, "-m", "analysis.publish", "splits", f"--out={tmp_path}"]
+    called = [sys.executable, "-m", "analysis", "publish", "splits", f"--out={tmp_path}"]
     done = subprocess.run(called, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     (path,) = log_files(tmp_path / "splits")

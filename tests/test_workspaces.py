@@ -1,4 +1,4 @@
-"""analysis/dashboard.py: the W&B workspaces are about runs, settings and metrics that there are."""
+"""analysis/workspaces.py: the W&B workspaces are about runs, settings and metrics that there are."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from analysis.dashboard import main, views
 from analysis.exhibits import EXHIBITS
+from analysis.workspaces import main, views
 from sweeps.space import load, sweeps
 from train.errors import InputError
 from train.tracking import AXES
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("dashboard")
-    assert main([f"--out={out}"]) == str(out / "dashboard.json")
-    return json.loads((out / "dashboard.json").read_text())
+    out = tmp_path_factory.mktemp("workspaces")
+    assert main([f"--out={out}"]) == str(out / "workspaces.json")
+    return json.loads((out / "workspaces.json").read_text())
 
 
 def test_every_view_is_of_a_sweep_and_of_what_it_varies(written: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def test_panels_show_logged_metrics_over_their_axis_with_standard_errors(written
 def test_without_a_server_saving_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    monkeypatch.setattr("analysis.dashboard.workspaces", lambda entity, project: [Refused()])
+    monkeypatch.setattr("analysis.workspaces.workspaces", lambda entity, project: [Refused()])
     with pytest.raises(InputError, match=r"--entity=me: W&B did not take the workspaces \(no server\); allowed: "):
         main(["--entity=me"])
     with pytest.raises(InputError, match="unknown argument --colour=red"):

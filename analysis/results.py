@@ -1,4 +1,4 @@
-"""python -m study.results: the page of measured results, docs/measured.md, from the runs that are committed.
+"""python -m analysis results: the page of measured results, docs/measured.md, from the runs that are committed.
 
 The parts of the study's plan say which runs there should be.
 """
@@ -6,7 +6,7 @@ The parts of the study's plan say which runs there should be.
 import dataclasses
 import hashlib
 import json
-import sys
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,21 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import compare, exhibits, figures, formats, stats, tables, words
-from analysis.command import status
-from analysis.compare import ACCURACY, CPU, LOSS, TRIALS
-from analysis.formats import Table
-from analysis.runs import Runs
-from analysis.sources import folder as run_folders
-from analysis.sources.stored import StoredSweep
-from analysis.sources.tidy import tidy
 from sweeps import plan
 from train.arguments import Parser, folder
 from train.errors import InputError, writing
 from train.folder import SweepFolder
 
-from . import claims
-from .claims import CLAIMS, Arm, Claim, Evidence, Finding
+from . import claims, compare, exhibits, figures, formats, stats, tables, words
+from .archive import is_clean
+from .claims import CLAIMS
+from .compare import ACCURACY, CPU, LOSS, TRIALS
+from .evidence import SEEDS_AT_LEAST, Arm, Claim, Evidence, Finding, whole_tasks
+from .formats import Table
+from .runs import Runs
+from .sources import folder as run_folders
+from .sources.stored import StoredSweep
+from .sources.tidy import tidy
 
 PAGE, PICTURES = "measured.md", "measured"
 TOGETHER = "table1"
@@ -95,7 +95,7 @@ def page(out: str, profile: str) -> tuple[str, dict[str, Figure]]:
         raise InputError(f"no finished run of the profile {profile} in {out}; make study makes them")
     evidence = Evidence({name: list(space.cells().values()) for name, space in spaces.items()}, runs)
     drawn, not_drawn = _figures({**runs, TOGETHER: _tidy(_together(stored))})
-    commands = {name: f".venv/bin/python -m study {name} --profile={profile} --out={out}" for name in spaces}
+    commands = {name: f".venv/bin/python -m sweeps {name} --profile={profile} --out={out}" for name in spaces}
     parts = [
         "# Measured results",
         "This page is made by `make results` from the runs in `results/`. Do not edit it: `make study` runs what is "
@@ -103,6 +103,7 @@ def page(out: str, profile: str) -> tuple[str, dict[str, Figure]]:
         *_claims(evidence, commands),
         *_tables(evidence, commands),
         *_pictures(drawn, not_drawn, commands),
+        *_provenance(stored),
     ]
     return "\n\n".join(parts) + "\n", drawn
 
@@ -124,10 +125,10 @@ def _tidy(stored: StoredSweep) -> Runs | None:
 def _together(stored: Mapping[str, StoredSweep]) -> StoredSweep:
     """ADAM at the paper's rate, the paper's searches and the default as one sweep of tasks and optimizers."""
     of_paper, varied = stored["paper"], ["task", "optimizer"]
-    rates = [cell for cell in stored["rates"].cells if cell.settings["learning_rate"] in (None, claims.PAPERS_RATE)]
+    default = [cell for cell in stored["rates"].cells if cell.settings["optimizer"] == claims.DEFAULT]
     cells = [
         dataclasses.replace(cell, settings={key: cell.settings[key] for key in (*varied, "seed")})
-        for cell in (*rates, *of_paper.cells)
+        for cell in (*default, *of_paper.cells)
     ]
     name = f"{stored['rates'].name} and {of_paper.name}"
     return dataclasses.replace(of_paper, name=name, varied=varied, cells=cells)
@@ -143,15 +144,17 @@ def _claims(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
         "## The paper's claims",
         "Each claim is a number of every seed; over several tasks it is their mean. It **holds** where the 95 % t "
         "interval of the number's mean over seeds lies within the range that the second table names, **does not hold** "
-        "where the interval lies outside of it, and **cannot be told** where it reaches over a border, where runs are "
-        f"missing, or with fewer than {claims.SEEDS_AT_LEAST} seeds. Where runs of some tasks are missing, the number "
+        "where the interval lies outside of it, and **cannot be told** where it reaches a border, where runs are "
+        f"missing, or with fewer than {SEEDS_AT_LEAST} seeds. Where runs of some tasks are missing, the number "
         "and the verdict are of the other tasks, which stand beside it. p (t): paired t-test that the mean is at the "
         "border. p (exact): sign-flip test of the same, and the least p that so many seeds can give. The p values are "
-        "not adjusted for the number of claims.",
+        "not adjusted for the number of claims. Where the runs that are compared are of different kinds of devices "
+        "(devices differ), there is no test.",
         formats.pipes(
             pd.DataFrame([_row(number, *each) for number, each in enumerate(found, 1)]), markdown=("verdict",)
         ),
         formats.pipes(pd.DataFrame([_rule(number, *each) for number, each in enumerate(found, 1)])),
+        *_beside_the_paper(evidence),
         _budgets(evidence),
     ]
     if missing:
@@ -164,7 +167,8 @@ def _claims(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
 
 def _row(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
     found = finding.estimate
-    part = f" on {', '.join(finding.tasks)}" if finding.tasks else ": runs are missing"
+    missing = f" on {', '.join(finding.tasks)}" if finding.tasks else ": runs are missing"
+    notes = missing * bool(finding.missing or not claim.arms) + ", devices differ" * finding.mixed
     digits = words.decimals([found.standard_error], 2)
     return {
         "no.": str(number),
@@ -177,7 +181,7 @@ def _row(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
         "p (t)": words.p_value(finding.p),
         "p (exact)": words.p_value(finding.exact.p, 4),
         "least p": words.p_value(finding.exact.smallest_p, 4),
-        "verdict": f"**{finding.verdict}**{part if finding.missing else ''}",
+        "verdict": f"**{finding.verdict}**{notes}",
     }
 
 
@@ -187,13 +191,69 @@ def _rule(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
         "the number": claim.number,
         "holds": claim.rule,
         "tasks": ", ".join(finding.tasks) or words.NONE,
+        "devices": ", ".join(finding.devices) or words.NONE,
         "runs missing": ", ".join(f"{count} of {part}" for part, count in finding.missing.items()) or "none",
     }
 
 
+def _beside_the_paper(evidence: Evidence) -> list[str]:
+    """The paper's Tables I and II beside ours."""
+    rows = []
+    for optimizer in claims.OURS_BESIDE:
+        printed = claims.PRINTED.get(optimizer, (math.nan, math.nan))
+        cells = {"optimizer": words.named(optimizer)}
+        for name, said, of in zip(("small", "large"), printed, claims.OURS_BESIDE[optimizer], strict=True):
+            tasks, found = claims.mean_accuracy(evidence, of)
+            cells[f"paper, {name} sets"] = words.number(said, 2)
+            cells[f"ours, {name} sets"] = words.mean_error(found, 1)
+            cells[f"on ({name})"] = ", ".join(tasks) or words.NONE
+        rows.append(cells)
+    return [
+        "### The paper's Tables I and II beside ours",
+        "Validation accuracy in %, mean over tasks; ours ± standard error over seeds. The paper has bert-base-uncased, "
+        "5 epochs, and prints neither standard errors nor tasks; its small sets have 500 rows of four tasks, as ours "
+        "have, and its large ones are the whole four tasks. Ours are the part `long`: other rows and 2 epochs. Our "
+        "encoder is another one, too (see the tables below). Compare the order of the optimizers within a column.",
+        formats.pipes(pd.DataFrame(rows)),
+    ]
+
+
+def _provenance(stored: Mapping[str, StoredSweep]) -> list[str]:
+    """Which devices and which code the runs are of, and how far runs with the same configuration differ."""
+    runs: dict[tuple[str, str], dict[str, Any]] = {
+        (sweep.folder.name, cell.run_id): cell.run.summary
+        for sweep in stored.values()
+        for cell in sweep.cells
+        if cell.run.summary is not None
+    }
+    rows = pd.DataFrame(
+        {"run_id": run_id, "device": each["device"].partition(":")[0], "code": _code(each.get("commit", ""))}
+        | {"accuracy": each.get(ACCURACY.column)}
+        for (_, run_id), each in runs.items()
+    )
+    of_each = rows.groupby(["device", "code"]).size().rename("runs").reset_index().astype(str)
+    accuracies = ACCURACY.scale * rows.groupby("run_id")["accuracy"].agg(lambda values: values.max() - values.min())
+    several = int((rows["run_id"].value_counts() > 1).sum())
+    text = f"{several} configurations have runs in several sweeps, whose accuracies differ by "
+    text += f"{words.number(accuracies.max(), 2)} points at most."
+    return [
+        "## Where the runs are from",
+        "A run notes its device and the commit of its code. With changes: files differed from the commit when the run "
+        "started, and what differed is not known.",
+        formats.pipes(of_each),
+        text,
+    ]
+
+
+def _code(commit: str) -> str:
+    if is_clean(commit):
+        return "a commit"
+    return "a commit, with changes" if is_clean(commit.partition(" ")[0]) else "not known"
+
+
 def _budgets(evidence: Evidence) -> str:
     """ADAM's tuning budget, task by task."""
-    known = claims.whole_tasks(evidence, (claims.UNTUNED, claims.ADAM_RATES))
+    known = whole_tasks(evidence, (claims.UNTUNED, claims.ADAM_RATES))
     said = []
     for task in known:
         runs = claims.tuning_budget(evidence, claims.UNTUNED, claims.ADAM_RATES, [task])
@@ -209,7 +269,7 @@ def _tables(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
     shown = [
         "## Tables",
         "CPU-seconds are of the machine that made the run. The runs of a table may be of several machines, so compare "
-        "trials. `python -m train.cost` measures a run's cost beside ADAM's, step by step in turn.",
+        "trials. `python -m train.bench cost` measures a run's cost beside ADAM's, step by step in turn.",
     ]
     references = plan.references()
     for name, runs in evidence.runs.items():
@@ -271,7 +331,7 @@ def _heading(runs: Runs) -> str:
 
 def _hindsight(evidence: Evidence, runs: Runs, untuned: Arm, tuned: Arm) -> list[str]:
     """ADAM at its best rate, of the tasks with all seeds of all rates: a best rate of fewer would be another one."""
-    known = claims.whole_tasks(evidence, (untuned, tuned))
+    known = whole_tasks(evidence, (untuned, tuned))
     table = runs.table[runs.table["task"].isin(known) & runs.table["optimizer"].isin((claims.ADAM, claims.DEFAULT))]
     if table.empty:
         return []
@@ -321,20 +381,16 @@ def _pictures(drawn: Mapping[str, Figure], lacking: Mapping[str, str], commands:
     return shown
 
 
-def main(args: list[str]) -> int:
-    """Exit status: 0, or 2 for bad input."""
-    parser = Parser(prog="python -m study.results", description=__doc__, allow_abbrev=False)
+def main(args: list[str]) -> str:
+    """Returns the paths of the page and its figures.
+
+    Raises:
+        InputError: as in `write`, or a wrong argument.
+    """
+    parser = Parser(prog="python -m analysis results", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", default="results", help="folder of the sweeps [results]")
     parser.add_argument("--profile", default="study", help="of the runs [study]")
     parser.add_argument("--to", default="docs", help="folder of the page [docs]")
-
-    def make() -> None:
-        options = parser.parse_args(args)
-        out, to = (folder(option, getattr(options, option)) for option in ("out", "to"))
-        print("\n".join(map(str, write(out, to, options.profile))))
-
-    return status(make)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    options = parser.parse_args(args)
+    out, to = (folder(option, getattr(options, option)) for option in ("out", "to"))
+    return "\n".join(map(str, write(out, to, options.profile)))

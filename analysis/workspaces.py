@@ -50,9 +50,9 @@ def views() -> list[View]:
     return [
         *_of("Fig. 1", "merging", "rounding", step_sizes=True),
         *_of("Fig. 2", "merging", "merge_threshold", apart="rounding"),
-        *_of("Figs. 3 to 7, Table I", "small", "optimizer"),
+        *_of("Figs. 3 to 7, Table I", "paper", "optimizer"),
         *_of("Figs. 3 to 7, Table II", "full", "optimizer"),
-        *_of("Fig. 8", "batch-sizes", "batch_size", apart="optimizer"),
+        *_of("Fig. 8", "batches", "batch_size", apart="optimizer"),
         *_of("Fig. 9", "splits", "split"),
         *_of("Ablation", "dropout", "dropout", apart="optimizer"),
         *(view for setting in ("rounding", "direction", "growth") for view in _of("Ablation", "criterion", setting)),
@@ -60,7 +60,7 @@ def views() -> list[View]:
         *_of("Ablation", "joint", "joint"),
         *_of("Rates", "first-look", "optimizer", beside=("learning_rate",)),
         *_of("Rates and hindsight", "untuned", "optimizer", beside=("learning_rate", "beta1")),
-        *_of("Rates and hindsight", "learning-rates", "optimizer", beside=("learning_rate",)),
+        *_of("Rates and hindsight", "budget", "optimizer", beside=("learning_rate",)),
     ]
 
 
@@ -144,10 +144,10 @@ def main(args: list[str]) -> str:
     Raises:
         InputError: a wrong argument, W&B cannot be reached, or the file cannot be written.
     """
-    parser = Parser(prog="python -m analysis dashboard", allow_abbrev=False)
+    parser = Parser(prog="python -m analysis workspaces", allow_abbrev=False)
     parser.add_argument("--entity", help="whose W&B project it is; without it only the file is written")
     parser.add_argument("--project", default="plasls", help="the W&B project [plasls]")
-    parser.add_argument("--out", default="runs", help="folder of dashboard.json [runs]")
+    parser.add_argument("--out", default="runs", help="folder of workspaces.json [runs]")
     options = parser.parse_args(args)
     built = workspaces(options.entity or "", options.project)
     if options.entity:
@@ -158,7 +158,7 @@ def main(args: list[str]) -> str:
                 f"--entity={options.entity}: W&B did not take the workspaces ({one_line(error)[:160]}); "
                 "allowed: an entity of yours after `wandb login`, or none for a file"
             ) from None
-    path = Path(options.out) / "dashboard.json"
+    path = Path(options.out) / "workspaces.json"
     content = {view.name: as_dict(workspace) for view, workspace in zip(views(), built, strict=True)}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
