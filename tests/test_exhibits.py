@@ -72,7 +72,7 @@ def test_one_command_makes_all_that_the_finished_sweeps_allow_and_says_why_not_t
 def test_a_table_is_printed_and_written(study, capsys):
     assert main(["numbers", f"--out={study}"]) == 0
     printed = capsys.readouterr().out
-    assert (study / "small/figures/numbers-embedded.md").read_text() in printed
+    assert (study / "mended/figures/numbers-embedded.md").read_text() in printed
     assert "| sst2 | PLASLS" in printed
 
 

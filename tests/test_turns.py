@@ -4,7 +4,6 @@ import itertools
 import math
 
 import pytest
-from optim.settings import ComponentSettings, Settings
 
 from optim import DEFAULT
 from optim.search import Found

@@ -44,8 +44,8 @@ def test_every_view_is_of_a_sweep_and_of_what_it_varies(written: dict[str, Any])
             assert key in {*view.lines, *view.only}
         assert set(view.lines) <= set(space.varied)
         assert [group["name"] for group in runs["grouping"]] == [f"{key}.value" for key in view.lines]
-    small = {view.task for view in views() if view.sweep == "small"}
-    assert small == set(load("small", "paper").parameters["task"])
+    small = {view.task for view in views() if view.sweep == "paper"}
+    assert small == set(load("paper", "paper").parameters["task"])
 
 
 def test_every_sweep_that_an_exhibit_is_made_from_has_a_view() -> None:

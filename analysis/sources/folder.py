@@ -38,13 +38,24 @@ def names(out: str | Path) -> list[str]:
     return sorted({*SweepFolder.started(out), *archive.sweeps(out)})
 
 
+def _archived(folder: SweepFolder, wanted: set[str]) -> dict[str, StoredRun]:
+    """Archived runs of the sweep; where it shares runs with other sweeps, those of their archives as well."""
+    out = folder.path.parent
+    found = archived.runs(out, folder.path.name)
+    for other in archive.sweeps(out):
+        if wanted <= found.keys():
+            break
+        found = archived.runs(out, other) | found
+    return found
+
+
 def of_manifest(manifest: Mapping[str, Any], folder: SweepFolder) -> StoredSweep:
     """The cells of a manifest, with the runs in the sweep's folder and in its archive, be they the last call's or not.
 
     A run that is in both is read from its folder.
     """
     cells = []
-    in_archive = archived.runs(folder.path.parent, folder.path.name)
+    in_archive = _archived(folder, {cell["run_id"] for cell in manifest["cells"]})
     for cell in manifest["cells"]:
         settings = {key: value for key, value in cell.items() if key != "run_id"}
         run = _run(folder.run(cell["run_id"]))
