@@ -51,7 +51,9 @@ def views() -> list[View]:
         *_of("Fig. 1", "merging", "rounding", step_sizes=True),
         *_of("Fig. 2", "merging", "merge_threshold", apart="rounding"),
         *_of("Figs. 3 to 7, Table I", "paper", "optimizer"),
-        *_of("Figs. 3 to 7, Table II", "full", "optimizer"),
+        *_of("Table I, mended", "mended", "optimizer"),
+        *_of("Table II", "full", "optimizer"),
+        *_of("Figs. 5 to 7", "long", "optimizer", beside=("learning_rate",)),
         *_of("Fig. 8", "batches", "batch_size", apart="optimizer"),
         *_of("Fig. 9", "splits", "split"),
         *_of("Ablation", "dropout", "dropout", apart="optimizer"),
@@ -59,7 +61,7 @@ def views() -> list[View]:
         *_of("Ablation", "interval", "max_interval", apart="optimizer"),
         *_of("Ablation", "joint", "joint"),
         *_of("Rates", "first-look", "optimizer", beside=("learning_rate",)),
-        *_of("Rates and hindsight", "untuned", "optimizer", beside=("learning_rate", "beta1")),
+        *_of("Rates and hindsight", "rates", "optimizer", beside=("learning_rate",)),
         *_of("Rates and hindsight", "budget", "optimizer", beside=("learning_rate",)),
     ]
 

@@ -334,7 +334,7 @@ def test_the_legend_of_a_single_panel_is_not_cut_off(tmp_path):
 
 @pytest.mark.parametrize("make", [exhibits.smallest_step_sizes, exhibits.cost, exhibits.losses])
 def test_long_names_of_arms_are_not_cut_off(tmp_path, make):
-    write_sweep(tmp_path, "criterion", {"joint": ["always", "never"], "growth_steps": ["epoch", 500]}, 1, 1)
+    write_sweep(tmp_path, "criterion", {"joint": ["always", "never"], "max_interval": [1, 16]}, 1, 1)
     figure = make(load(tmp_path, "criterion"))
     figure.draw_without_rendering()
     for legend in figure.legends:

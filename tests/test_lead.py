@@ -130,5 +130,5 @@ def test_an_arm_that_was_not_evaluated_after_the_first_epoch_has_a_dash_there(tm
 
 def test_leads_without_adam_are_an_error(tmp_path):
     write_sweep(tmp_path, "mended", {"optimizer": ["sgdsls", "plasls"]}, seeds=1, epochs=1)
-    with pytest.raises(InputError, match="'small' does not compare ADAM"):
+    with pytest.raises(InputError, match="'mended' does not compare ADAM"):
         exhibits.leads(load(tmp_path, "mended"))
