@@ -167,7 +167,12 @@ def _claims(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
 
 def _row(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
     found = finding.estimate
-    missing = f" on {', '.join(finding.tasks)}" if finding.tasks else ": runs are missing"
+    whole, asked = finding.seeds
+    missing = (
+        f" on {', '.join(finding.tasks)}"
+        if finding.tasks
+        else f": runs are missing, {whole} of {asked} seeds are there"
+    )
     notes = missing * bool(finding.missing or not claim.arms) + ", devices differ" * finding.mixed
     digits = words.decimals([found.standard_error], 2)
     return {
