@@ -27,7 +27,7 @@ import pandas as pd
 from IPython.display import Image, Markdown, display
 
 from analysis import compare, exhibits, figures, formats, load, stats, words
-from analysis.compare import ACCURACY, LOSS
+from analysis.compare import LOSS, SCORE
 
 SOURCE = os.environ.get("ANALYSIS_SOURCE", "runs")
 pd.set_option("display.width", 120)
@@ -75,7 +75,7 @@ draw(exhibits.convergence(runs))
 # %%
 show(*exhibits.differences(runs, LOSS), *exhibits.ranking(runs, LOSS))
 verdict(runs, LOSS)
-verdict(runs, ACCURACY)
+verdict(runs, SCORE)
 
 # %% [markdown]
 # The step sizes of all components of one run. If lines lie on one another, no search has told these components apart:

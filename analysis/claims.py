@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from . import stats
-from .compare import ACCURACY, LOSS
+from .compare import LOSS, SCORE
 from .curves import STEP_SIZE
 from .evidence import Arm, Claim, Evidence, arm, whole_tasks
 
@@ -32,7 +32,7 @@ def _over_tasks(values: pd.Series) -> pd.Series:
 
 
 def _accuracy(evidence: Evidence, of: Arm, tasks: list[str]) -> pd.Series:
-    return _value(evidence, of, tasks, ACCURACY.column, ACCURACY.scale)
+    return _value(evidence, of, tasks, SCORE.column, SCORE.scale)
 
 
 def _decades(evidence: Evidence, of: Arm, tasks: list[str]) -> pd.Series:
@@ -84,9 +84,9 @@ def _lead_lost(of: Arm, against: Arm, evidence: Evidence, tasks: list[str]) -> p
     """The gain in accuracy after the first epoch minus that after the last one, in points."""
 
     def lost(each: Arm) -> pd.Series:
-        epochs = evidence.epochs(each).dropna(subset=ACCURACY.column)
-        accuracies = epochs.groupby("run_id", observed=True, sort=False)[ACCURACY.column]
-        return _by_task(evidence, each, tasks, ACCURACY.scale * (accuracies.first() - accuracies.last()))
+        epochs = evidence.epochs(each).dropna(subset=SCORE.column)
+        accuracies = epochs.groupby("run_id", observed=True, sort=False)[SCORE.column]
+        return _by_task(evidence, each, tasks, SCORE.scale * (accuracies.first() - accuracies.last()))
 
     return _over_tasks(lost(of) - lost(against))
 
@@ -141,7 +141,7 @@ def _from_best_rate(of: Arm, tuned: Arm, decayed: bool, evidence: Evidence, task
         decayed: whether a step size is multiplied by the cosine decay over the run, (1 + cos(pi k / K)) / 2 at step k
             (from 0) of K. What is logged of the default is the step size before it.
     """
-    accuracies = evidence.table(tuned).groupby(["task", "learning_rate"])[ACCURACY.column].mean()
+    accuracies = evidence.table(tuned).groupby(["task", "learning_rate"])[SCORE.column].mean()
     best = accuracies.groupby(level="task").idxmax().map(lambda place: math.log10(float(place[1])))
     lines = evidence.lines(of)
     sizes = np.log10(lines.filter(like=STEP_SIZE).where(lambda size: size > 0)).mean(axis=1)
@@ -165,7 +165,7 @@ def _best_of_rates(evidence: Evidence, tuned: Arm, tasks: list[str]) -> pd.DataF
     table = evidence.table(tuned)
     table = table[table["task"].isin(tasks)]
     rows = {
-        key: stats.best_of(ACCURACY.scale * each[ACCURACY.column].astype(float))
+        key: stats.best_of(SCORE.scale * each[SCORE.column].astype(float))
         for key, each in table.groupby(["task", "seed"])
     }
     found = pd.DataFrame.from_dict(rows, orient="index").rename(columns=lambda place: place + 1)

@@ -11,8 +11,8 @@ import pandas as pd
 
 from train.errors import InputError
 
-from . import stats
-from .runs import Arm, Runs
+from . import metrics, stats
+from .runs import SCORED, Arm, Runs
 
 ALL = "all"
 """stands in the place of a condition and means all of them together"""
@@ -28,11 +28,19 @@ class Measure(NamedTuple):
     more_is_better: bool = False
 
 
-ACCURACY = Measure("validation accuracy, %", "eval/accuracy", scale=100, digits=1, more_is_better=True)
+SCORE = Measure("validation score, %", SCORED, scale=100, digits=1, more_is_better=True)
+"""the metric that judges a run's task; `named` says which it is"""
 LOSS = Measure("training loss, last epoch", "train/epoch_loss", digits=3)
 TRIALS = Measure("trials a step", "trials a step")
 SECONDS = Measure("seconds a step", "seconds a step", digits=3)
 CPU = Measure("CPU-seconds a step", "CPU-seconds a step")
+
+
+def named(measure: Measure, runs: Runs) -> Measure:
+    """The measure; SCORE with the name of the metrics that judge the tasks of the runs."""
+    if measure.column != SCORE.column:
+        return measure
+    return measure._replace(name=f"validation {metrics.name(runs.table['task'].unique())}, %")
 
 
 def with_costs(runs: Runs) -> pd.DataFrame:
@@ -130,7 +138,7 @@ def differences(runs: Runs, measure: Measure) -> Differences | None:
     tested["holm"] = stats.holm(tested["p"])
     keys = _settings([*runs.conditions, *runs.compared], [(*condition, *arm) for condition, arm, *_ in pairs])
     first = runs.arm_of(runs.compared, runs.table[runs.compared].iloc[0].tolist())
-    return Differences(measure, runs.conditions, runs.compared, first, keys.join(tested))
+    return Differences(named(measure, runs), runs.conditions, runs.compared, first, keys.join(tested))
 
 
 def differences_from(runs: Runs, measure: Measure, first: Mapping[str, Any]) -> Differences | None:
@@ -151,7 +159,7 @@ def differences_from(runs: Runs, measure: Measure, first: Mapping[str, Any]) -> 
         return None
     rows = pd.concat(found, ignore_index=True)
     rows["holm"] = stats.holm(rows["p"])
-    return Differences(measure, others, list(first), tuple(first.values()), rows)
+    return Differences(named(measure, runs), others, list(first), tuple(first.values()), rows)
 
 
 def _pairs(
@@ -260,7 +268,15 @@ def grid(runs: Runs, measure: Measure) -> Grid:
     estimates = [stats.estimate(part[arm].dropna()) for _, part, _ in columns for arm in part]
     rows = _settings([*conditions, *runs.compared], keys).join(pd.DataFrame(estimates, columns=stats.Estimate._fields))
     rows["p"] = np.concatenate([[math.nan, *of_arms] for *_, of_arms in columns])
-    return Grid(measure, conditions, runs.compared, arms[0], rows, least_p, any(each.any() for each in differ.values()))
+    return Grid(
+        named(measure, runs),
+        conditions,
+        runs.compared,
+        arms[0],
+        rows,
+        least_p,
+        any(each.any() for each in differ.values()),
+    )
 
 
 def _wide(runs: Runs, measure: Measure) -> pd.DataFrame:
@@ -334,7 +350,7 @@ def ranking(runs: Runs, measure: Measure) -> Ranking | None:
         nemenyi=[friedman.pairs[pair] for pair in pairs],
     )
     over = "conditions" if runs.conditions else "seeds"
-    return Ranking(measure, runs.compared, _arms(runs, wide), over, friedman, rows)
+    return Ranking(named(measure, runs), runs.compared, _arms(runs, wide), over, friedman, rows)
 
 
 def _settings(names: list[str], values: list[tuple[Any, ...]]) -> pd.DataFrame:

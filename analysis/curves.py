@@ -10,7 +10,7 @@ import pandas as pd
 from train.candidates import BASELINE
 
 from . import stats
-from .compare import ACCURACY, TRIALS, Measure
+from .compare import SCORE, TRIALS, Measure, named
 from .runs import Arm, Runs
 
 SMOOTHED_EPOCHS = 0.5
@@ -96,9 +96,9 @@ def courses(runs: Runs) -> tuple[pd.DataFrame, list[str], list[float | None]]:
     return pd.DataFrame(rows), by, list(rates)
 
 
-def accuracy(runs: Runs) -> Curves:
-    """Validation accuracy in percent after each epoch that was evaluated."""
-    return by_epoch(runs, ACCURACY)
+def score(runs: Runs) -> Curves:
+    """The metric that judges the task, in percent, after each epoch that was evaluated."""
+    return by_epoch(runs, named(SCORE, runs))
 
 
 def by_epoch(runs: Runs, measure: Measure) -> Curves:

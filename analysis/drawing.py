@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from train.candidates import BASELINE
 
 from . import words
-from .compare import ACCURACY, Measure
+from .compare import Measure
 from .costs import Budget, Rates
 from .curves import Curves
 from .looks import Look, Looks, of_candidate
@@ -120,7 +120,7 @@ def budget(axes: Axes, found: Budget, looks: Looks) -> None:
         axes.axhline(mean, color=style["color"], linewidth=0.8, linestyle=":")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel=f"training time, in runs of {BASELINE.name}", ylabel=ACCURACY.name)
+    axes.set(xlabel=f"training time, in runs of {BASELINE.name}", ylabel=found.measure.name)
 
 
 def rates(axes: Axes, found: Rates, looks: Looks) -> None:
@@ -138,7 +138,7 @@ def rates(axes: Axes, found: Rates, looks: Looks) -> None:
     values = sorted({rate for curve in found.tuned.values() for rate in curve.index})
     axes.set_xticks(values, [_power(rate, 0) for rate in values])
     axes.minorticks_off()
-    axes.set(xlabel="peak learning rate", ylabel=ACCURACY.name)
+    axes.set(xlabel="peak learning rate", ylabel=found.measure.name)
 
 
 def log_scale(axes: Axes) -> None:

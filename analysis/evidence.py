@@ -81,6 +81,7 @@ class Finding(NamedTuple):
         p: Student's two-sided test that the number's mean is at the range's border that is nearest to it.
         exact: the sign-flip test of the same, with the least p that so many seeds could give.
         missing: part -> cells that the claim needs and that have not finished.
+        seeds: how many seeds have all runs, of how many.
         tasks: those that the number and the verdict are of.
         devices: the kinds of devices of the runs.
         mixed: whether the runs of some task and seed are of several kinds; then the p values are NaN.
@@ -91,6 +92,7 @@ class Finding(NamedTuple):
     exact: stats.SignFlipTest
     verdict: Verdict
     missing: dict[str, int]
+    seeds: tuple[int, int]
     tasks: list[str]
     devices: list[str]
     mixed: bool
@@ -128,9 +130,12 @@ class Claim:
     def judge(self, evidence: Evidence) -> Finding:
         """The verdict on the tasks of which all runs of all arms are there; none such: it cannot be told."""
         missing: dict[str, int] = {}
+        asked = {config.seed for each in self.arms for config in evidence.asked(each)}
+        whole = set(asked)
         for each in self.arms:
-            count = len(evidence.missing(each))
-            missing[each.part] = missing.get(each.part, 0) + count
+            lacking = evidence.missing(each)
+            missing[each.part] = missing.get(each.part, 0) + len(lacking)
+            whole -= {config.seed for config in lacking}
         missing = {part: count for part, count in missing.items() if count}
         tasks = whole_tasks(evidence, self.arms)
         values = self.of_seeds(evidence, tasks).dropna() if tasks else pd.Series(dtype=float)
@@ -142,7 +147,7 @@ class Claim:
         away = pd.Series(dtype=float) if mixed else values - border
         kinds = sorted(set().union(*devices.values()))
         p, exact = stats.paired_t(away).p, stats.sign_flip(away)
-        return Finding(estimate, p, exact, verdict, missing, tasks, kinds, mixed)
+        return Finding(estimate, p, exact, verdict, missing, (len(whole), len(asked)), tasks, kinds, mixed)
 
     def _verdict(self, found: stats.Estimate) -> Verdict:
         if self.low < found.low and found.high < self.high:

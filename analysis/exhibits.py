@@ -14,7 +14,7 @@ from train.errors import InputError, writing
 from train.folder import SweepFolder
 
 from . import compare, costs, curves, drawing, figures, formats, lead, sources, tables, words
-from .compare import ACCURACY, LOSS, SECONDS, TRIALS, Measure
+from .compare import LOSS, SCORE, SECONDS, TRIALS, Measure
 from .curves import Curves
 from .figures import Panel
 from .formats import Table
@@ -28,7 +28,7 @@ Shown = Figure | list[Table]
 
 def means(runs: Runs) -> Table:
     """A row for each arm: accuracy, loss, trials and seconds over its seeds."""
-    of = {measure: compare.means(runs, measure) for measure in (ACCURACY, LOSS, TRIALS, SECONDS)}
+    of = {measure: compare.means(runs, measure) for measure in (compare.named(SCORE, runs), LOSS, TRIALS, SECONDS)}
     return tables.means(of, runs.by, words.heading(runs))
 
 
@@ -51,13 +51,13 @@ def grid(runs: Runs, measure: Measure) -> Table:
 
 def of_sweep(runs: Runs) -> list[Table]:
     """The table of means, then tests of last-epoch loss and of accuracy: against the first arm, of all pairs."""
-    tested = [differences(runs, LOSS), differences(runs, ACCURACY), ranking(runs, LOSS), ranking(runs, ACCURACY)]
+    tested = [differences(runs, LOSS), differences(runs, SCORE), ranking(runs, LOSS), ranking(runs, SCORE)]
     return [means(runs), *(table for of_one in tested for table in of_one)]
 
 
 def results(runs: Runs) -> list[Table]:
     """The paper's Tables I and II, and the tests."""
-    both = (ACCURACY, LOSS)
+    both = (SCORE, LOSS)
     tested = [table for measure in both for table in (*differences(runs, measure), *ranking(runs, measure))]
     return [*(grid(runs, measure) for measure in both), *tested]
 
@@ -82,8 +82,8 @@ def hindsight(runs: Runs) -> list[Table]:
 
 def convergence(runs: Runs) -> Figure:
     """The paper's Fig. 9: training loss against samples processed, validation accuracy against epochs."""
-    what = f"Training loss ({words.smoothing(runs)}) and validation accuracy"
-    return _pairs(runs, curves.training_loss, curves.accuracy, what)
+    what = f"Training loss ({words.smoothing(runs)}) and {words.score(runs)}"
+    return _pairs(runs, curves.training_loss, curves.score, what)
 
 
 def merging(runs: Runs) -> Figure:
@@ -97,9 +97,9 @@ def losses(runs: Runs, lines: Sequence[str] | None = None) -> Figure:
     return _panels(runs, curves.training_loss, f"Training loss ({words.smoothing(runs)})", lines)
 
 
-def accuracies(runs: Runs) -> Figure:
-    """The paper's Figs. 4 and 6: validation accuracy from the end of the first epoch on."""
-    return _panels(runs, curves.accuracy, "Validation accuracy from the end of the first epoch on")
+def scores(runs: Runs) -> Figure:
+    """The paper's Figs. 4 and 6: validation accuracy, or what judges the task, from the end of the first epoch on."""
+    return _panels(runs, curves.score, f"{words.begin(words.score(runs))} from the end of the first epoch on")
 
 
 def by_batch(runs: Runs) -> Figure:
@@ -152,7 +152,7 @@ def cost(runs: Runs) -> Figure:
 def budget(runs: Runs) -> Figure:
     """What ADAM costs until it is as good: expected validation accuracy of the best of k learning rates."""
     rates = ", ".join(words.level(rate) for rate in sorted(runs.table["learning_rate"].dropna().unique()))
-    what = f"Expected validation accuracy of the best of k of {BASELINE.name}'s learning rates (k from left to "
+    what = f"Expected {words.score(runs)} of the best of k of {BASELINE.name}'s learning rates (k from left to "
     what += f"right, each a whole run; chosen from {rates} on the rows shown, which favours {BASELINE.name}) "
     what += "beside one run of a line search"
     lines = [key for key in runs.varied if key in ("optimizer", "learning_rate")]
@@ -163,7 +163,9 @@ def rates(runs: Runs) -> Figure:
     """Accuracy over ADAM's learning rate, and the accuracy of candidates that need none."""
     lines = [key for key in runs.compared if key != "learning_rate"] or ["optimizer"]
     parts = _parts(runs, [*runs.compared], costs.rates)
-    what = f"Validation accuracy over the peak learning rate of {BASELINE.name}, and as levels that of the "
+    what = (
+        f"{words.begin(words.score(runs))} over the peak learning rate of {BASELINE.name}, and as levels that of the "
+    )
     what += "optimizers that have none"
     caption = words.caption(runs, lines, what)
     return figures.panels(parts, _looks(runs, lines), caption, draw=drawing.rates)
@@ -249,9 +251,9 @@ EXHIBITS = {
     "fig1": Exhibit("one component's step size over a run (Fig. 1)", ("merging", *SMALL, "splits"), (), one_component),
     "fig2": Exhibit("merge thresholds (Fig. 2)", ("merging",), ("merge_threshold",), merging),
     "fig3": Exhibit("training loss, small tasks (Fig. 3)", SMALL, ("optimizer",), losses),
-    "fig4": Exhibit("validation accuracy, small tasks (Fig. 4)", SMALL, ("optimizer",), accuracies),
+    "fig4": Exhibit("validation accuracy, small tasks (Fig. 4)", SMALL, ("optimizer",), scores),
     "fig5": Exhibit("training loss, full tasks (Fig. 5)", FULL, ("optimizer",), losses),
-    "fig6": Exhibit("validation accuracy, full tasks (Fig. 6)", FULL, ("optimizer",), accuracies),
+    "fig6": Exhibit("validation accuracy, full tasks (Fig. 6)", FULL, ("optimizer",), scores),
     "fig7": Exhibit(
         "average step size beside ADAM's schedule (Fig. 7)", (*FULL, *SMALL), ("optimizer",), average_step_sizes
     ),

@@ -22,7 +22,7 @@ from train.folder import SweepFolder
 from . import claims, compare, exhibits, figures, formats, stats, tables, words
 from .archive import is_clean
 from .claims import CLAIMS
-from .compare import ACCURACY, CPU, LOSS, TRIALS
+from .compare import CPU, LOSS, SCORE, TRIALS
 from .evidence import SEEDS_AT_LEAST, Arm, Claim, Evidence, Finding, whole_tasks
 from .formats import Table
 from .runs import Runs
@@ -167,7 +167,12 @@ def _claims(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
 
 def _row(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
     found = finding.estimate
-    missing = f" on {', '.join(finding.tasks)}" if finding.tasks else ": runs are missing"
+    whole, asked = finding.seeds
+    missing = (
+        f" on {', '.join(finding.tasks)}"
+        if finding.tasks
+        else f": runs are missing, {whole} of {asked} seeds are there"
+    )
     notes = missing * bool(finding.missing or not claim.arms) + ", devices differ" * finding.mixed
     digits = words.decimals([found.standard_error], 2)
     return {
@@ -228,11 +233,11 @@ def _provenance(stored: Mapping[str, StoredSweep]) -> list[str]:
     }
     rows = pd.DataFrame(
         {"run_id": run_id, "device": each["device"].partition(":")[0], "code": _code(each.get("commit", ""))}
-        | {"accuracy": each.get(ACCURACY.column)}
+        | {"accuracy": each.get("eval/accuracy")}
         for (_, run_id), each in runs.items()
     )
     of_each = rows.groupby(["device", "code"]).size().rename("runs").reset_index().astype(str)
-    accuracies = ACCURACY.scale * rows.groupby("run_id")["accuracy"].agg(lambda values: values.max() - values.min())
+    accuracies = SCORE.scale * rows.groupby("run_id")["accuracy"].agg(lambda values: values.max() - values.min())
     several = int((rows["run_id"].value_counts() > 1).sum())
     text = f"{several} configurations have runs in several sweeps, whose accuracies differ by "
     text += f"{words.number(accuracies.max(), 2)} points at most."
@@ -293,7 +298,7 @@ def _tables(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
 
 def _means(runs: Runs) -> Table:
     """A row an arm in each task."""
-    of = {measure: compare.means(runs, measure) for measure in (ACCURACY, LOSS, TRIALS)}
+    of = {measure: compare.means(runs, measure) for measure in (compare.named(SCORE, runs), LOSS, TRIALS)}
     costs = compare.with_costs(runs)
     if CPU.column in costs:
         groups = costs.groupby(runs.by, sort=False, dropna=False)[CPU.column]
@@ -306,7 +311,7 @@ def _means(runs: Runs) -> Table:
 
 def _tested(runs: Runs, first: Mapping[str, Any]) -> list[str]:
     """The tests of accuracy and loss against one arm, if it is there beside another one."""
-    tested = [compare.differences_from(runs, measure, first) for measure in (ACCURACY, LOSS)]
+    tested = [compare.differences_from(runs, measure, first) for measure in (SCORE, LOSS)]
     return [formats.markdown([tables.differences(each)]).rstrip() for each in tested if each]
 
 
@@ -320,7 +325,7 @@ def _peers(runs: Runs) -> list[str]:
     if not default.any():
         return []
     hindsight = [] if runs.missing else exhibits.hindsight(beside)  # a best rate of fewer runs would be another one
-    tested = [table for measure in (ACCURACY, LOSS) for table in exhibits.differences(rateless, measure)]
+    tested = [table for measure in (SCORE, LOSS) for table in exhibits.differences(rateless, measure)]
     return [formats.markdown([table]).rstrip() for table in (*hindsight, *tested)]
 
 

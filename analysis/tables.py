@@ -160,8 +160,8 @@ def leads(found: Leads, about: str) -> Table:
             cells["rate"] = words.rate(row.rate)
         for name, loss in zip(QUARTERS, row.losses, strict=True):
             cells[f"loss, {name} quarter"] = words.mean_error(loss, digits)
-        for epoch, accuracy in zip(found.epochs, row.accuracies, strict=True):
-            cells[f"accuracy after epoch {epoch:g}, %"] = words.mean_error(accuracy, 1)
+        for epoch, score in zip(found.epochs, row.scores, strict=True):
+            cells[f"{found.metric} after epoch {epoch:g}, %"] = words.mean_error(score, 1)
         for name, each in zip(names, row.passes, strict=True):
             cells[f"{name} lower at the end"] = words.NONE if each is None else f"{each.passed} of {each.pairs}"
             cells[f"{name}: from step"] = words.NONE if each is None else words.mean_error(each.step, 0)
@@ -182,8 +182,8 @@ def hindsight(found: Hindsights, about: str) -> Table:
             "without a rate": words.arm(found.settings, row.untuned),
             "with the best rate": words.arm(found.settings, row.tuned),
             "rate": words.NONE if row.rate is None else words.level(row.rate),
-            "accuracy": words.mean_error(row.accuracy, 1),
-            "accuracy at the best rate": words.mean_error(row.at_best, 1),
+            found.metric: words.mean_error(row.score, 1),
+            f"{found.metric} at the best rate": words.mean_error(row.at_best, 1),
             "difference": words.number(row.difference.mean, 1, signed=True),
             "95 % interval": words.between(row.difference.low, row.difference.high, 1),
             "CPU time": words.number(row.cost.mean, 2),
@@ -191,13 +191,13 @@ def hindsight(found: Hindsights, about: str) -> Table:
         for row in found.rows
     ]
     text = (
-        "Validation accuracy (%) without a learning rate, and with the best one of the sweep, which is chosen in each "
-        f"row with hindsight. {about} Difference: paired over seeds, t interval. CPU time of a run's training steps "
-        "over that of the other's, geometric mean: not measured side by side, so it has no interval."
+        f"Validation {found.metric} (%) without a learning rate, and with the best one of the sweep, which is chosen "
+        f"in each row with hindsight. {about} Difference: paired over seeds, t interval. CPU time of a run's training "
+        "steps over that of the other's, geometric mean: not measured side by side, so it has no interval."
         + (f" {DEVICES}" if any(row.devices for row in found.rows) else "")
     )
     return Table(text, pd.DataFrame(rows))
 
 
 def _begin(measure: Measure) -> str:
-    return measure.name[0].upper() + measure.name[1:]
+    return words.begin(measure.name)

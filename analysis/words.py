@@ -7,7 +7,7 @@ from typing import Any
 
 from train.candidates import CANDIDATES
 
-from . import curves
+from . import curves, metrics
 from .compare import Differences
 from .formats import escaped
 from .runs import UNREAD, Arm, Runs
@@ -178,6 +178,16 @@ def seeds(runs: Runs) -> str:
     consecutive = len(names) > 2 and names[-1] - names[0] == len(names) - 1
     which = f"{names[0]} to {names[-1]}" if consecutive else ", ".join(map(str, names))
     return f"{low if low == high else f'{low} to {high}'} seed{'s' if high > 1 else ''} ({which})"
+
+
+def score(runs: Runs) -> str:
+    """What judges the tasks of the runs."""
+    return f"validation {metrics.name(runs.table['task'].unique())}"
+
+
+def begin(text: str) -> str:
+    """A text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def smoothing(runs: Runs) -> str:

@@ -33,7 +33,14 @@ def test_numbers_know_nothing_of_words_and_pictures():
     there = imported_by("analysis.compare", "analysis.curves", "analysis.costs")
     assert not there & {"matplotlib", "jinja2"}
     rooms = {name.removeprefix("analysis.") for name in there if name.startswith("analysis.")}
-    assert {name for name in rooms if not name.startswith("sources")} == {"compare", "costs", "curves", "runs", "stats"}
+    assert {name for name in rooms if not name.startswith("sources")} == {
+        "compare",
+        "costs",
+        "curves",
+        "metrics",
+        "runs",
+        "stats",
+    }
 
 
 def test_no_module_of_analysis_but_the_claims_spells_a_candidate_or_a_task():

@@ -290,6 +290,7 @@ def test_missing_runs_are_counted_and_give_no_verdict(tmp_path: Path) -> None:
     outcome = OUTCOMES[claim.said][0]
     finding = claim.judge(evidence(tmp_path, claim, outcome, without=lambda c: searches(c) and c.seed > 2))
     assert finding.missing == {"paper": 2}
+    assert results._row(1, claim, finding)["verdict"].endswith(": runs are missing, 3 of 5 seeds are there")
     assert finding.verdict == "cannot be told"
     assert math.isnan(finding.estimate.mean)
 

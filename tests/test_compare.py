@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from analysis import compare, costs, exhibits, load, stats, words
-from analysis.compare import ACCURACY, ALL, LOSS
+from analysis.compare import ALL, LOSS, SCORE
 from analysis.runs import UNREAD
 from train.errors import InputError
 
@@ -124,14 +124,14 @@ def test_arms_are_tested_against_the_one_that_is_named_within_each_choice_of_the
 
 
 def test_equal_means_share_a_rank_whatever_their_rounding(equal_means):
-    ranked = compare.ranking(equal_means, ACCURACY)
+    ranked = compare.ranking(equal_means, SCORE)
     assert ranked is not None
     assert 0 < ranked.rows["difference"].abs().max() < 1e-12  # or there would be no rounding
     assert ranked.friedman.ranks.tolist() == [2, 2, 2]
 
 
 def test_equal_means_are_printed_as_such_and_not_with_six_zeros(equal_means):
-    (table,) = exhibits.ranking(equal_means, ACCURACY)
+    (table,) = exhibits.ranking(equal_means, SCORE)
     assert table.cells["second minus first"].tolist() == ["+0.0"] * 3
 
 
@@ -185,3 +185,34 @@ def test_speed_ups_are_geometric_means_over_the_seeds_that_reached_the_loss(tmp_
     reached = [plasls.steps.mean * (1 + sign * plasls.steps.standard_error / plasls.steps.mean) for sign in (-1, 1)]
     assert plasls.in_steps.mean == pytest.approx(32 / math.sqrt(reached[0] * reached[1]))
     assert plasls.in_steps.low < plasls.in_steps.mean < plasls.in_steps.high
+
+
+def test_arms_on_different_kinds_of_devices_are_shown_and_not_tested(tmp_path):
+    folders = write_sweep(tmp_path, "small", {"task": ["sst2", "mrpc"], "optimizer": ["adam", "adamsls", "plasls"]})
+    for folder in folders[3:6]:  # ADAMSLS on sst2
+        edit(folder / "summary.json", device="cuda:0")
+    loaded = load(tmp_path, "small")
+    tested = compare.differences(loaded, LOSS)
+    assert tested is not None
+    rows = tested.rows.set_index(["task", "optimizer"])
+    assert rows["devices"].to_dict() == {
+        ("sst2", "adamsls"): True,
+        ("sst2", "plasls"): False,
+        ("mrpc", "adamsls"): False,
+        ("mrpc", "plasls"): False,
+        (compare.ALL, "adamsls"): True,
+        (compare.ALL, "plasls"): False,
+    }
+    mixed = rows[rows["devices"]]
+    assert mixed["difference"].notna().all()
+    assert mixed[["low", "high", "p", "holm", "p_exact"]].isna().all(axis=None)
+    assert rows[~rows["devices"]]["p_exact"].notna().all()
+    p = compare.grid(loaded, LOSS).rows.set_index(["task", "optimizer"])["p"]
+    assert p[rows.index].isna().tolist() == rows["devices"].tolist()
+    assert compare.ranking(loaded, LOSS) is None
+    assert "are shown, and not tested" in exhibits.differences(loaded, LOSS)[0].heading
+    for folder in folders:
+        edit(folder / "summary.json", device=f"cuda:{folder.name[0] in '0123'}")
+    alike = compare.differences(load(tmp_path, "small"), LOSS)
+    assert alike is not None
+    assert not alike.rows["devices"].any()

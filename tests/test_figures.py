@@ -124,7 +124,7 @@ def test_arms_that_were_evaluated_once_are_points_beside_each_other_with_their_s
     assert places == sorted(set(places))
     assert np.mean(places) == pytest.approx(1)
     assert "bands and bars: ± one standard error" in caption(figure)
-    assert "; bars: ± one standard error" in caption(exhibits.accuracies(load(tmp_path, "splits")))
+    assert "; bars: ± one standard error" in caption(exhibits.scores(load(tmp_path, "splits")))
 
 
 def test_one_run_an_arm_that_was_evaluated_once_is_a_point(tmp_path):
@@ -253,9 +253,22 @@ def test_mean_and_smallest_step_size_are_over_the_components_of_a_step(tmp_path)
     loaded = load(tmp_path, "mended")
     for make, over in ((exhibits.average_step_sizes, np.mean), (exhibits.smallest_step_sizes, np.min)):
         (axes,) = make(loaded).axes
-        assert axes.lines[1].get_label() == "PLASLS"
-        assert axes.lines[1].get_ydata() == pytest.approx(over(sizes, axis=2).mean(0))
+        (line,) = [line for line in axes.lines if line.get_label() == "PLASLS"]
+        assert line.get_ydata() == pytest.approx(over(sizes, axis=2).mean(0))  # of two seeds also the median
         assert axes.get_yscale() == "log"
+
+
+def test_a_step_size_that_collapses_in_one_seed_of_three_is_seen_and_the_median_is_of_the_others(tmp_path):
+    folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=3, epochs=1)
+    for place, folder in enumerate(folders[3:]):
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        size = 1e-11 if place == 1 else 1e-4
+        changed = [line | {key: size for key in line if key.startswith("step_size/")} for line in lines]
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+    (axes,) = exhibits.smallest_step_sizes(load(tmp_path, "small")).axes
+    (line,) = [line for line in axes.lines if line.get_label() == "PLASLS"]
+    assert set(line.get_ydata()) == {1e-4}
+    assert axes.get_ylim()[0] < 1e-11
 
 
 def test_the_one_component_shown_is_the_one_whose_step_size_falls_lowest(tmp_path):

@@ -33,7 +33,7 @@ def load(out: str | Path, sweep: str, allow_missing: bool = False, profile: str 
 
     Raises:
         InputError: there is no such sweep, or it has runs of several profiles. Or a cell has not finished (unless
-            `allow_missing`), its run has other settings than the sweep says, its accuracy is no number, or one of its
+            `allow_missing`), its run has other settings than the sweep says, its score is no number, or one of its
             files cannot be read.
     """
     place = str(out)
