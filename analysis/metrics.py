@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from train.tasks import TASKS
+from train.tasks import judge
 
 
 class Metric(NamedTuple):
@@ -28,11 +28,6 @@ METRICS = {
 """a key of train.tasks.METRICS -> how it is shown"""
 LOGGED = "eval/"
 """what stands before the key in a logged line and in a summary"""
-
-
-def judge(task: str) -> str:
-    """The key, in a logged line and in a summary, of the metric that judges the task."""
-    return f"{LOGGED}{TASKS[task].metric}"
 
 
 def of(task: str) -> Metric:

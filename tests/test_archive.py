@@ -18,7 +18,7 @@ COMMIT = "0123456789" * 4
 @pytest.fixture
 def folders(tmp_path: Path) -> list[Path]:
     """The run folders of a finished sweep in runs/, of a clean commit."""
-    made = write_sweep(tmp_path / "runs", "small", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=1)
+    made = write_sweep(tmp_path / "runs", "mended", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=1)
     for folder in made:
         edit(folder / "summary.json", commit=COMMIT)
     return made
@@ -26,8 +26,8 @@ def folders(tmp_path: Path) -> list[Path]:
 
 def test_an_archive_has_every_file_of_its_runs_byte_for_byte(folders: list[Path], tmp_path: Path) -> None:
     (folders[0] / "starts.jsonl").write_text('{"steps": 0, "device": "cpu"}\n')
-    assert archive.add(tmp_path / "runs", tmp_path) == {"small": (4, 0)}
-    rows = {row["run_id"]: row for row in archive.read(tmp_path, "small")}
+    assert archive.add(tmp_path / "runs", tmp_path) == {"mended": (4, 0)}
+    rows = {row["run_id"]: row for row in archive.read(tmp_path, "mended")}
     assert rows.keys() == {folder.name for folder in folders}
     for folder in folders:
         for column, ending in (("config", "json"), ("summary", "json"), ("history", "jsonl"), ("starts", "jsonl")):
@@ -39,25 +39,25 @@ def test_an_archive_has_every_file_of_its_runs_byte_for_byte(folders: list[Path]
 
 def test_tables_of_an_archive_are_those_of_the_run_folders(folders: list[Path], tmp_path: Path) -> None:
     archive.add(tmp_path / "runs", tmp_path)
-    of_folders, of_archive = load(tmp_path / "runs", "small"), load(tmp_path, "small")
+    of_folders, of_archive = load(tmp_path / "runs", "mended"), load(tmp_path, "mended")
     assert of_archive.varied == of_folders.varied
     pd.testing.assert_frame_equal(of_archive.table, of_folders.table)
     pd.testing.assert_frame_equal(of_archive.history, of_folders.history)
 
 
 def test_runs_in_folders_and_in_the_archive_are_one_sweep(folders: list[Path], tmp_path: Path) -> None:
-    whole = load(tmp_path / "runs", "small")
+    whole = load(tmp_path / "runs", "mended")
     archive.add(tmp_path / "runs", tmp_path / "runs")
     for folder in folders[:3]:
         shutil.rmtree(folder)
-    pd.testing.assert_frame_equal(load(tmp_path / "runs", "small").history, whole.history)
+    pd.testing.assert_frame_equal(load(tmp_path / "runs", "mended").history, whole.history)
 
 
 def test_adding_again_changes_no_byte_and_new_runs_join(
     folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(tmp_path / "runs", tmp_path / "fewer")
-    shutil.rmtree(tmp_path / "fewer" / "small" / folders[0].name)
+    shutil.rmtree(tmp_path / "fewer" / "mended" / folders[0].name)
     archive.add(tmp_path / "fewer", tmp_path / "grown")
     added = ["add", str(tmp_path / "runs"), f"--to={tmp_path / 'grown'}"]
     assert main(added) == 0
@@ -75,7 +75,7 @@ def test_runs_of_unknown_code_are_added_only_when_asked_for(folders: list[Path],
     with pytest.raises(InputError, match=rf"nothing is added: the code of 1 of 4 runs .*{folders[1].name}.*--unclean"):
         archive.add(tmp_path / "runs", tmp_path)
     assert not archive.sweeps(tmp_path)
-    assert archive.add(tmp_path / "runs", tmp_path, unclean=True) == {"small": (4, 0)}
+    assert archive.add(tmp_path / "runs", tmp_path, unclean=True) == {"mended": (4, 0)}
 
 
 def test_a_damaged_run_or_another_run_of_the_same_id_adds_nothing(folders: list[Path], tmp_path: Path) -> None:

@@ -188,10 +188,10 @@ def test_speed_ups_are_geometric_means_over_the_seeds_that_reached_the_loss(tmp_
 
 
 def test_arms_on_different_kinds_of_devices_are_shown_and_not_tested(tmp_path):
-    folders = write_sweep(tmp_path, "small", {"task": ["sst2", "mrpc"], "optimizer": ["adam", "adamsls", "plasls"]})
+    folders = write_sweep(tmp_path, "mended", {"task": ["sst2", "mrpc"], "optimizer": ["adam", "adamsls", "plasls"]})
     for folder in folders[3:6]:  # ADAMSLS on sst2
         edit(folder / "summary.json", device="cuda:0")
-    loaded = load(tmp_path, "small")
+    loaded = load(tmp_path, "mended")
     tested = compare.differences(loaded, LOSS)
     assert tested is not None
     rows = tested.rows.set_index(["task", "optimizer"])
@@ -213,6 +213,6 @@ def test_arms_on_different_kinds_of_devices_are_shown_and_not_tested(tmp_path):
     assert "are shown, and not tested" in exhibits.differences(loaded, LOSS)[0].heading
     for folder in folders:
         edit(folder / "summary.json", device=f"cuda:{folder.name[0] in '0123'}")
-    alike = compare.differences(load(tmp_path, "small"), LOSS)
+    alike = compare.differences(load(tmp_path, "mended"), LOSS)
     assert alike is not None
     assert not alike.rows["devices"].any()

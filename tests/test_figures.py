@@ -259,13 +259,13 @@ def test_mean_and_smallest_step_size_are_over_the_components_of_a_step(tmp_path)
 
 
 def test_a_step_size_that_collapses_in_one_seed_of_three_is_seen_and_the_median_is_of_the_others(tmp_path):
-    folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=3, epochs=1)
+    folders = write_sweep(tmp_path, "mended", {"optimizer": ["adam", "plasls"]}, seeds=3, epochs=1)
     for place, folder in enumerate(folders[3:]):
         lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
         size = 1e-11 if place == 1 else 1e-4
         changed = [line | {key: size for key in line if key.startswith("step_size/")} for line in lines]
         (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
-    (axes,) = exhibits.smallest_step_sizes(load(tmp_path, "small")).axes
+    (axes,) = exhibits.smallest_step_sizes(load(tmp_path, "mended")).axes
     (line,) = [line for line in axes.lines if line.get_label() == "PLASLS"]
     assert set(line.get_ydata()) == {1e-4}
     assert axes.get_ylim()[0] < 1e-11

@@ -24,7 +24,7 @@ def judged_by_matthews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
     judge = metrics.judge
     monkeypatch.setattr(metrics, "judge", lambda task: "eval/matthews" if task == "cola" else judge(task))
     varied = {"task": ["cola", "sst2"], "optimizer": ["adam", "plasls"]}
-    folders = write_sweep(tmp_path, "small", varied, seeds=2, epochs=2)
+    folders = write_sweep(tmp_path, "mended", varied, seeds=2, epochs=2)
     for folder in folders[:4]:
         accuracy = json.loads((folder / "summary.json").read_text())["eval/accuracy"]
         edit(folder / "summary.json", eval__matthews=accuracy - 0.9)
@@ -39,7 +39,7 @@ def judged_by_matthews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
 def test_a_task_is_scored_by_its_own_metric_in_tables_and_figures(
     judged_by_matthews: list[Path], tmp_path: Path
 ) -> None:
-    runs = load(tmp_path, "small")
+    runs = load(tmp_path, "mended")
     of_cola = runs.table["task"] == "cola"
     assert runs.table.loc[of_cola, "score"].tolist() == runs.table.loc[of_cola, "eval/matthews"].tolist()
     assert runs.table.loc[~of_cola, "score"].tolist() == runs.table.loc[~of_cola, "eval/accuracy"].tolist()
@@ -57,7 +57,7 @@ def test_a_task_is_scored_by_its_own_metric_in_tables_and_figures(
 
 def test_a_correlation_may_be_negative_and_an_accuracy_may_not(judged_by_matthews: list[Path], tmp_path: Path) -> None:
     edit(judged_by_matthews[0] / "summary.json", eval__matthews=-0.2)
-    assert load(tmp_path, "small").table["score"].iloc[0] == -0.2
+    assert load(tmp_path, "mended").table["score"].iloc[0] == -0.2
     edit(judged_by_matthews[-1] / "summary.json", eval__accuracy=-0.2)
     with pytest.raises(InputError, match=r"has accuracy -0.2 in .*; allowed: 0 to 1"):
-        load(tmp_path, "small")
+        load(tmp_path, "mended")

@@ -20,7 +20,4 @@ def runs(out: str | Path, sweep: str) -> dict[str, StoredRun]:
 def _run(row: archive.Row, where: str) -> StoredRun:
     config = json.loads(row["config"])
     config.pop("run_id", None)  # it is no setting
-    for field in dataclasses.fields(Config):
-        if field.name in LATER:
-            config.setdefault(field.name, field.default)
     return StoredRun(config, json.loads(row["summary"]), lambda: parse(row["history"].encode()), where)
