@@ -61,12 +61,12 @@ def test_adding_again_changes_no_byte_and_new_runs_join(
     archive.add(tmp_path / "fewer", tmp_path / "grown")
     added = ["add", str(tmp_path / "runs"), f"--to={tmp_path / 'grown'}"]
     assert main(added) == 0
-    assert capsys.readouterr().out.endswith("small.parquet: 1 runs added, 3 were there\n")
-    bytes_before = (tmp_path / "grown" / "small.parquet").read_bytes()
+    assert capsys.readouterr().out.endswith("mended.parquet: 1 runs added, 3 were there\n")
+    bytes_before = (tmp_path / "grown" / "mended.parquet").read_bytes()
     assert main(added) == 0
-    assert (tmp_path / "grown" / "small.parquet").read_bytes() == bytes_before
+    assert (tmp_path / "grown" / "mended.parquet").read_bytes() == bytes_before
     archive.add(tmp_path / "runs", tmp_path / "at-once")
-    assert (tmp_path / "at-once" / "small.parquet").read_bytes() == bytes_before
+    assert (tmp_path / "at-once" / "mended.parquet").read_bytes() == bytes_before
 
 
 @pytest.mark.parametrize("commit", [f"{COMMIT} with changes", "unknown (no git repository)", ""])
@@ -80,7 +80,7 @@ def test_runs_of_unknown_code_are_added_only_when_asked_for(folders: list[Path],
 
 def test_a_damaged_run_or_another_run_of_the_same_id_adds_nothing(folders: list[Path], tmp_path: Path) -> None:
     archive.add(tmp_path / "runs", tmp_path)
-    before = (tmp_path / "small.parquet").read_bytes()
+    before = (tmp_path / "mended.parquet").read_bytes()
     edit(folders[2] / "summary.json", eval__accuracy=0.5)
     with pytest.raises(InputError, match=f"nothing is added: .* has another run with the run id {folders[2].name}"):
         archive.add(tmp_path / "runs", tmp_path)
@@ -88,12 +88,12 @@ def test_a_damaged_run_or_another_run_of_the_same_id_adds_nothing(folders: list[
     (folders[2] / "history.jsonl").write_text("".join(lines[:-2]))
     with pytest.raises(InputError, match=f"nothing is added: .*{folders[2].name}.* has 15 of the 17 lines"):
         archive.add(tmp_path / "runs", tmp_path)
-    assert (tmp_path / "small.parquet").read_bytes() == before
+    assert (tmp_path / "mended.parquet").read_bytes() == before
     with pytest.raises(InputError, match=r"no finished run in .*; allowed: "):
         archive.add(tmp_path / "nothing", tmp_path)
 
 
 def test_an_archive_that_is_no_parquet_file_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "small.parquet").write_text("torn")
+    (tmp_path / "mended.parquet").write_text("torn")
     with pytest.raises(InputError, match=r"small\.parquet cannot be read"):
         archive.finished(tmp_path)
