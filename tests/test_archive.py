@@ -95,5 +95,5 @@ def test_a_damaged_run_or_another_run_of_the_same_id_adds_nothing(folders: list[
 
 def test_an_archive_that_is_no_parquet_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mended.parquet").write_text("torn")
-    with pytest.raises(InputError, match=r"small\.parquet cannot be read"):
+    with pytest.raises(InputError, match=r"mended\.parquet cannot be read"):
         archive.finished(tmp_path)

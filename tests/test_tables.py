@@ -141,7 +141,7 @@ def test_more_pairs_than_can_be_enumerated_are_said_to_be_estimated(tmp_path):
 
 
 def test_first_line_says_what_was_run(tmp_path):
-    write_sweep(tmp_path, seeds=3, model="models/bge-small-en-v1.5/", data="../shared/data/glue", eval_rows=300)
+    write_sweep(tmp_path, seeds=3, model="models/bge-small-en-v1.5/", data="data/glue", eval_rows=300)
     text = " ".join(formats.markdown(exhibits.of_sweep(load(tmp_path, "splits"))).split())
     assert text.startswith(
         "Sweep splits, profile embedded: bge-small-en-v1.5, glue, sst2, small, PLASLS, 5 epochs, batch 32, at most 256 "
