@@ -1,7 +1,4 @@
-# Each study is one target; `make help` lists them.
-#   make sweep-splits                                    the small profile: 2 cores, no hub
-#   make sweep-splits PROFILE=paper                      the paper's study
-#   make sweep-splits MODEL=folder-or-hub-id DATA=folder-or-hub-id SEEDS=0,1,2 WORKERS=2 ARGS="--epochs=3"
+# `make help` lists the targets. Those of sweeps take PROFILE, MODEL, DATA, SEEDS, WORKERS, OUT and ARGS.
 
 PYTHON ?= python3
 PROFILE ?= embedded
@@ -27,52 +24,48 @@ STUDIES := $(patsubst sweeps/studies/%.yaml,study-%,$(wildcard sweeps/studies/*.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sweeps study results dashboard figures notebook report bench docs faults install test coverage lint wheel-check $(SWEEPS) $(STUDIES)
+.PHONY: help sweeps study results live figures notebook report bench docs faults install test coverage lint wheel-check $(SWEEPS) $(STUDIES)
 
 help:
-	@echo 'Sweeps: run what is missing, print the table, draw the figures'
-	@for sweep in $(SWEEPS); do printf '  %-20s %s\n' $$sweep "$$(sed -n '1s/^# //p' "sweeps/$${sweep#sweep-}.yaml")"; done
-	@printf '\nStudies: choose settings run by run\n'
-	@for study in $(STUDIES); do \
-		printf '  %-20s %s\n' $$study "$$(sed -n '1s/^# //p' "sweeps/studies/$${study#study-}.yaml")"; done
-	@awk -F ':.*## ' '/^##@ /{print "\n" substr($$0, 5)} /^[a-z-]+:.*## /{printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nExamples\n'
-	@sed -n 's/^# *\(make .*\)/  \1/p' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z$$].*:.*## /{sub(/\$$\(SWEEPS\)/, "sweep-NAME", $$1); sub(/\$$\(STUDIES\)/, "study-NAME", $$1); \
+		printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nNAME of a sweep: %s\n' '$(patsubst sweep-%,%,$(SWEEPS))' | fold -s -w 98
+	@printf 'NAME of a tuning study: %s\n\n' '$(patsubst study-%,%,$(STUDIES))'
+	@echo 'make sweep-splits PROFILE=paper SEEDS=0,1,2 WORKERS=2 ARGS="--epochs=3"   and MODEL, DATA, OUT'
 
-$(SWEEPS): sweep-%: $(INSTALLED)
+$(SWEEPS): sweep-%: $(INSTALLED)  ## run what is missing of a sweep, print its table, draw its figures
 	@$(VENV)/bin/python -m sweeps $(call quoted,$*) --analyse $(SETTINGS)
 
-$(STUDIES): study-%: $(INSTALLED)
+$(STUDIES): study-%: $(INSTALLED)  ## choose settings run by run
 	@$(VENV)/bin/python -m sweeps $(call quoted,$@) $(SETTINGS)
 
-##@ What there is, and what the finished runs show
-
-sweeps: $(INSTALLED)  ## list the sweeps: cells, what is missing, estimated time
+sweeps: $(INSTALLED)  ## list the sweeps: what each asks, its cells, what is missing, estimated time
 	@$(VENV)/bin/python -m sweeps $(SETTINGS)
 
-dashboard: $(INSTALLED)  ## a live look: Optuna's dashboard of the queue in OUT used last, or of SWEEP, and the report so far
-	@$(VENV)/bin/python -m sweeps.live $(call option,out,$(OUT)) $(call option,sweep,$(SWEEP)) $(ARGS)
+live: $(INSTALLED)  ## look at the sweep in OUT that ran last, or at SWEEP, while it runs: queue and report
+	@$(VENV)/bin/python -m sweeps live $(call option,out,$(OUT)) $(call option,sweep,$(SWEEP)) $(ARGS)
 
-figures: $(INSTALLED)  ## every figure and table of the paper, and ours, that the finished sweeps in OUT allow
+figures: $(INSTALLED)  ## every figure and table of the paper, and ours, that the sweeps in OUT allow
 	@$(VENV)/bin/python -m analysis all $(call option,out,$(OUT)) $(ARGS)
-
-notebook: $(INSTALLED)  ## the notebook of the ablations, executed on the sweeps in OUT: OUT/ablations.ipynb
-	@$(VENV)/bin/python -m analysis.notebook $(call quoted,$(OUT))
 
 report: $(INSTALLED)  ## one HTML page with all figures, tables and tests: OUT/report.html
 	@$(VENV)/bin/python -m analysis report $(call option,out,$(OUT)) $(ARGS)
 
+notebook: $(INSTALLED)  ## the notebook of the ablations, executed on the sweeps in OUT
+	@$(VENV)/bin/python -m analysis notebook $(call option,out,$(OUT))
+
 results study: PROFILE = study
 results study: OUT = results
 
-results: $(INSTALLED)  ## the page of measured results, docs/measured.md, from the committed runs: trains nothing
-	@$(VENV)/bin/python -m study.results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE))
+study: $(INSTALLED)  ## run what is missing of the whole study, then make results; days, any part resumable
+	@$(VENV)/bin/python -m sweeps study $(SETTINGS)
+	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE)))
 
-study: $(INSTALLED)  ## run what is missing of the whole study, its time first, then make results; days, any part resumable
-	@$(VENV)/bin/python -m study $(SETTINGS)
-	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m study.results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE)))
+results: $(INSTALLED)  ## the page of measured results, from the committed runs: trains nothing
+	@$(VENV)/bin/python -m analysis results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE))
 
-##@ The code
+bench: $(INSTALLED)  ## what a step costs beside ADAM's; sizes by ARGS="--layers=12 --width=384"
+	@$(VENV)/bin/python -m train.bench $(ARGS)
 
 # The whole suite: a process a core, up to four (each takes a GB), one thread each. With ARGS: one process, plain pytest.
 PROCESSES = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
@@ -89,20 +82,17 @@ lint: $(INSTALLED)  ## ruff and mypy
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 
-wheel-check: $(INSTALLED)  ## the wheel in new environments, with the oldest torch and the newest: some GB, and an hour
-	@$(VENV)/bin/python -m nox $(ARGS)
-
 docs: $(INSTALLED)  ## the site in build/site, with the API from docstrings; a warning is an error
 	@$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
 	@echo "build/site/index.html"
 
-faults: $(INSTALLED)  ## kill and stop runs and sweeps, spoil their files, half an hour; what comes of it: docs/faults.md
+faults: $(INSTALLED)  ## kill and stop runs and sweeps, spoil their files: docs/faults.md; half an hour
 	@$(VENV)/bin/python -m pytest -p tests.fault_page -m '' $$(grep -lw fault tests/test_*.py)
 
-bench: $(INSTALLED)  ## what a step costs beside Adam's; sizes by ARGS, as in ARGS="--layers=12 --width=384 --batch=32"
-	@$(VENV)/bin/python -m train.bench $(ARGS)
+wheel-check: $(INSTALLED)  ## the wheel in new environments, oldest torch and newest: some GB, an hour
+	@$(VENV)/bin/python -m nox $(ARGS)
 
-install: $(INSTALLED)  ## make .venv with the pinned packages; every target does this where it is needed
+install: $(INSTALLED)  ## make .venv with the pinned packages; every target does so where needed
 
 $(INSTALLED): requirements.txt
 	@$(call quoted,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -1,10 +1,9 @@
-"""python -m analysis NAME: a figure, a table, or all of a sweep.
+"""python -m analysis NAME: what the finished runs show.
 
-python -m analysis fig3                         one figure or table of the paper, or of ours (the list is below)
-python -m analysis all                          every figure and table that the finished sweeps allow
-python -m analysis splits                       a sweep's own tables and figures
-python -m analysis report                       one HTML page with everything
-python -m analysis fig3 --out=wandb:ENTITY/PROJECT        from a W&B project; offline:FOLDER from offline W&B runs
+python -m analysis fig3                                    one figure or table (the list is below)
+python -m analysis splits                                  a sweep's own tables and figures
+python -m analysis fig3 --out=wandb:ENTITY/PROJECT         from a W&B project; offline:FOLDER from offline W&B runs
+python -m analysis add runs                                put finished runs into results/*.parquet
 """
 
 from train import stopping
@@ -13,13 +12,85 @@ if __name__ == "__main__":  # to its end: what it has half written, the same com
     stopping.end_at_once("stopped")
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
-from train.arguments import Parser, folder
-from train.errors import InputError, one_line, writing
+from train.arguments import Parser, any_terminal, folder
+from train.errors import InputError, one_line
 
-from .command import status
+ALL = "all"
+COMMANDS = {
+    "report": (".report", "one HTML page with every figure and table: <out>/report.html"),
+    "results": (".results", "the page of measured results: docs/measured.md"),
+    "notebook": (".notebook", "the notebook of the ablations, executed: <out>/ablations.ipynb"),
+    "add": (".archive", "add the finished runs of a folder to the archives: results/<sweep>.parquet"),
+    "publish": (".publish", "log a sweep's tables and figures to W&B"),
+    "workspaces": (".workspaces", "W&B workspaces, with a view for each figure"),
+}
+"""what has arguments of its own -> the module whose `main` makes it, and what it is"""
+
+
+def main(args: list[str]) -> int:
+    """Returns the exit status: 0, or 2 with one line on the standard error if it cannot be done."""
+    any_terminal()
+    try:
+        if args and args[0] in COMMANDS:
+            print(importlib.import_module(COMMANDS[args[0]][0], __package__).main(args[1:]))
+        else:
+            _show(args)
+    except InputError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _show(args: list[str]) -> None:
+    from .exhibits import EXHIBITS
+
+    listed = {name: about for name, (_, about) in COMMANDS.items()} | {ALL: "every one of these figures and tables:"}
+    listed |= {name: exhibit.title for name, exhibit in EXHIBITS.items()}
+    parser = Parser(
+        prog="python -m analysis",
+        description=__doc__,
+        epilog="\n".join(f"  {name:16} {about}" for name, about in listed.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", help="one of the list below, or a sweep that has been started")
+    parser.add_argument(
+        "--out", default="runs", help="where the sweeps are: a folder, offline:FOLDER, wandb:ENTITY/PROJECT [runs]"
+    )
+    parser.add_argument("--sweep", help="the sweep to take, where it is not NAME or the one that is usual")
+    parser.add_argument("--profile", help="whose runs are taken, where there are several profiles")
+    parser.add_argument("--allow-missing", action="store_true", help="a partial look, before all cells have finished")
+    options = parser.parse_args(args)
+    folder("out", options.out)
+    if options.name == ALL:
+        _everything(options)
+        return
+    if options.name in EXHIBITS:
+        text, files = exhibit(options.name, options.out, options.sweep, options.allow_missing, options.profile)
+    else:
+        text, files = sweep_tables(options.out, options.sweep or options.name, options.allow_missing, options.profile)
+    print(*filter(None, [text, *map(str, files)]), sep="\n")
+
+
+def exhibit(name: str, out: str, sweep: str | None, allow_missing: bool, profile: str | None) -> tuple[str, list[Path]]:
+    """Make and write one figure or one group of tables.
+
+    Returns:
+        The tables in Markdown (a figure has none), and the files written.
+
+    Raises:
+        InputError: as in `analysis.load`, `analysis.exhibits.make` and `save`.
+    """
+    from . import exhibits, formats, sources
+
+    runs = sources.load(out, exhibits.source(name, out, sweep), allow_missing, profile)
+    shown = exhibits.make(name, runs)
+    files = exhibits.save(f"{name}-{runs.label}", shown, runs)
+    return formats.markdown(shown) if isinstance(shown, list) else "", files
 
 
 def sweep_tables(
@@ -47,24 +118,7 @@ def sweep_tables(
     return formats.markdown(shown), files
 
 
-def exhibit(name: str, out: str, sweep: str | None, allow_missing: bool, profile: str | None) -> tuple[str, list[Path]]:
-    """Make and write one figure or one group of tables.
-
-    Returns:
-        The tables in Markdown (a figure has none), and the files written.
-
-    Raises:
-        InputError: as in `analysis.load`, `analysis.exhibits.make` and `save`.
-    """
-    from . import exhibits, formats, sources
-
-    runs = sources.load(out, exhibits.source(name, out, sweep), allow_missing, profile)
-    shown = exhibits.make(name, runs)
-    files = exhibits.save(f"{name}-{runs.label}", shown, runs)
-    return formats.markdown(shown) if isinstance(shown, list) else "", files
-
-
-def everything(options: argparse.Namespace) -> None:
+def _everything(options: argparse.Namespace) -> None:
     """Make every figure and table that can be made. For each other one a line says why not."""
     from .exhibits import EXHIBITS
 
@@ -79,67 +133,6 @@ def everything(options: argparse.Namespace) -> None:
         print(f"{name:16} {' '.join(map(str, files))}")
     if not made:
         raise InputError(f"no figure or table can be made from {options.out}")
-
-
-def write_report(options: argparse.Namespace) -> Path:
-    """Write `<out>/report.html`.
-
-    Raises:
-        InputError: as in `analysis.report.page`, or the folder cannot be written.
-    """
-    from .report import page
-    from .sources import folder_of
-
-    text = page(options.out, options.allow_missing, options.profile)
-    path = folder_of(options.out) / "report.html"
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return path
-
-
-def main(args: list[str]) -> int:
-    return status(lambda: _main(args))
-
-
-def _main(args: list[str]) -> None:
-    if args[:1] == ["dashboard"]:
-        from . import dashboard
-
-        print(dashboard.main(args[1:]))
-        return
-    from .exhibits import EXHIBITS
-
-    parser = Parser(
-        prog="python -m analysis",
-        description=__doc__,
-        epilog="\n".join(f"  {name:16} {exhibit.title}" for name, exhibit in EXHIBITS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("name", metavar="NAME", help="a figure or table, all, or a sweep that has been started")
-    parser.add_argument(
-        "--out", default="runs", help="where the sweeps are: a folder, offline:FOLDER, wandb:ENTITY/PROJECT"
-    )
-    parser.add_argument("--sweep", help="the sweep to take, where it is not NAME or the one that is usual")
-    parser.add_argument("--profile", help="whose runs are taken, where a W&B project has several profiles")
-    parser.add_argument("--allow-missing", action="store_true", help="a partial look, before all cells have finished")
-    options = parser.parse_args(args)
-    folder("out", options.out)
-    if options.name == "report":
-        print(write_report(options))
-        return
-    if options.name == "all":
-        everything(options)
-        return
-    if options.name in EXHIBITS:
-        text, files = exhibit(options.name, options.out, options.sweep, options.allow_missing, options.profile)
-    else:
-        text, files = sweep_tables(options.out, options.sweep or options.name, options.allow_missing, options.profile)
-    if text:
-        print(text)
-    for file in files:
-        print(file)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@
 #
 # How many components should have a step size of their own, should components with vanishing step sizes be merged, and
 # what does the batch size change? Each part loads one sweep, tabulates it, plots it and tests it; no number below is
-# written by hand. `make sweep-splits`, `make sweep-merging` and `make sweep-batch-sizes` make the runs.
+# written by hand. `make sweep-splits`, `make sweep-merging` and `make sweep-batches` make the runs.
 #
 # `SOURCE` may as well be `"wandb:ENTITY/PROJECT"` or `"offline:FOLDER"`: the tables are the same.
 
@@ -27,7 +27,7 @@ import pandas as pd
 from IPython.display import Image, Markdown, display
 
 from analysis import compare, exhibits, figures, formats, load, stats, words
-from analysis.compare import ACCURACY, LOSS
+from analysis.compare import LOSS, SCORE
 
 SOURCE = os.environ.get("ANALYSIS_SOURCE", "runs")
 pd.set_option("display.width", 120)
@@ -75,7 +75,7 @@ draw(exhibits.convergence(runs))
 # %%
 show(*exhibits.differences(runs, LOSS), *exhibits.ranking(runs, LOSS))
 verdict(runs, LOSS)
-verdict(runs, ACCURACY)
+verdict(runs, SCORE)
 
 # %% [markdown]
 # The step sizes of all components of one run. If lines lie on one another, no search has told these components apart:
@@ -112,7 +112,7 @@ verdict(runs, LOSS)
 # batch makes more steps, but each search sees a noisier loss.
 
 # %%
-runs = load(SOURCE, "batch-sizes")
+runs = load(SOURCE, "batches")
 show(exhibits.means(runs))
 draw(exhibits.by_batch(runs))
 

@@ -8,8 +8,8 @@ import pandas as pd
 
 from train.candidates import BASELINE, reads
 
-from . import stats
-from .compare import ACCURACY, ALL
+from . import metrics, stats
+from .compare import ALL, SCORE, Measure, kinds_of_devices, named
 from .curves import courses
 from .runs import Arm, Runs
 
@@ -120,6 +120,7 @@ class Budget(NamedTuple):
 
     tuned: pd.DataFrame
     untuned: list[Untuned]
+    measure: Measure
 
 
 class Rates(NamedTuple):
@@ -132,6 +133,7 @@ class Rates(NamedTuple):
 
     tuned: dict[Arm, pd.DataFrame]
     untuned: dict[Arm, stats.Estimate]
+    measure: Measure
 
 
 def rates(runs: Runs) -> Rates:
@@ -140,14 +142,14 @@ def rates(runs: Runs) -> Rates:
     tuned: dict[Arm, pd.DataFrame] = {}
     untuned: dict[Arm, stats.Estimate] = {}
     for key, table in runs.table.groupby(by, sort=False, dropna=False):
-        table = table.assign(accuracy=ACCURACY.scale * table[ACCURACY.column])
+        table = table.assign(accuracy=SCORE.scale * table[SCORE.column])
         arm = runs.arm_of(by, key)
         if reads(table["optimizer"].iloc[0], "learning_rate"):
             rows = stats.summarise(table, ["learning_rate"], "accuracy").astype({"learning_rate": float})
             tuned[arm] = rows.set_index("learning_rate").sort_index()
         else:
             untuned[arm] = stats.estimate(table["accuracy"])
-    return Rates(tuned, untuned)
+    return Rates(tuned, untuned, named(SCORE, runs))
 
 
 class Hindsight(NamedTuple):
@@ -157,25 +159,28 @@ class Hindsight(NamedTuple):
         conditions: conditions of the row, in the order of `Hindsights.by`. If all are ALL, it is the mean over them.
         untuned, tuned: the two arms, without the learning rate.
         rate: the best rate of this condition; None in the mean.
-        difference: untuned minus tuned accuracy in points, paired over seeds. In the mean it is over the means of each
+        difference: untuned minus tuned score in points, paired over seeds. In the mean it is over the means of each
             seed.
         cost: CPU seconds of training of an untuned run over those of a tuned one, as geometric mean over pairs in which
             both have some. If no run has CPU seconds, it is of seconds.
+        devices: whether the runs of some pair are of different kinds of devices; then the difference has no interval.
     """
 
     conditions: Arm
     untuned: Arm
     tuned: Arm
     rate: float | None
-    accuracy: stats.Estimate
+    score: stats.Estimate
     at_best: stats.Estimate
     difference: stats.Estimate
     cost: stats.Estimate
+    devices: bool
 
 
 class Hindsights(NamedTuple):
     by: list[str]
     settings: list[str]
+    metric: str
     rows: list[Hindsight]
 
 
@@ -184,7 +189,7 @@ def hindsight(runs: Runs) -> Hindsights:
     by = [key for key in runs.compared if key != "learning_rate"]
     conditions = runs.conditions or ["task"]
     table = runs.table.assign(
-        accuracy=ACCURACY.scale * runs.table[ACCURACY.column], cost=runs.table["run_id"].map(_cost(runs))
+        accuracy=SCORE.scale * runs.table[SCORE.column], cost=runs.table["run_id"].map(_cost(runs))
     )
     columns = [*conditions, "seed"]
     of_arm: dict[Arm, pd.DataFrame] = {}
@@ -203,12 +208,16 @@ def hindsight(runs: Runs) -> Hindsights:
             if len(groups) > 1:
                 groups.append((tuple(ALL for _ in conditions), pairs))
             rows += [_hindsight(condition, arm, other, each) for condition, each in groups]
-    return Hindsights(conditions, by, rows)
+    return Hindsights(conditions, by, metrics.name(runs.table["task"].unique()), rows)
 
 
 def _hindsight(condition: Arm, arm: Arm, other: Arm, pairs: pd.DataFrame) -> Hindsight:
     seeds = pairs.groupby(level="seed")  # one row for each arm of a condition
     rates = pairs["learning_rate_tuned"].unique()
+    difference = stats.estimate(seeds["accuracy"].mean() - seeds["accuracy_tuned"].mean())
+    devices = bool((kinds_of_devices(pairs["device"]) != kinds_of_devices(pairs["device_tuned"])).any())
+    if devices:
+        difference = difference._replace(standard_error=math.nan, low=math.nan, high=math.nan)
     return Hindsight(
         condition,
         arm,
@@ -216,8 +225,9 @@ def _hindsight(condition: Arm, arm: Arm, other: Arm, pairs: pd.DataFrame) -> Hin
         float(rates[0]) if condition[0] != ALL else None,
         stats.estimate(seeds["accuracy"].mean()),
         stats.estimate(seeds["accuracy_tuned"].mean()),
-        stats.estimate(seeds["accuracy"].mean() - seeds["accuracy_tuned"].mean()),
+        difference,
         stats.geometric(np.log(pairs["cost"] / pairs["cost_tuned"]).dropna()),
+        devices,
     )
 
 
@@ -233,7 +243,7 @@ def budget(runs: Runs) -> Budget:
     """What tuning costs, if all choices of k learning rates are equally likely and each rate costs a whole run."""
 
     def percent(table: pd.DataFrame) -> Any:
-        return ACCURACY.scale * table[ACCURACY.column]
+        return SCORE.scale * table[SCORE.column]
 
     tuned = runs.table[runs.table["optimizer"] == BASELINE.key]
     best = [stats.best_of(percent(of_seed)) for _, of_seed in tuned.groupby("seed")]
@@ -244,4 +254,4 @@ def budget(runs: Runs) -> Budget:
         Untuned(str(optimizer), stats.estimate(percent(of_arm)), float(of_arm["time/total"].mean()) / seconds)
         for optimizer, of_arm in others
     ]
-    return Budget(stats.mean_curve(curves), untuned)
+    return Budget(stats.mean_curve(curves), untuned, named(SCORE, runs))

@@ -1,6 +1,6 @@
 """Numbers over training: for each arm the mean over seeds and its standard error. `figures` draws them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,13 +10,15 @@ import pandas as pd
 from train.candidates import BASELINE
 
 from . import stats
-from .compare import ACCURACY, TRIALS, Measure
+from .compare import SCORE, TRIALS, Measure, named
 from .runs import Arm, Runs
 
 SMOOTHED_EPOCHS = 0.5
 """span of the moving average of the training loss, in epochs"""
 STEP_SIZE = "step_size/"
 RATE = "learning_rate"
+OverSeeds = Callable[[Sequence[pd.Series]], pd.DataFrame]
+"""the curves of an arm's runs -> columns over x"""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Curves:
     Args:
         x: samples, steps or epochs.
         y: what the number is, with its unit.
-        of_arm: columns mean and standard_error over x. They are NaN from where on a run has blown up.
+        of_arm: columns over x: mean and standard_error, or median, lowest and highest of the seeds. They are NaN from
+            where on a run has blown up.
         decades: whether it spans decades, and is drawn on a log scale.
         evaluated: the epochs that have a value, if not all have one.
         counts: whether it counts something.
@@ -93,9 +96,9 @@ def courses(runs: Runs) -> tuple[pd.DataFrame, list[str], list[float | None]]:
     return pd.DataFrame(rows), by, list(rates)
 
 
-def accuracy(runs: Runs) -> Curves:
-    """Validation accuracy in percent after each epoch that was evaluated."""
-    return by_epoch(runs, ACCURACY)
+def score(runs: Runs) -> Curves:
+    """The metric that judges the task, in percent, after each epoch that was evaluated."""
+    return by_epoch(runs, named(SCORE, runs))
 
 
 def by_epoch(runs: Runs, measure: Measure) -> Curves:
@@ -133,12 +136,15 @@ def mean_step_size(runs: Runs) -> Curves:
 
 
 def smallest_step_size(runs: Runs) -> Curves:
-    """Smallest step size of all components."""
-    return Curves("steps", "smallest step size", _of_step_sizes(runs, lambda sizes: sizes.min(axis=1)), decades=True)
+    """Smallest step size of all components: median and range of the seeds, as a mean would hide one that collapses."""
+    curves = _of_step_sizes(runs, lambda sizes: sizes.min(axis=1), stats.median_curve)
+    return Curves("steps", "smallest step size", curves, decades=True)
 
 
-def _of_step_sizes(runs: Runs, of: Callable[[pd.DataFrame], pd.Series]) -> dict[Arm, pd.DataFrame]:
-    return _curves(runs, runs.steps, lambda _, run: _of_steps(run, of(_sizes(run))))
+def _of_step_sizes(
+    runs: Runs, of: Callable[[pd.DataFrame], pd.Series], over_seeds: OverSeeds = stats.mean_curve
+) -> dict[Arm, pd.DataFrame]:
+    return _curves(runs, runs.steps, lambda _, run: _of_steps(run, of(_sizes(run))), over_seeds)
 
 
 def _of_steps(run: pd.DataFrame, values: pd.Series) -> pd.Series:
@@ -146,10 +152,13 @@ def _of_steps(run: pd.DataFrame, values: pd.Series) -> pd.Series:
 
 
 def _curves(
-    runs: Runs, lines: pd.DataFrame, of_run: Callable[[str, pd.DataFrame], pd.Series]
+    runs: Runs,
+    lines: pd.DataFrame,
+    of_run: Callable[[str, pd.DataFrame], pd.Series],
+    over_seeds: OverSeeds = stats.mean_curve,
 ) -> dict[Arm, pd.DataFrame]:
     return {
-        arm: stats.mean_curve(
+        arm: over_seeds(
             [of_run(str(run_id), run) for run_id, run in of_arm.groupby("run_id", observed=True, sort=False)]
         )
         for arm, of_arm in _arms(runs, lines)

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from train.candidates import BASELINE
 
 from . import words
-from .compare import ACCURACY, Measure
+from .compare import Measure
 from .costs import Budget, Rates
 from .curves import Curves
 from .looks import Look, Looks, of_candidate
@@ -26,7 +26,7 @@ X_NAMES = {"samples": "training samples processed", "steps": "optimizer steps", 
 
 
 def curves(axes: Axes, shown: Curves, looks: Looks) -> None:
-    """A line for each arm, with a band of one standard error around it; of a single value a point with a bar."""
+    """A line for each arm with a band: mean ± one standard error, or median and range. A single value is a point."""
     if shown.once:
         _points(axes, shown, looks)
     else:
@@ -52,9 +52,14 @@ def curves(axes: Axes, shown: Curves, looks: Looks) -> None:
 
 
 def _curve(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
-    low, high = curve["mean"] - curve["standard_error"], curve["mean"] + curve["standard_error"]
+    if "median" in curve:
+        middle, low, high = curve["median"], curve["lowest"], curve["highest"]
+        axes.plot(curve.index, low, color=look.style["color"], linewidth=0.6, alpha=0.6)  # the axis reaches down to it
+    else:
+        middle = curve["mean"]
+        low, high = middle - curve["standard_error"], middle + curve["standard_error"]
     axes.fill_between(curve.index, low, high, color=look.style["color"], alpha=0.15, linewidth=0)
-    axes.plot(curve.index, curve["mean"], label=look.label, **look.style)
+    axes.plot(curve.index, middle, label=look.label, **look.style)
 
 
 def _points(axes: Axes, shown: Curves, looks: Looks) -> None:
@@ -115,7 +120,7 @@ def budget(axes: Axes, found: Budget, looks: Looks) -> None:
         axes.axhline(mean, color=style["color"], linewidth=0.8, linestyle=":")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel=f"training time, in runs of {BASELINE.name}", ylabel=ACCURACY.name)
+    axes.set(xlabel=f"training time, in runs of {BASELINE.name}", ylabel=found.measure.name)
 
 
 def rates(axes: Axes, found: Rates, looks: Looks) -> None:
@@ -133,7 +138,7 @@ def rates(axes: Axes, found: Rates, looks: Looks) -> None:
     values = sorted({rate for curve in found.tuned.values() for rate in curve.index})
     axes.set_xticks(values, [_power(rate, 0) for rate in values])
     axes.minorticks_off()
-    axes.set(xlabel="peak learning rate", ylabel=ACCURACY.name)
+    axes.set(xlabel="peak learning rate", ylabel=found.measure.name)
 
 
 def log_scale(axes: Axes) -> None:

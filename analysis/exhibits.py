@@ -14,7 +14,7 @@ from train.errors import InputError, writing
 from train.folder import SweepFolder
 
 from . import compare, costs, curves, drawing, figures, formats, lead, sources, tables, words
-from .compare import ACCURACY, LOSS, SECONDS, TRIALS, Measure
+from .compare import LOSS, SCORE, SECONDS, TRIALS, Measure
 from .curves import Curves
 from .figures import Panel
 from .formats import Table
@@ -28,7 +28,7 @@ Shown = Figure | list[Table]
 
 def means(runs: Runs) -> Table:
     """A row for each arm: accuracy, loss, trials and seconds over its seeds."""
-    of = {measure: compare.means(runs, measure) for measure in (ACCURACY, LOSS, TRIALS, SECONDS)}
+    of = {measure: compare.means(runs, measure) for measure in (compare.named(SCORE, runs), LOSS, TRIALS, SECONDS)}
     return tables.means(of, runs.by, words.heading(runs))
 
 
@@ -51,13 +51,13 @@ def grid(runs: Runs, measure: Measure) -> Table:
 
 def of_sweep(runs: Runs) -> list[Table]:
     """The table of means, then tests of last-epoch loss and of accuracy: against the first arm, of all pairs."""
-    tested = [differences(runs, LOSS), differences(runs, ACCURACY), ranking(runs, LOSS), ranking(runs, ACCURACY)]
+    tested = [differences(runs, LOSS), differences(runs, SCORE), ranking(runs, LOSS), ranking(runs, SCORE)]
     return [means(runs), *(table for of_one in tested for table in of_one)]
 
 
 def results(runs: Runs) -> list[Table]:
     """The paper's Tables I and II, and the tests."""
-    both = (ACCURACY, LOSS)
+    both = (SCORE, LOSS)
     tested = [table for measure in both for table in (*differences(runs, measure), *ranking(runs, measure))]
     return [*(grid(runs, measure) for measure in both), *tested]
 
@@ -82,8 +82,8 @@ def hindsight(runs: Runs) -> list[Table]:
 
 def convergence(runs: Runs) -> Figure:
     """The paper's Fig. 9: training loss against samples processed, validation accuracy against epochs."""
-    what = f"Training loss ({words.smoothing(runs)}) and validation accuracy"
-    return _pairs(runs, curves.training_loss, curves.accuracy, what)
+    what = f"Training loss ({words.smoothing(runs)}) and {words.score(runs)}"
+    return _pairs(runs, curves.training_loss, curves.score, what)
 
 
 def merging(runs: Runs) -> Figure:
@@ -97,9 +97,9 @@ def losses(runs: Runs, lines: Sequence[str] | None = None) -> Figure:
     return _panels(runs, curves.training_loss, f"Training loss ({words.smoothing(runs)})", lines)
 
 
-def accuracies(runs: Runs) -> Figure:
-    """The paper's Figs. 4 and 6: validation accuracy from the end of the first epoch on."""
-    return _panels(runs, curves.accuracy, "Validation accuracy from the end of the first epoch on")
+def scores(runs: Runs) -> Figure:
+    """The paper's Figs. 4 and 6: validation accuracy, or what judges the task, from the end of the first epoch on."""
+    return _panels(runs, curves.score, f"{words.begin(words.score(runs))} from the end of the first epoch on")
 
 
 def by_batch(runs: Runs) -> Figure:
@@ -114,7 +114,7 @@ def average_step_sizes(runs: Runs) -> Figure:
 
 def smallest_step_sizes(runs: Runs) -> Figure:
     """The smallest step size of all components: does it collapse with a strict test, and not with a tolerant one?"""
-    return _panels(runs, curves.smallest_step_size, "Smallest step size of all components")
+    return _panels(runs, curves.smallest_step_size, "Smallest step size of all components", over_seeds=words.MEDIAN)
 
 
 def trials(runs: Runs) -> Figure:
@@ -124,9 +124,12 @@ def trials(runs: Runs) -> Figure:
 
 def one_component(runs: Runs) -> Figure:
     """The paper's Fig. 1: one component's step size over a run, the component whose step size falls lowest."""
-    lowest = curves.lowest_component(runs.searching())
+    searching = runs.searching()
+    lowest = curves.lowest_component(searching)
     what = f"Step size of the component {words.component(*lowest.sizes)!r} after every step"
-    return figures.component(lowest, words.caption_of_run(runs, lowest.run_id, what))
+    caption = words.caption_of_run(runs, lowest.run_id, what)
+    caption += f" It is shown because no step size in the {len(searching.table)} runs with a search falls lower."
+    return figures.component(lowest, caption)
 
 
 def step_sizes(runs: Runs) -> Figure:
@@ -149,7 +152,7 @@ def cost(runs: Runs) -> Figure:
 def budget(runs: Runs) -> Figure:
     """What ADAM costs until it is as good: expected validation accuracy of the best of k learning rates."""
     rates = ", ".join(words.level(rate) for rate in sorted(runs.table["learning_rate"].dropna().unique()))
-    what = f"Expected validation accuracy of the best of k of {BASELINE.name}'s learning rates (k from left to "
+    what = f"Expected {words.score(runs)} of the best of k of {BASELINE.name}'s learning rates (k from left to "
     what += f"right, each a whole run; chosen from {rates} on the rows shown, which favours {BASELINE.name}) "
     what += "beside one run of a line search"
     lines = [key for key in runs.varied if key in ("optimizer", "learning_rate")]
@@ -160,7 +163,9 @@ def rates(runs: Runs) -> Figure:
     """Accuracy over ADAM's learning rate, and the accuracy of candidates that need none."""
     lines = [key for key in runs.compared if key != "learning_rate"] or ["optimizer"]
     parts = _parts(runs, [*runs.compared], costs.rates)
-    what = f"Validation accuracy over the peak learning rate of {BASELINE.name}, and as levels that of the "
+    what = (
+        f"{words.begin(words.score(runs))} over the peak learning rate of {BASELINE.name}, and as levels that of the "
+    )
     what += "optimizers that have none"
     caption = words.caption(runs, lines, what)
     return figures.panels(parts, _looks(runs, lines), caption, draw=drawing.rates)
@@ -172,6 +177,7 @@ def _panels(
     what: str,
     lines: Sequence[str] | None = None,
     draw: Callable[..., None] = drawing.curves,
+    over_seeds: str = words.MEAN,
 ) -> Figure:
     """A panel for each value of a setting that is not shown as lines: each task, or each optimizer.
 
@@ -181,11 +187,12 @@ def _panels(
         numbers: the runs of a panel -> their numbers.
         what: the caption's first words.
         lines: the varied settings whose values are the lines of a panel; None: the alternatives.
+        over_seeds: what the numbers are over seeds.
     """
     lines = runs.compared if lines is None else lines
     shared = set(runs.compared) > set(lines)
     shown = _parts(runs, lines, numbers)
-    caption = words.caption(runs, lines, what, _errors([panel.numbers for panel in shown]))
+    caption = words.caption(runs, lines, what, _errors([panel.numbers for panel in shown]), over_seeds)
     return figures.panels(shown, _looks(runs, lines), caption, shared, draw)
 
 
@@ -230,7 +237,7 @@ class Exhibit(NamedTuple):
     make: Callable[[Runs], Shown]
 
 
-SMALL, FULL = ("small",), ("full",)
+SMALL, FULL = ("paper", "mended"), ("long", "full")
 EXHIBITS = {
     "table1": Exhibit("results on the small tasks (Table I)", SMALL, ("optimizer",), results),
     "table2": Exhibit("results on the full tasks (Table II)", FULL, ("optimizer",), results),
@@ -244,13 +251,13 @@ EXHIBITS = {
     "fig1": Exhibit("one component's step size over a run (Fig. 1)", ("merging", *SMALL, "splits"), (), one_component),
     "fig2": Exhibit("merge thresholds (Fig. 2)", ("merging",), ("merge_threshold",), merging),
     "fig3": Exhibit("training loss, small tasks (Fig. 3)", SMALL, ("optimizer",), losses),
-    "fig4": Exhibit("validation accuracy, small tasks (Fig. 4)", SMALL, ("optimizer",), accuracies),
+    "fig4": Exhibit("validation accuracy, small tasks (Fig. 4)", SMALL, ("optimizer",), scores),
     "fig5": Exhibit("training loss, full tasks (Fig. 5)", FULL, ("optimizer",), losses),
-    "fig6": Exhibit("validation accuracy, full tasks (Fig. 6)", FULL, ("optimizer",), accuracies),
+    "fig6": Exhibit("validation accuracy, full tasks (Fig. 6)", FULL, ("optimizer",), scores),
     "fig7": Exhibit(
         "average step size beside ADAM's schedule (Fig. 7)", (*FULL, *SMALL), ("optimizer",), average_step_sizes
     ),
-    "fig8": Exhibit("batch sizes (Fig. 8)", ("batch-sizes",), ("batch_size",), by_batch),
+    "fig8": Exhibit("batch sizes (Fig. 8)", ("batches",), ("batch_size",), by_batch),
     "fig9": Exhibit("splits (Fig. 9)", ("splits",), ("split",), convergence),
     "step-sizes": Exhibit("step sizes of all components of a run", ("splits", *SMALL, "merging"), (), step_sizes),
     "cost": Exhibit("seconds and trials a step", (*SMALL, "splits"), (), cost),
@@ -268,19 +275,19 @@ EXHIBITS = {
     "interval-curves": Exhibit("steps between searches", ("interval",), ("max_interval",), convergence),
     "rates": Exhibit(
         "accuracy over ADAM's learning rate, and what needs none",
-        ("untuned", "learning-rates", "first-look"),
+        ("rates", "budget", "first-look"),
         ("learning_rate",),
         rates,
     ),
     "hindsight": Exhibit(
         "what needs no learning rate, against the best one that hindsight finds",
-        ("untuned", "learning-rates"),
+        ("rates", "budget"),
         ("learning_rate",),
         hindsight,
     ),
     "budget": Exhibit(
         "ADAM's tuning budget: accuracy by learning rates tried",
-        ("learning-rates",),
+        ("budget",),
         ("learning_rate",),
         budget,
     ),

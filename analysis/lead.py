@@ -8,8 +8,8 @@ import pandas as pd
 
 from train.candidates import BASELINE
 
-from . import stats
-from .compare import ACCURACY
+from . import metrics, stats
+from .compare import SCORE
 from .curves import courses
 from .runs import Arm, Runs
 
@@ -38,7 +38,7 @@ class Lead(NamedTuple):
         conditions: the conditions and other settings, in the order of `Leads.by`.
         rate: the learning rate; None for an optimizer that has none, or if the sweep does not vary it.
         losses: mean training loss of each of QUARTERS of the run.
-        accuracies: validation accuracy in percent after each of `Leads.epochs`.
+        scores: the metric that judges the task, in percent, after each of `Leads.epochs`.
         passes: for each of `Leads.rates`; None for the arm itself, or where there is no run at this rate.
     """
 
@@ -46,18 +46,19 @@ class Lead(NamedTuple):
     optimizer: str
     rate: float | None
     losses: list[stats.Estimate]
-    accuracies: list[stats.Estimate]
+    scores: list[stats.Estimate]
     passes: list[Pass | None]
 
 
 class Leads(NamedTuple):
-    """The arms, the baseline's rates, and the first and the last epoch after which runs were evaluated.
+    """The arms, the baseline's rates, the metric that judges the tasks, and the first and the last epoch with a value.
 
     A sweep that does not vary the learning rate has None as its only rate.
     """
 
     by: list[str]
     rates: list[float | None]
+    metric: str
     epochs: list[float]
     rows: list[Lead]
 
@@ -71,25 +72,25 @@ def leads(runs: Runs) -> Leads:
         InputError: the sweep does not have the baseline beside other candidates.
     """
     runs.need_baseline()
-    (table, by, rates), evaluated = courses(runs), runs.epochs.dropna(subset=ACCURACY.column)
+    (table, by, rates), evaluated = courses(runs), runs.epochs.dropna(subset=SCORE.column)
     epochs = sorted({evaluated["epoch"].min(), evaluated["epoch"].max()})
     rows = []
     for key, part in table.groupby(by, sort=False, dropna=False) if by else [((), table)]:
         arms = dict(list(part.groupby("arm", sort=False)))
         baselines = [arms.get((BASELINE.key, rate)) for rate in rates]
         for (optimizer, rate), of_arm in arms.items():
-            after = evaluated[evaluated["run_id"].isin(of_arm["run_id"])].set_index("epoch")[ACCURACY.column]
+            after = evaluated[evaluated["run_id"].isin(of_arm["run_id"])].set_index("epoch")[SCORE.column]
             rows.append(
                 Lead(
                     key,
                     optimizer,
                     rate,
                     [stats.estimate(of_quarter) for of_quarter in zip(*map(_quarters, of_arm["loss"]), strict=True)],
-                    [stats.estimate(ACCURACY.scale * after[after.index == epoch]) for epoch in epochs],
+                    [stats.estimate(SCORE.scale * after[after.index == epoch]) for epoch in epochs],
                     [None if other is None or other is of_arm else _pass(of_arm, other) for other in baselines],
                 )
             )
-    return Leads(by, rates, epochs, rows)
+    return Leads(by, rates, metrics.name(runs.table["task"].unique()), epochs, rows)
 
 
 def _pass(of_arm: pd.DataFrame, others: pd.DataFrame) -> Pass:

@@ -1,7 +1,6 @@
-"""python -m analysis.notebook OUT: makes the notebook from its script, and executes it on the sweeps in OUT."""
+"""python -m analysis notebook: makes the notebook from its script, and executes it on the sweeps in --out."""
 
 import os
-import sys
 from pathlib import Path
 
 import jupytext
@@ -9,9 +8,9 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from train.arguments import Parser, folder
 from train.errors import InputError, writing
 
-from .command import status
 from .sources import folder_of, is_tracked
 
 HERE = Path(__file__).parent
@@ -45,22 +44,21 @@ def execute(source: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def main(args: list[str]) -> int:
-    return status(lambda: _main(args))
+def main(args: list[str]) -> str:
+    """Write the notebook without results beside its script, and the executed one to `--out`. Returns both paths.
 
-
-def _main(args: list[str]) -> None:
-    if len(args) > 1 or (args and (not args[0] or args[0].startswith("-"))):
-        raise InputError(f"OUT {' '.join(args)}: allowed is one OUT, a folder, offline:FOLDER or wandb:ENTITY/PROJECT")
-    source = args[0] if args else "runs"
+    Raises:
+        InputError: as in `execute`, a wrong argument, or a file cannot be written.
+    """
+    parser = Parser(prog="python -m analysis notebook", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--out", default="runs", help="where the sweeps are: a folder, offline:FOLDER, wandb:ENTITY/PROJECT [runs]"
+    )
+    source = folder("out", parser.parse_args(args).out)
     executed = execute(source)
     made = folder_of(source) / NOTEBOOK.name
     for path, notebook in ((NOTEBOOK, build()), (made, executed)):
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(notebook, path)
-        print(path)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return f"{NOTEBOOK}\n{made}"

@@ -1,7 +1,6 @@
-"""python -m analysis.publish NAME: logs a sweep's tables and figures as media of a W&B run of their own."""
+"""python -m analysis publish NAME: logs a sweep's tables and figures as media of a W&B run of their own."""
 
 import html
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ import pandas as pd
 from train.arguments import Parser, folder
 from train.errors import InputError
 from train.folder import SweepFolder
-
-from .command import status
 
 
 def publish(out: str | Path, sweep: str) -> list[str]:
@@ -45,17 +42,14 @@ def publish(out: str | Path, sweep: str) -> list[str]:
     return list(media)
 
 
-def main(args: list[str]) -> int:
-    parser = Parser(prog="python -m analysis.publish", allow_abbrev=False)
+def main(args: list[str]) -> str:
+    """Returns a line for each key that was logged.
+
+    Raises:
+        InputError: as in `publish`, or a wrong argument.
+    """
+    parser = Parser(prog="python -m analysis publish", description=__doc__, allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help="a sweep whose tables and figures have been made")
     parser.add_argument("--out", default="runs", help="folder of the sweeps [runs]")
-
-    def run() -> None:
-        options = parser.parse_args(args)
-        print("\n".join(publish(folder("out", options.out), options.name)))
-
-    return status(run)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    options = parser.parse_args(args)
+    return "\n".join(publish(folder("out", options.out), options.name))

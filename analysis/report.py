@@ -15,9 +15,10 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from train.arguments import Parser, folder
 from train.code import commit
 from train.config import OUTSIDE_IDENTITY
-from train.errors import InputError, one_line
+from train.errors import InputError, one_line, writing
 
 from . import exhibits, figures, formats, sources, words
 from .runs import Runs
@@ -29,6 +30,27 @@ DEVIATIONS = HERE.parent / "docs" / "deviations.md"
 READABLE = 6
 """rem of the page for an inch of a figure, at least: a narrow screen scrolls it sideways, as it does a table"""
 LIBRARIES = ("numpy", "pandas", "scipy", "statsmodels", "matplotlib")
+
+
+def main(args: list[str]) -> str:
+    """Write `<out>/report.html`. Returns its path.
+
+    Raises:
+        InputError: a wrong argument, no figure or table can be made, or the folder cannot be written.
+    """
+    parser = Parser(prog="python -m analysis report", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--out", default="runs", help="where the sweeps are: a folder, offline:FOLDER, wandb:ENTITY/PROJECT [runs]"
+    )
+    parser.add_argument("--profile", help="whose runs are taken, where there are several profiles")
+    parser.add_argument("--allow-missing", action="store_true", help="a partial look, before all cells have finished")
+    options = parser.parse_args(args)
+    text = page(folder("out", options.out), options.allow_missing, options.profile)
+    path = sources.folder_of(options.out) / "report.html"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return str(path)
 
 
 def page(out: str, allow_missing: bool = False, profile: str | None = None) -> str:

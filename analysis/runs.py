@@ -12,6 +12,8 @@ import pandas as pd
 from train.candidates import BASELINE, CANDIDATES, reads
 from train.errors import InputError
 
+SCORED = "score"
+"""column: what a run has reached in the metric that judges its task, at most 1"""
 # Settings of what is learned. Results are compared within them, never between tasks.
 CONDITIONS = ("task", "subset", "data")
 UNREAD = "–"
@@ -45,8 +47,8 @@ class Runs(Sweep):
 
     Args:
         table: a row a run: every Config field, every value of its summary under its own name (`versions` as
-            `versions/<library>`); ordered by the varied settings (numbers first, then texts as in the manifest)
-            and the seed. A varied setting that the run's optimizer does not read is None.
+            `versions/<library>`), and SCORED; ordered by the varied settings (numbers first, then texts as in the
+            manifest) and the seed. A varied setting that the run's optimizer does not read is None.
         history: a row a logged line, in the same order: `run_id`, the varied settings, `seed`, then the line's keys.
         missing: the cells without a finished run; empty unless `load(..., allow_missing=True)`.
     """
@@ -97,7 +99,8 @@ class Runs(Sweep):
         Columns: `run_id`; every Config field under its own name; `diverged`; then the line's keys: `step`, `samples`
         (training rows seen so far), `epoch`, `train/loss` (of the mini-batch), `step_size/<component>`,
         `search/component`, `search/trials`, `search/accepted`, `search/merged`, `time/step` (seconds), and after an
-        epoch `eval/accuracy` (0 to 1), `eval/loss`, `train/epoch_loss`, `time/total` (seconds).
+        epoch `score` (the metric that judges the task, at most 1), `eval/<metric>`, `eval/loss`, `train/epoch_loss`,
+        `time/total` (seconds).
         Settings are categories, so that each one takes a byte a line.
         """
         lines = self.history.drop(columns=[*self.varied, "seed"])

@@ -302,12 +302,30 @@ def smooth(values: pd.Series, span: float) -> pd.Series:
     return values.ewm(span=span).mean().where(np.isfinite(values).cummin())
 
 
+def median_curve(curves: Sequence[pd.Series]) -> pd.DataFrame:
+    """Median and range over curves (index x, values y) at equal x: columns median, lowest, highest.
+
+    Where the curves have different x they are interpolated, and what is not finite is treated, as in `mean_curve`.
+    """
+    x, y = _at_equal_x(curves)
+    columns = {"median": np.median(y, axis=1), "lowest": y.min(axis=1), "highest": y.max(axis=1)}
+    return pd.DataFrame(columns, index=x)
+
+
 def mean_curve(curves: Sequence[pd.Series]) -> pd.DataFrame:
     """Mean and standard error over curves (index x, values y) at equal x: columns mean, standard_error.
 
     Where the curves have different x they are interpolated linearly, within the range that all of them cover. What is
     not finite in one curve is NaN in the mean; the standard error of a single curve is NaN.
     """
+    x, y = _at_equal_x(curves)
+    n = y.shape[1]
+    error = y.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    return pd.DataFrame({"mean": y.mean(axis=1), "standard_error": error}, index=x)
+
+
+def _at_equal_x(curves: Sequence[pd.Series]) -> tuple[pd.Index, np.ndarray]:
+    """The x of all curves, and a column of y for each curve."""
     x = curves[0].index
     if not all(curve.index.equals(x) for curve in curves):
         low, high = max(curve.index.min() for curve in curves), min(curve.index.max() for curve in curves)
@@ -316,6 +334,4 @@ def mean_curve(curves: Sequence[pd.Series]) -> pd.DataFrame:
         curves = [pd.Series(np.interp(x, curve.index, curve), x) for curve in curves]
     y = np.column_stack(curves).astype(float)
     y[~np.isfinite(y)] = np.nan
-    n = y.shape[1]
-    error = y.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return pd.DataFrame({"mean": y.mean(axis=1), "standard_error": error}, index=x)
+    return x, y

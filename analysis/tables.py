@@ -14,6 +14,8 @@ from .formats import Table
 from .lead import QUARTERS, Leads
 from .stats import ENUMERATED_AT_MOST, Estimate
 
+DEVICES = "Arms that ran on different kinds of devices are shown, and not tested."
+
 
 def means(of: Mapping[Measure, pd.DataFrame], settings: Sequence[str], about: str) -> Table:
     """A row for each arm: n, mean ± standard error over seeds of each measure, and the number of diverged runs.
@@ -53,6 +55,8 @@ def grid(found: Grid, about: str) -> Table:
     text += ", ".join(f"{mark} p < {bound:g}" for bound, mark in words.MARKS.items())
     text += "; paired t-test, Holm over tasks and arms"
     text += "; mean: sign-flip test over tasks and seeds, Holm over arms." if len(columns) > 1 else "."
+    if found.devices:
+        text += f" {DEVICES}"
     if found.least_p is not None:
         text += f" No sign-flip test of these pairs can go below p {words.equals(found.least_p)} before Holm."
     return Table(text, pd.DataFrame(cells))
@@ -86,6 +90,8 @@ def differences(tested: Differences) -> Table:
         )
         if tested.rows["welch"].any():
             text += " Welch: arms without common seeds, by Welch's test."
+        if tested.rows["devices"].any():
+            text += f" {DEVICES}"
         if not tested.rows["enumerated"].all():
             text += f" Over {ENUMERATED_AT_MOST} pairs it is estimated from random signs (Monte Carlo, fixed seed)."
     settings = tested.rows[[*tested.conditions, *tested.settings]]
@@ -129,14 +135,15 @@ def speeds(found: Speeds, about: str) -> Table:
             "steps": words.mean_error(row.steps, 0),
             "seconds": words.mean_error(row.seconds, 1),
             "speed-up in steps": words.factor(row.in_steps),
-            "speed-up in seconds": words.factor(row.in_seconds),
+            "speed-up in seconds": words.number(row.in_seconds.mean, 2),
         }
         for row in found.rows
     ]
     text = (
         f"Components merged, and steps and seconds of training until {BASELINE.name}'s final training loss (same seed) "
         f"is reached, both a moving average over half an epoch. {about} Speed-ups against the whole {BASELINE.name} "
-        "run: geometric mean and 95 % t interval over the runs that reached it."
+        "run: geometric mean and 95 % t interval over the runs that reached it. Seconds were not measured side by side "
+        "and have no interval."
     )
     return Table(text, pd.DataFrame(rows))
 
@@ -153,8 +160,8 @@ def leads(found: Leads, about: str) -> Table:
             cells["rate"] = words.rate(row.rate)
         for name, loss in zip(QUARTERS, row.losses, strict=True):
             cells[f"loss, {name} quarter"] = words.mean_error(loss, digits)
-        for epoch, accuracy in zip(found.epochs, row.accuracies, strict=True):
-            cells[f"accuracy after epoch {epoch:g}, %"] = words.mean_error(accuracy, 1)
+        for epoch, score in zip(found.epochs, row.scores, strict=True):
+            cells[f"{found.metric} after epoch {epoch:g}, %"] = words.mean_error(score, 1)
         for name, each in zip(names, row.passes, strict=True):
             cells[f"{name} lower at the end"] = words.NONE if each is None else f"{each.passed} of {each.pairs}"
             cells[f"{name}: from step"] = words.NONE if each is None else words.mean_error(each.step, 0)
@@ -175,21 +182,22 @@ def hindsight(found: Hindsights, about: str) -> Table:
             "without a rate": words.arm(found.settings, row.untuned),
             "with the best rate": words.arm(found.settings, row.tuned),
             "rate": words.NONE if row.rate is None else words.level(row.rate),
-            "accuracy": words.mean_error(row.accuracy, 1),
-            "accuracy at the best rate": words.mean_error(row.at_best, 1),
+            found.metric: words.mean_error(row.score, 1),
+            f"{found.metric} at the best rate": words.mean_error(row.at_best, 1),
             "difference": words.number(row.difference.mean, 1, signed=True),
             "95 % interval": words.between(row.difference.low, row.difference.high, 1),
-            "cost": words.factor(row.cost),
+            "CPU time": words.number(row.cost.mean, 2),
         }
         for row in found.rows
     ]
     text = (
-        "Validation accuracy (%) without a learning rate, and with the best one of the sweep, which is chosen in each "
-        f"row with hindsight. {about} Difference: paired over seeds, t interval; cost: CPU time of a run's training "
-        "steps over that of the other's, geometric mean and 95 % t interval."
+        f"Validation {found.metric} (%) without a learning rate, and with the best one of the sweep, which is chosen "
+        f"in each row with hindsight. {about} Difference: paired over seeds, t interval. CPU time of a run's training "
+        "steps over that of the other's, geometric mean: not measured side by side, so it has no interval."
+        + (f" {DEVICES}" if any(row.devices for row in found.rows) else "")
     )
     return Table(text, pd.DataFrame(rows))
 
 
 def _begin(measure: Measure) -> str:
-    return measure.name[0].upper() + measure.name[1:]
+    return words.begin(measure.name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from train.candidates import CANDIDATES
 
-from . import curves
+from . import curves, metrics
 from .compare import Differences
 from .formats import escaped
 from .runs import UNREAD, Arm, Runs
@@ -180,6 +180,16 @@ def seeds(runs: Runs) -> str:
     return f"{low if low == high else f'{low} to {high}'} seed{'s' if high > 1 else ''} ({which})"
 
 
+def score(runs: Runs) -> str:
+    """What judges the tasks of the runs."""
+    return f"validation {metrics.name(runs.table['task'].unique())}"
+
+
+def begin(text: str) -> str:
+    """A text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def smoothing(runs: Runs) -> str:
     """How a curve with a value at every step is smoothed."""
     spans = curves.half_an_epoch(runs)
@@ -188,17 +198,22 @@ def smoothing(runs: Runs) -> str:
     return f"exponential moving average, span {span}"
 
 
-def caption(runs: Runs, lines: Sequence[str], what: str, drawn: str = "bands") -> str:
+MEAN = "mean over seeds; {}: ± one standard error"
+MEDIAN = "median over seeds; {}: from the lowest to the highest seed"
+
+
+def caption(runs: Runs, lines: Sequence[str], what: str, drawn: str = "bands", over_seeds: str = MEAN) -> str:
     """What a figure shows, and of which runs.
 
     Args:
         lines: the settings whose values are its lines.
-        drawn: how the standard errors are drawn.
+        drawn: how the spread of the seeds is drawn.
+        over_seeds: MEAN or MEDIAN.
     """
     panels = [key for key in runs.varied if key not in lines]
     one = runs.table.groupby([*panels, *lines] or ["optimizer"], dropna=False).size().max() == 1
     text = what
-    text += ", one run a line: no standard error" if one else f", mean over seeds; {drawn}: ± one standard error"
+    text += ", one run a line: no standard error" if one else f", {over_seeds.format(drawn)}"
     text += f". {_of_sweep(runs)}; n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{seeds(runs)}."
     diverged = int(runs.table["diverged"].sum())
     if diverged:

@@ -62,7 +62,11 @@ def shorten_signatures(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
     """Settings are described once, under `LineSearch`."""
-    return ("(params, **settings)", returns) if signature and "search" in signature and name != "plasls.LineSearch" else None
+    return (
+        ("(params, **settings)", returns)
+        if signature and "search" in signature and name != "plasls.LineSearch"
+        else None
+    )
 
 
 def write_math(self: Any, node: Any) -> None:

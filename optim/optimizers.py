@@ -1,7 +1,7 @@
 """The optimizers: each one pairs one of torch's with the line search. `with_line_search` does so for any other."""
 
-from collections.abc import Iterable
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Iterable
+from typing import Any, overload
 
 import torch
 
@@ -13,8 +13,6 @@ from .line_search import UNKNOWN, LineSearch
 from .move import Line
 from .presets import DEFAULT, Preset
 from .turns import Turn
-
-HostT = TypeVar("HostT", bound=torch.optim.Optimizer)
 
 
 class SGDSLS(LineSearch, torch.optim.SGD):
@@ -102,11 +100,11 @@ class PLASLS(AdamSLS):
 
 
 @overload
-def with_line_search(host: type[HostT]) -> type[HostT]: ...
+def with_line_search(host: type[torch.optim.Optimizer]) -> Callable[..., LineSearch]: ...
 
 
 @overload
-def with_line_search(host: HostT, **settings: Any) -> HostT: ...
+def with_line_search(host: torch.optim.Optimizer, **settings: Any) -> LineSearch: ...
 
 
 def with_line_search(host: Any, **settings: Any) -> Any:

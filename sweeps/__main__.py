@@ -1,9 +1,12 @@
 """python -m sweeps NAME: run what is missing of a sweep. Without a NAME: list the sweeps, their cells and times.
 
 python -m sweeps splits                                      the small profile, for 2 cores
-python -m sweeps splits --profile=paper                      the paper's study
-python -m sweeps study-adam                                  a study: what to try next is chosen run by run
+python -m sweeps splits --profile=paper                      as the paper has it
 python -m sweeps splits --split=1,10 --seed=0,1 --epochs=2   any field of train.config.Config
+python -m sweeps study --profile=study --out=results         the whole study, part by part; its time comes first
+python -m sweeps study-adam                                  a tuning study: what to try next is chosen run by run
+python -m sweeps live                                        look at a sweep while it runs; see live --help
+python -m sweeps offline FOLDER ...                          W&B's offline files, copied from elsewhere: mend paths
 """
 
 from train import stopping
@@ -19,36 +22,40 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
+from train import offline
 from train.arguments import Parser, any_terminal, positive
 from train.config import Config
 from train.errors import InputError
-from train.folder import RunFolder, SweepFolder
+from train.folder import SweepFolder
 
-from .estimate import estimate
+from . import live, plan
 from .grid import run_grid
-from .space import STUDY, Space, load, studies, sweeps
+from .overview import is_here, list_sweeps, show_study, unfinished
+from .space import STUDY, Space, load
 from .storage import Storage, reachable
 from .tuning import Plan, tune
-from .twins import twin
+
+WHOLE = "study"
+"""in place of a sweep's name: all that are parts of the study"""
 
 
 def arguments(
-    args: list[str], prog: str = "python -m sweeps", about: str | None = __doc__
+    args: list[str],
 ) -> tuple[argparse.Namespace, dict[str, list[str]]]:
     """The call's own settings, and the Config fields that it changes."""
     parser = Parser(
-        prog=prog,
-        description=about,
+        prog="python -m sweeps",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
-        "name", metavar="NAME", nargs="?", help="sweeps/NAME.yaml or study-NAME; none: list all of them"
+        "name", metavar="NAME", nargs="?", help="sweeps/NAME.yaml, study, or study-NAME; none: list all of them"
     )
     journal = SweepFolder("OUT/NAME").journal_file
     parser.add_argument("--profile", default="embedded", help="sweeps/profiles/PROFILE.yaml [embedded]")
@@ -56,7 +63,7 @@ def arguments(
     parser.add_argument("--storage", default=None, help=f"the queue: a file or a database's URL [{journal}]")
     parser.add_argument("--heartbeat", default="20", help="seconds between a cell's signs of life in a database [20]")
     parser.add_argument("--retry-failed", action="store_true", help="run failed cells again")
-    parser.add_argument("--trials", default=None, help="of a study: choices to try [its file's run_cap / seeds]")
+    parser.add_argument("--trials", default=None, help="of a tuning study: choices to try [its file's run_cap / seeds]")
     parser.add_argument("--analyse", action="store_true", help="then print and draw what the finished cells show")
     parser.add_argument("--dry-run", action="store_true", help="only list the cells and their command lines")
     group = parser.add_argument_group("any field of train.config.Config, with one value or several")
@@ -74,7 +81,11 @@ def main(args: list[str], run: str = "train.run:run") -> int:
         args: the command line.
         run: the importable name of the function that runs a cell.
     """
-    return ended(lambda: one_sweep(*arguments(args), run))
+    if args[:1] == ["live"]:
+        return live.main(args[1:])
+    if args[:1] == ["offline"]:
+        return offline.main(args[1:])
+    return ended(lambda: _asked(*arguments(args), run))
 
 
 def ended(command: Callable[[], int]) -> int:
@@ -92,9 +103,31 @@ def ended(command: Callable[[], int]) -> int:
         return 2
 
 
+def _asked(call: argparse.Namespace, changes: dict[str, list[str]], run: str) -> int:
+    return (whole_study if call.name == WHOLE else one_sweep)(call, changes, run)
+
+
+def whole_study(call: argparse.Namespace, changes: dict[str, list[str]], run: str) -> int:
+    """Run what is missing of each part. A part that failed does not hold up the others; the worst status is of all."""
+    if call.storage:
+        raise InputError(f"--storage={call.storage}: takes one sweep; allowed: python -m sweeps NAME --storage=URL")
+    spaces = plan.spaces(call.profile, changes)
+    show_study(spaces, _workers(call))
+
+    def run_part(part: str) -> int:
+        if call.dry_run:
+            print(f"\n{part}:")
+        return one_sweep(argparse.Namespace(**vars(call) | {"name": part}), dict(changes), run)
+
+    return max([run_part(part) for part in spaces])
+
+
+def _workers(call: argparse.Namespace) -> int:
+    return positive("workers", call.workers) if call.workers else min(len(os.sched_getaffinity(0)), 4)
+
+
 def one_sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str) -> int:
-    cores = len(os.sched_getaffinity(0))
-    workers = positive("workers", call.workers) if call.workers else min(cores, 4)
+    cores, workers = len(os.sched_getaffinity(0)), _workers(call)
     storage = Storage(call.storage, positive("heartbeat", call.heartbeat))
     trials = positive("trials", call.trials) if call.trials else None
     # One run with one thread on each core, not one run on all cores: with small matrices threads wait (LOG.md).
@@ -102,19 +135,19 @@ def one_sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str)
     if trials and not (call.name or "").startswith(STUDY):
         raise InputError(f"--trials={trials}: the cells of a grid all run; allowed: with study-NAME")
     if call.analyse and (call.name is None or call.name.startswith(STUDY)):
-        raise InputError("--analyse: a study prints its answer by itself; allowed: with the NAME of a sweep")
+        raise InputError("--analyse: a tuning study prints its answer by itself; allowed: with the NAME of a sweep")
     if call.name is None:
-        return _list(call.profile, changes, workers)
+        return list_sweeps(call.profile, changes, workers)
     space = load(call.name, call.profile, changes)
     if call.name.startswith(STUDY):
         if trials:
             space = dataclasses.replace(space, run_cap=trials * len(space.parameters["seed"]))
-        return _study(space, call, workers, run)
+        return _tuning(space, call, workers, run)
     cells = space.cells()
     if call.dry_run:
         missing = unfinished(cells.values())
         for config in cells.values():
-            state = "missing" if config in missing else "finished" if config.folder.exists() else "copied"
+            state = "missing" if config in missing else "finished" if is_here(config) else "copied"
             print(f"{config.folder}  {state:8}  {shlex.join(space.command_line(config))}")
         print(f"{space.name}: {len(cells)} cells: {len(cells) - len(missing)} finished, {len(missing)} missing")
         return 0
@@ -138,9 +171,11 @@ def _analyse(name: str, out: Path) -> int:
     return process.returncode
 
 
-def _study(space: Space, call: argparse.Namespace, workers: int, run: str) -> int:
+def _tuning(space: Space, call: argparse.Namespace, workers: int, run: str) -> int:
     if call.storage:
-        raise InputError(f"--storage={call.storage}: a study's queue is the journal in its folder; allowed: none")
+        raise InputError(
+            f"--storage={call.storage}: a tuning study's queue is the journal in its folder; allowed: none"
+        )
     if call.dry_run:
         plan = Plan(space)
         print(f"{space.name}: {plan.trials} trials of {len(plan.seeds)} seeds: {plan.missing()} missing")
@@ -150,62 +185,10 @@ def _study(space: Space, call: argparse.Namespace, workers: int, run: str) -> in
     return tune(space, workers, call.retry_failed, run)
 
 
-def _list(profile: str, changes: dict[str, list[str]], workers: int) -> int:
-    print(f"{'sweep':<14} {'cells':>5} {'missing':>8} {'time':>10}  what it asks")
-    sources = set()
-
-    def line(space: Space, runs: int, missing: list[Config]) -> None:
-        found = estimate(missing)
-        time = "unknown" if found is None else shown_time(found.seconds / min(workers, max(1, len(missing))))
-        sources.update([found and found.from_runs_here] if missing else [])
-        print(f"{space.name:<14} {runs:>5} {len(missing):>8} {time:>10}  {space.about}")
-
-    def of_sweep(name: str) -> None:
-        space = load(name, profile, changes)
-        cells = list(space.cells().values())
-        line(space, len(cells), unfinished(cells))
-
-    def of_study(name: str) -> None:
-        space = load(name, profile, changes)
-        plan = Plan(space)
-        untuned = plan.reference()
-        missing = plan.one_trial * plan.missing() + unfinished(untuned)
-        line(space, plan.trials * len(plan.seeds) + len(untuned), missing)
-
-    wrong: dict[str, None] = {}  # a mistake in one file does not hide those in others
-    for name, show in [*((name, of_sweep) for name in sweeps()), *((name, of_study) for name in studies())]:
-        try:
-            show(name)
-        except InputError as error:
-            print(f"{name:<14} cannot be read")
-            wrong |= dict.fromkeys(str(error).splitlines())
-    print(f"Profile {profile}; time of what is missing, {workers} runs at a time; of a study at most.")
-    if False in sources:
-        print("Times are from sweeps/estimate.py: measured on one core of a server's Xeon, without a GPU;")
-        print("once runs of the same kind have finished here, from those.")
-    if None in sources:
-        print("Unknown: nothing like it has been measured, and no run of the kind has finished here.")
-    for told in wrong:  # each once: a mistake in a profile is found by every file
-        print(f"error: {told}", file=sys.stderr)
-    return 2 if wrong else 0
-
-
-def unfinished(cells: Iterable[Config]) -> list[Config]:
-    """The runs that would be trained."""
-    return [config for config in cells if not RunFolder(config.folder).is_finished() and twin(config) is None]
-
-
 def _range(found: BaseDistribution) -> str:
     if isinstance(found, CategoricalDistribution):
         return ", ".join(map(str, found.choices))
     return f"{found.low:g} to {found.high:g}{', on a logarithmic scale' if found.log else ''}"
-
-
-def shown_time(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from train.candidates import find
 from train.config import Config
 from train.errors import InputError
 from train.folder import SweepFolder
+from train.places import folder_of, name_of
 from train.tasks import SMALL
 
 
@@ -82,7 +82,7 @@ def estimate(cells: Iterable[Config]) -> Estimate | None:
 
 def _measured(config: Config, rows: tuple[int, int] | None) -> float | None:
     """Seconds for each training row. They include its share of the evaluations."""
-    kind = (Path(config.model).name, config.max_length, *(["packed"] if config.pack else []))
+    kind = (name_of(config.model), config.max_length, *(["packed"] if config.pack else []))
     cost = MEASURED.get(kind, {}).get(config.task)
     if cost is None or rows is None:
         return None
@@ -96,8 +96,9 @@ def _rows(config: Config) -> tuple[int, int] | None:
     """Training and validation rows of a run; None if only a download could tell."""
     rows = ROWS.get(config.data, {}).get(config.task)
     if rows is None:
-        files = [Path(config.data) / config.task / f"{part}.jsonl" for part in ("train", "validation")]
-        if not all(file.is_file() for file in files):
+        folder = folder_of("data", config.data)
+        files = [folder / config.task / f"{part}.jsonl" for part in ("train", "validation")] if folder else []
+        if not files or not all(file.is_file() for file in files):
             return None
         training, validation = (file.read_bytes().count(b"\n") for file in files)
     else:
@@ -110,7 +111,7 @@ def _rows(config: Config) -> tuple[int, int] | None:
 
 def _kind(config: Config | dict[str, Any]) -> tuple[Any, ...]:
     """Runs for which this is the same need about the same time for a training row."""
-    values = config.as_dict() if isinstance(config, Config) else config
+    values = config.described() if isinstance(config, Config) else config
     rows = ("model", "data", "task", "subset", "max_length", "eval_rows", "eval_every")
     return tuple(values.get(key) for key in (*rows, "optimizer", "batch_size", "precision"))
 

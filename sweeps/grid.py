@@ -106,7 +106,7 @@ def run_grid(space: Space, storage: Storage, workers: int, retry_failed: bool, r
         f"{space.name}: {nothing}{len(queue.cells)} cells: {len(now)} run now, {others}{len(before)} finished before, "
         f"{len(failed)} failed{f', {len(damaged)} of the finished ones damaged' if damaged else ''}"
     )
-    if away := sum(not queue.folders[run_id].is_finished() for run_id in queue.finished()):
+    if away := sum(not queue.is_finished(run_id) for run_id in queue.finished()):
         print(
             f"{away} of them in run folders of other machines; copy those to {queue.folder} before the analysis",
             file=sys.stderr,
@@ -233,13 +233,12 @@ class Progress:
         self.bar.close()
 
     def _seen_finished(self, run_id: str) -> None:
-        folder = self.queue.folders[run_id]
         # A cell on a machine whose folders are not seen here counts with the mean steps of those here.
         known = round(sum(self.total.values()) / len(self.total)) if self.total else 0
         steps = known
-        if folder.is_finished():
+        if self.queue.is_finished(run_id):
             with suppress(InputError, KeyError):  # a damaged file is reported at the end
-                steps = int(folder.summary()["steps"])
+                steps = int(self.queue.summary(run_id)["steps"])
         self.done[run_id] = self.total[run_id] = steps
         self.bar.initial += steps
 

@@ -1,8 +1,8 @@
-"""python -m sweeps.live: look at a sweep while it runs. Optuna's dashboard shows the queue, /report what has finished.
+"""python -m sweeps live: look at a sweep while it runs. optuna-dashboard shows the queue, /report what has finished.
 
-python -m sweeps.live                            the sweep or study in runs/ whose queue has changed last
-python -m sweeps.live --sweep=splits             another one
-python -m sweeps.live --storage=postgresql+psycopg://USER@HOST/DATABASE        all that a database has
+python -m sweeps live                            the sweep in runs/ whose queue has changed last
+python -m sweeps live --sweep=splits             another one
+python -m sweeps live --storage=postgresql+psycopg://USER@HOST/DATABASE        all that a database has
 """
 
 import argparse
@@ -26,7 +26,7 @@ App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def queues(out: Path) -> dict[str, Path]:
-    """Sweep or study -> the journal of its queue, beginning with the one that has changed last."""
+    """Sweep or tuning study -> the journal of its queue, beginning with the one that has changed last."""
     found = [path for path in out.glob("*/*") if path == SweepFolder(path.parent).journal_file]
     return {path.parent.name: path for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)}
 
@@ -40,12 +40,12 @@ def report(out: Path) -> tuple[str, str]:
     return Path(done.stdout.strip()).read_text(encoding="utf-8"), "text/html"
 
 
-def app(dashboard: App, out: Path) -> App:
-    """Optuna's dashboard, and at /report the report, which is made anew at each visit."""
+def app(queue_page: App, out: Path) -> App:
+    """optuna-dashboard's page, and at /report the report, which is made anew at each visit."""
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"].rstrip("/") != REPORT:
-            return dashboard(environ, start_response)
+            return queue_page(environ, start_response)
         text, kind = report(out)
         start_response("200 OK", [("Content-Type", f"{kind}; charset=utf-8")])
         return [text.encode()]
@@ -75,9 +75,7 @@ def server(options: argparse.Namespace) -> tuple[WSGIServer, str]:
     else:
         name = options.sweep or next(iter(there), None)
         if name is None:
-            raise InputError(
-                f"--out={out}: no sweep or study has been started there, so there is nothing to look at yet"
-            )
+            raise InputError(f"--out={out}: no sweep has been started there, so there is nothing to look at yet")
         if name not in there:
             raise InputError(
                 f"--sweep={name}: it has no queue in {out}; allowed: {', '.join(there) or 'none there yet'}"
@@ -96,13 +94,13 @@ def main(args: list[str]) -> int:
     """Serve until Ctrl-C. Exit status: 0, or 2 for bad input."""
     any_terminal()
     parser = Parser(
-        prog="python -m sweeps.live",
+        prog="python -m sweeps live",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--out", default="runs", help="folder of the sweeps [runs]")
-    parser.add_argument("--sweep", help="sweep or study to look at [the one whose queue has changed last]")
+    parser.add_argument("--sweep", help="sweep or tuning study to look at [the one whose queue has changed last]")
     parser.add_argument("--storage", help="the queue's file or the database's URL, if it is not in the sweep's folder")
     parser.add_argument("--port", default="8080", help="port on this machine [8080]")
     try:
@@ -120,7 +118,3 @@ def main(args: list[str]) -> int:
         except KeyboardInterrupt:
             return 0
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,7 @@
 
 There are three records. Each has one meaning, whatever the other two say:
 
-- A summary in a run folder means that the cell is finished.
+- A summary in a run folder, or in an archive (analysis/archive.py), means that the cell is finished.
 - A lock on a run folder means that the cell is being run. The kernel frees it when its holder dies.
 - The study says which cells wait, and which have failed.
 
@@ -27,6 +27,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from analysis import archive
 from train.config import Config
 from train.errors import DamagedRun, InputError
 from train.folder import RunFolder, SweepFolder
@@ -49,13 +50,14 @@ class Queue:
 
     def __init__(self, space: Space, storage: Storage = Storage()) -> None:  # noqa: B008
         self.cells = space.cells()
-        self.metric, self.describe_cell = space.metric, space.describe
+        self.measure, self.describe_cell = space.measure, space.describe
         self.folder = SweepFolder(next(iter(self.cells.values())).folder.parent)
         self.folders = {run_id: RunFolder(config.folder) for run_id, config in self.cells.items()}
         self.distributions = {
             key: CategoricalDistribution(list(dict.fromkeys(getattr(config, key) for config in self.cells.values())))
             for key in [*space.varied, "seed"]
         }
+        self.archived = archive.finished(self.folder.path.parent)
         digest = hashlib.sha256("".join(sorted(self.cells)).encode()).hexdigest()[:12]
         self.name = f"{space.name}-{digest}"
         with self.folder.locked():
@@ -95,7 +97,7 @@ class Queue:
         copied: Counter[str] = Counter()
         with self.alone():
             for config in self.cells.values():
-                if (found := twin(config)) is not None:
+                if config.run_id not in self.archived and (found := twin(config)) is not None:
                     copy(found, config)
                     copied[found.path.parent.name] += 1
         return copied
@@ -119,7 +121,7 @@ class Queue:
                     if died:
                         self.study.tell(trial.number, state=TrialState.FAIL)
                     states.append(TrialState.FAIL if died else trial.state)
-                if self.folders[run_id].is_finished():
+                if self.is_finished(run_id):
                     if TrialState.COMPLETE not in states and TrialState.WAITING not in states:
                         with suppress(InputError):  # run_grid reports a damaged summary
                             self._add(config, TrialState.COMPLETE, value=self.value(config))
@@ -144,7 +146,7 @@ class Queue:
                     self.database.record_heartbeat(trial._trial_id)
                     trial.set_user_attr("place", self.place)
                 folder = self.folders[config.run_id]
-                if folder.is_finished():
+                if self.is_finished(config.run_id):
                     self._tell(trial, config)
                     continue
                 lock = folder.try_lock()
@@ -186,15 +188,27 @@ class Queue:
         return [
             run_id
             for run_id, folder in self.folders.items()
-            if run_id in marked or (not folder.is_finished() and folder.is_running())
+            if run_id in marked or (not self.is_finished(run_id) and folder.is_running())
         ]
 
     def finished(self) -> set[str]:
         """Cells that have finished here, or on a machine whose folders are not seen here."""
-        here = {run_id for run_id, folder in self.folders.items() if folder.is_finished()}
+        here = {run_id for run_id in self.cells if self.is_finished(run_id)}
         if self.database is None:
             return here
         return here | {run_id for run_id, trials in self._trials().items() if self._is_finished_elsewhere(trials)}
+
+    def is_finished(self, run_id: str) -> bool:
+        """Whether the cell has finished here, or is in an archive."""
+        return run_id in self.archived or self.folders[run_id].is_finished()
+
+    def summary(self, run_id: str) -> dict[str, Any]:
+        """The results of a cell that `is_finished`.
+
+        Raises:
+            InputError: the summary is damaged.
+        """
+        return self.archived.get(run_id) or self.folders[run_id].summary()
 
     def failed(self) -> dict[str, str]:
         """Run id -> error of the unfinished cells whose last try has failed."""
@@ -211,10 +225,12 @@ class Queue:
         Raises:
             InputError: its summary is damaged, or does not have the metric.
         """
-        folder = self.folders[config.run_id]
-        found = folder.summary().get(self.metric)
+        key = self.measure(config)
+        found = self.summary(config.run_id).get(key)
         if not isinstance(found, int | float):
-            raise DamagedRun(f"{folder.summary_file} has no number {self.metric}, which the sweep is about")
+            raise DamagedRun(
+                f"{self.folders[config.run_id].summary_file} has no number {key}, which the sweep is about"
+            )
         return float(found)
 
     def _params(self, config: Config) -> dict[str, Any]:
@@ -240,7 +256,7 @@ class Queue:
         """Report a finished trial. If its heartbeats were late and another machine has given it up, it stays so."""
         value = self.value(config)
         if math.isnan(value):
-            trial.set_user_attr("error", f"{self.metric} is no number")
+            trial.set_user_attr("error", f"{self.measure(config)} is no number")
             self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         else:
             self.study.tell(trial, value, skip_if_finished=True)

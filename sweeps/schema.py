@@ -92,6 +92,32 @@ class Parameter(_Strict):
         return self
 
 
+class Role(_Strict):
+    """What a sweep is in the study. It stands in the file's `description`, as W&B refuses keys of others."""
+
+    part: PositiveInt
+    """its place in the order of the study"""
+    against: dict[str, Scalar] = {}
+    """settings of the arm that the others are tested against, within each choice of the settings that are not named"""
+
+
+def role(description: str) -> dict[str, Any]:
+    """The Role that a description tells, as in "part: 6, against: {split: 1}".
+
+    Raises:
+        ValueError: it tells none.
+    """
+    try:
+        return Role.model_validate(yaml.safe_load("{" + description + "}")).model_dump()
+    except (yaml.YAMLError, ValidationError):
+        raise ValueError('must be "part: NUMBER" or "part: NUMBER, against: {SETTING: VALUE, ...}"') from None
+
+
+def _description(text: str) -> str:
+    role(text)
+    return text
+
+
 class SweepFile(_Strict):
     """What W&B and the queue need. Other keys are refused: nothing would read them, so they are mistakes."""
 
@@ -102,7 +128,7 @@ class SweepFile(_Strict):
     command: Annotated[list[str], Field(min_length=1)]
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
     run_cap: PositiveInt | None = None
-    description: str | None = None
+    description: Annotated[str, AfterValidator(_description)] = ""
 
 
 _SWEEP: TypeAdapter[Any] = TypeAdapter(SweepFile)

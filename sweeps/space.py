@@ -13,14 +13,18 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from train.candidates import reads
 from train.config import OUTSIDE_IDENTITY, Config, unknown_settings
 from train.errors import InputError
+from train.places import name_of
+from train.tasks import judge
 
-from .schema import read_profile, read_sweep
+from .schema import read_profile, read_sweep, role
 
 HERE = Path(__file__).parent
 STUDY = "study-"
 FIELDS = tuple(field.name for field in dataclasses.fields(Config))
 CUT_DOWN = ("task", "subset", "seed")
 """fields of which a profile may take fewer values than the sweep file has"""
+SIZE = ("model", "data", "epochs", "batch_size", "max_length", *CUT_DOWN)
+"""fields that a profile may change although the sweep file sets them; the others are what the sweep is about"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Space:
     label: str
     """the profile and the further changes, written for a file name and a caption"""
     metric: str
-    """the key of a run's summary that the sweep is about"""
+    """the sweep file's metric, as a key of a run's summary"""
     goal: str
     """maximize or minimize"""
     program: str
@@ -45,9 +49,13 @@ class Space:
     parameters: dict[str, list[Any]]
     """Config field -> its values, in the order of the file"""
     ranges: dict[str, BaseDistribution] = field(default_factory=dict)
-    """Config field -> the range in which a study searches"""
+    """Config field -> the range in which a tuning study searches"""
     run_cap: int = 0
-    """the largest number of runs of a study"""
+    """the largest number of runs of a tuning study"""
+    part: int | None = None
+    """the sweep's place in the study; None: it is no part of it"""
+    against: dict[str, Any] = field(default_factory=dict)
+    """settings of the arm that the others are tested against, within each choice of the other settings"""
 
     @property
     def varied(self) -> list[str]:
@@ -83,6 +91,10 @@ class Space:
             raise InputError("\n".join(dict.fromkeys(errors)))
         return cells
 
+    def measure(self, config: Config) -> str:
+        """The key of a run's summary that the sweep is about: its metric; for accuracy, what judges the run's task."""
+        return judge(config.task) if self.metric == "eval/accuracy" else self.metric
+
     def describe(self, config: Config) -> str:
         return ", ".join(f"{key}={value}" for key, value in self._place(config).items())
 
@@ -113,7 +125,7 @@ class Space:
     def manifest(self) -> dict[str, Any]:
         """The run folders that this call is about, for readers of the results."""
         cells = self.cells()
-        first = next(iter(cells.values())).as_dict()
+        first = next(iter(cells.values())).described()
         return {
             "name": self.name,
             "profile": self.profile,
@@ -128,9 +140,9 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     """Read a sweep file and a profile.
 
     Args:
-        name: NAME for sweeps/NAME.yaml, a grid, or study-NAME for sweeps/studies/NAME.yaml, which is searched.
+        name: NAME for sweeps/NAME.yaml, a grid, or study-NAME for sweeps/studies/NAME.yaml, a tuning study.
         profile: PROFILE of sweeps/profiles/PROFILE.yaml, a flat mapping Config field -> value or list of values. It
-            does not fix a field that the sweep compares: a profile's learning rate is ignored if the sweep varies it.
+            does not change what the sweep is about: a profile's learning rate is ignored if the sweep file has one.
         overrides: Config field -> values. They come before the profile, which comes before the sweep file.
 
     Raises:
@@ -139,7 +151,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
     """
     study = name.startswith(STUDY)
     folder, file = (HERE / "studies", name.removeprefix(STUDY)) if study else (HERE, name)
-    path = _path(folder, "study" if study else "sweep", file)
+    path = _path(folder, "tuning study" if study else "sweep", file)
     sweep, about = read_sweep(path), path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
     method = "bayes" if study else "grid"
     if sweep.get("method") != method:
@@ -150,11 +162,15 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
         if found != name:
             raise InputError(f"{file}.yaml: {key} is {found}; allowed: {name}, as the file is called")
     ranges = {key: distribution(name, key, spec) for key, spec in specs.items() if study and "min" in spec}
-    compared = {key for key, spec in specs.items() if len(spec.get("values", ())) > 1 and key not in CUT_DOWN}
+    kept = {
+        key
+        for key, spec in specs.items()
+        if key not in SIZE or (len(spec.get("values", ())) > 1 and key not in CUT_DOWN)
+    }
     changes = {
         key: value if isinstance(value, list) else [value]
         for key, value in read_profile(_path(HERE / "profiles", "profile", profile)).items()
-        if key not in ranges and key not in compared  # a profile says where a sweep runs, not what it compares
+        if key not in kept  # a profile says where a sweep runs and how large it is, not what it is about
     }
     parameters = {key: _values(name, key, spec) for key, spec in specs.items() if key not in ranges}
     parameters = parameters | {"profile": [profile]} | changes
@@ -184,6 +200,7 @@ def load(name: str, profile: str, overrides: Mapping[str, Sequence[Any]] | None 
         parameters=parameters,
         ranges={key: found for key, found in ranges.items() if key not in changed},
         run_cap=int(sweep.get("run_cap") or 0),
+        **(role(sweep["description"]) if "description" in sweep else {}),
     )
 
 
@@ -211,7 +228,7 @@ def sweeps() -> list[str]:
 
 
 def studies() -> list[str]:
-    """The names of all studies."""
+    """The names of all tuning studies."""
     return [STUDY + name for name in _names(HERE / "studies")]
 
 
@@ -237,7 +254,7 @@ def _label(profile: str, changed: Mapping[str, list[Any]]) -> str:
     parts = [profile]
     for key, values in changed.items():
         if key in ("model", "data"):
-            parts += [Path(str(value)).name for value in values]
+            parts += [name_of(str(value)).rpartition("/")[2] for value in values]
         elif key not in OUTSIDE_IDENTITY:
             parts += [key, *map(str, values)]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))

@@ -58,6 +58,7 @@ class Plan:
         self.trials = max(1, space.run_cap // len(self.seeds))
         one_choice = {key: _any(found) for key, found in self.searched.items()}
         self.one_trial = [self.config(one_choice, seed) for seed in self.seeds]
+        self.measure = space.measure(self.one_trial[0])
         self.held_against = None if "optimizer" in self.searched else find(self.one_trial[0].optimizer).held_against
         self.folder = SweepFolder(self.one_trial[0].folder.parent)
         self.journal = self.folder.journal_file
@@ -75,8 +76,8 @@ class Plan:
         return [dataclasses.replace(self.config(plain, seed), optimizer=self.held_against) for seed in self.seeds]
 
     def result(self, config: Config) -> float:
-        """The study's metric of a finished run."""
-        return float(RunFolder(config.folder).summary()[self.space.metric])
+        """What the tuning study is about, of a finished run."""
+        return float(RunFolder(config.folder).summary()[self.space.measure(config)])
 
     def missing(self) -> int:
         """Trials that have not ended."""
@@ -314,7 +315,7 @@ def report(tuning: Tuning) -> str:
     pruned = sum(trial.state == TrialState.PRUNED for trial in tuning.ended())
     lines = [
         f"{tuning.space.name}: {len(tuning.ended())} trials ({pruned} pruned), {tuning.runs()} runs; "
-        f"{tuning.space.metric}, mean over seeds {', '.join(map(str, tuning.seeds))}. Best:",
+        f"{tuning.measure}, mean over seeds {', '.join(map(str, tuning.seeds))}. Best:",
         *(f"  {tuning.describe(trial)}" for trial in best[:5]),
     ]
     if importances := _importances(tuning):
@@ -355,7 +356,7 @@ def figures(tuning: Tuning) -> list[Path]:
 
     folder = tuning.folder.figures_folder
     folder.mkdir(exist_ok=True)
-    study, named = tuning.study, {"target_name": tuning.space.metric}
+    study, named = tuning.study, {"target_name": tuning.measure}
     files = []
     with warnings.catch_warnings(action="ignore"):  # they are experimental; a contour needs three trials
         drawn = {"history": plots.plot_optimization_history(study, **named), "slice": plots.plot_slice(study, **named)}

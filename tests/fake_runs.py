@@ -42,7 +42,7 @@ def write_sweep(
 
 def write_losses(out: Path, losses: Mapping[str, Iterable[float]], seconds: float = 1.0) -> None:
     """Write a sweep `small` of one seed: optimizer -> training loss of each step of 2 epochs of 16 steps."""
-    folders = write_sweep(out, "small", {"optimizer": list(losses)}, seeds=1, epochs=2)
+    folders = write_sweep(out, "mended", {"optimizer": list(losses)}, seeds=1, epochs=2)
     for folder, of_run in zip(folders, losses.values(), strict=True):
         set_losses(folder, of_run, seconds)
 
@@ -79,7 +79,7 @@ def write_manifest(configs: list[Config], varied: list[str]) -> None:
         "profile": first.profile,
         "label": first.profile,
         "varied": varied,
-        "fixed": {key: value for key, value in first.as_dict().items() if key not in (*varied, "seed")},
+        "fixed": {key: value for key, value in first.described().items() if key not in (*varied, "seed")},
         "cells": [
             {"run_id": c.run_id}
             | {key: getattr(c, key) if reads(c.optimizer, key) else None for key in (*varied, "seed")}
@@ -128,7 +128,7 @@ def write_run(config: Config, arm: int, diverges: bool = False) -> None:
             lines.append({"step": step, "samples": step * BATCH, "epoch": done, **evaluation})
             lines[-1] |= {"train/epoch_loss": epoch_losses[-1], "time/total": seconds}
     config.folder.mkdir(parents=True)
-    (config.folder / "config.json").write_text(json.dumps(config.as_dict() | {"run_id": config.run_id}))
+    (config.folder / "config.json").write_text(json.dumps(config.described() | {"run_id": config.run_id}))
     (config.folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {
         "run_id": config.run_id,

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from train.builders import LEVERS, PublishedSaLSA
-from train.candidates import CANDIDATES, USED_BY, Candidate, find, reads
+from optim import PAPER
+from train import candidates
+from train.builders import LEVERS, MENDED, PRESETS, preset
+from train.candidates import CANDIDATES, SEARCHES, USED_BY, Candidate, find, reads
 from train.config import Config
 from train.errors import InputError
-from train.tasks import METRICS, TASKS, accuracy
+from train.peers import PublishedSaLSA
 
 from .families import bert
 
@@ -57,24 +59,74 @@ def test_a_run_id_is_a_digest_of_the_settings_that_its_candidate_reads() -> None
     assert len({config.run_id for config in plain.values()}) == len(CANDIDATES)
 
 
-def test_every_task_is_judged_by_a_metric_that_there_is() -> None:
-    assert {task.metric for task in TASKS.values()} <= METRICS.keys()
-    assert accuracy([[3, 1], [2, 4]]) == 7 / 10
-    assert accuracy([[0, 0, 5], [0, 0, 0], [0, 0, 5]]) == 0.5
+def test_a_search_is_its_preset_itself_unless_the_configuration_changes_it() -> None:
+    for search, own in (("paper", PAPER), ("mended", MENDED)):
+        assert preset(Config(search=search)) is own  # type: ignore[arg-type]
+    changed = preset(
+        Config(optimizer="plasls", search="paper", c=0.3, direction="momentum", merge_threshold=0.0, joint=7)
+    )
+    expected = PAPER.but(c=0.3, tested="move", merge_threshold=0.0, joint=7)
+    assert changed == expected
+    assert changed.criterion.c == 0.3
+
+
+def test_a_setting_that_is_not_given_has_the_searchs_own_value() -> None:
+    """The table that needs no torch says what the presets say."""
+    assert SEARCHES.keys() == PRESETS.keys() == set(typing.get_args(typing.get_type_hints(Config)["search"]))
+    for search, own in SEARCHES.items():
+        made = PRESETS[search]
+        values = {key: getattr(made, {"direction": "tested"}.get(key, key)) for key in own if key != "c"}
+        assert own == values | {"c": made.criterion.c}
+        config = Config(search=search)  # type: ignore[arg-type]
+        assert {key: getattr(config, key) for key in own} == own
+        assert dataclasses.replace(config, **own).run_id == config.run_id
+    assert Config(search="paper").run_id != Config(search="mended", rounding=0.0, joint="never").run_id
+
+
+@pytest.mark.parametrize("key", ["sgdsls", "adamsls", "plasls"])
+@pytest.mark.parametrize("search", ["paper", "mended"])
+def test_a_line_search_of_the_study_has_the_settings_of_its_preset(key: str, search: str) -> None:
+    config = Config(optimizer=key, search=search, split=3)  # type: ignore[arg-type]
+    built = CANDIDATES[key].build(config, bert(), 16)
+    assert built.preset == PRESETS[search]
 
 
 @pytest.mark.parametrize("lever", sorted(LEVERS.keys() - {"components"}))
-def test_each_lever_of_the_default_search_sets_back_its_own_settings_and_no_others(lever: str) -> None:
-    model = torch.nn.Linear(3, 2)
+def test_each_lever_of_the_default_search_changes_what_it_names_and_nothing_else(lever: str) -> None:
+    changes = {
+        "none": set(),
+        "momentum": {"betas"},
+        "decay": {"total_steps"},
+        "average": {"total_steps", "averaging"},
+        "criterion": {"criterion"},
+        "c": {"criterion"},
+        "nonmonotone": {"criterion"},
+        "interval": {"max_interval"},
+        "first_search": {"first_search", "initial_step_size"},
+        "growth": {"search_growth", "growth_steps"},
+    }
 
     def settings(**changes: Any) -> dict[str, Any]:
-        built = find("untuned").build(Config(optimizer="untuned", **changes), model, 16)
-        return dataclasses.asdict(built.settings) | {"betas": built.param_groups[0]["betas"]}
+        built = find("untuned").build(Config(optimizer="untuned", **changes), torch.nn.Linear(3, 2), 16)
+        return built.preset.as_dict() | {"total_steps": built.turns.total_steps, "averaging": built.averaging}
 
     default, found = settings(), settings(lever=lever)
-    assert {key for key in found if found[key] != default[key]} == set(LEVERS[lever])
+    assert {key for key in found if found[key] != default[key]} == changes[lever]
     assert default["total_steps"] == 16 * Config.epochs
     assert set(typing.get_args(typing.get_type_hints(Config)["lever"])) == LEVERS.keys()
+
+
+def test_an_optimizer_of_torch_becomes_a_candidate_by_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    for builder, searches in (("hosted", True), ("scheduled", False)):
+        row = Candidate(
+            "nadam", "NADAM", "#000000", f"train.builders:{builder}", (), searches, host="torch.optim:RAdam"
+        )
+        monkeypatch.setitem(candidates.CANDIDATES, "nadam", row)
+        if builder == "scheduled":
+            row = dataclasses.replace(row, host="torch.optim:AdamW")
+            monkeypatch.setitem(candidates.CANDIDATES, "nadam", row)
+        config = Config(optimizer="nadam", learning_rate=0.05, epochs=2)
+        assert_learns_and_goes_on(config)
 
 
 def test_the_lever_of_components_gives_each_of_ten_the_default_search() -> None:
@@ -85,8 +137,8 @@ def test_the_lever_of_components_gives_each_of_ten_the_default_search() -> None:
 
     one, ten = optimizer(), optimizer(lever="components")
     assert (len(one.param_groups), len(ten.param_groups)) == (1, 10)
-    assert ten.settings == one.settings
-    assert ten.components.joint == "always"
+    assert ten.preset == one.preset
+    assert ten.preset.joint == "always"
     with pytest.raises(InputError, match=r"^--lever=components: "):
         find("untuned").build(Config(optimizer="untuned", lever="components"), torch.nn.Linear(3, 2), 16)
 
@@ -131,14 +183,18 @@ def test_a_checkpoint_of_the_published_salsa_goes_to_the_device_of_the_parameter
     assert {tensor.device.type for tensor in (*tensors, *moments)} == {"meta"}
 
 
-@pytest.mark.parametrize("key", ["adam", "adamw", "prodigy", "schedule-free", "salsa", "untuned"])
+@pytest.mark.parametrize(
+    "key", ["adam", "adamw", "prodigy", "schedule-free", "salsa", "untuned", "plasls-2023", "salsa-package"]
+)
 def test_a_candidate_learns_and_its_state_goes_on_as_if_it_had_not_stopped(key: str) -> None:
-    config = Config(optimizer=key, learning_rate=0.05, epochs=2)
+    assert_learns_and_goes_on(Config(optimizer=key, learning_rate=0.05, epochs=2, split=1))
 
+
+def assert_learns_and_goes_on(config: Config) -> None:
     def learner() -> tuple[Any, Any]:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
-        return model, CANDIDATES[key].build(config, model, steps_per_epoch=20)
+        return model, find(config.optimizer).build(config, model, steps_per_epoch=20)
 
     def train(model: Any, optimizer: Any, steps: range) -> list[float]:
         if hasattr(optimizer, "train"):

@@ -1,4 +1,4 @@
-"""study/claims.py: the rule's three verdicts, and each claim's number, on made-up runs with known outcomes."""
+"""analysis/claims.py: the rule's three verdicts, and each claim's number, on made-up runs with known outcomes."""
 
 import dataclasses
 import json
@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from analysis import claims, results
+from analysis.__main__ import main
+from analysis.claims import CLAIMS
+from analysis.evidence import Claim, Evidence
+from analysis.results import plan
 from analysis.sources.folder import of_manifest
-from study import claims, plan, results
-from study.claims import CLAIMS, Claim, Evidence
 from train.config import Config
 from train.folder import SweepFolder
 
@@ -28,7 +31,8 @@ def evidence(out: Path, claim: Claim, summary: Any, lines: Any = None, without: 
         lines: a configuration and a line's step -> what that line has.
         without: a configuration -> whether its run is not there.
     """
-    spaces = plan.spaces("study", {"out": [str(out)], "task": ["sst2"], "epochs": [1]})
+    epochs = 2 if any(each.part == "epochs" for each in claim.arms) else 1
+    spaces = plan.spaces("study", {"out": [str(out)], "task": [task_of(claim)], "epochs": [epochs]})
     cells, runs = {}, {}
     for name in {each.part for each in claim.arms}:
         space = spaces[name]
@@ -49,14 +53,20 @@ def evidence(out: Path, claim: Claim, summary: Any, lines: Any = None, without: 
             if lines is not None:
                 history = config.folder / "history.jsonl"
                 rows = [json.loads(line) for line in history.read_text().splitlines()]
-                rows = [_changed(row, lines(config, row["step"])) if "time/step" in row else row for row in rows]
+                rows = [_changed(row, lines(config, row["step"])) for row in rows]
                 history.write_text("".join(json.dumps(row) + "\n" for row in rows))
         runs[name] = results._tidy(of_manifest(space.manifest(), SweepFolder(out / space.name)))
     return Evidence(cells, runs)
 
 
+def task_of(claim: Claim) -> str:
+    """The task whose runs are made for a claim."""
+    return "mrpc" if any(("task", ("mrpc",)) in each.settings for each in claim.arms) else "sst2"
+
+
 def _changed(row: dict[str, Any], changes: dict[str, float]) -> dict[str, Any]:
-    """A line with other values; a step size is that of all components."""
+    """A line with other values; a step size is that of all components. Accuracies are of the ends of epochs."""
+    changes = {key: value for key, value in changes.items() if key.startswith("eval/") != ("time/step" in row)}
     sizes = {key: changes["step_size"] for key in row if key.startswith("step_size/") and "step_size" in changes}
     return row | sizes | {key: value for key, value in changes.items() if key != "step_size"}
 
@@ -85,6 +95,11 @@ def with_lines(of: Any) -> Any:
     return (lambda config: {}), of
 
 
+def after_epochs(of: Any) -> Any:
+    """The accuracies after the first and the last epoch, of 16 steps each."""
+    return with_lines(lambda config, step: {"eval/accuracy": of(config)[step > 16]})
+
+
 def swings(of: Any) -> Any:
     """A mini-batch loss that jumps up and down so far, and a little more in each seed."""
     return with_lines(lambda config, step: {"train/loss": 100 + (-1) ** step * of(config) * (1 + config.seed / 100)})
@@ -110,10 +125,53 @@ OUTCOMES: dict[str, tuple[Any, Any, Any]] = {
         loss(lambda c: 0.05 if searches(c) else 0.1),
         loss(lambda c: 0.01 * 4 ** (-1) ** c.seed if searches(c) else 0.1),
     ),
-    "SGDSLS performs worst": (
+    "the lead is larger early on": (
+        after_epochs(lambda c: (0.8, 0.85) if searches(c) else (0.6, 0.8)),
+        after_epochs(lambda c: (0.6, 0.85) if searches(c) else (0.6, 0.8)),
+        after_epochs(lambda c: (0.6 + NOISE * (-1) ** c.seed, 0.8) if searches(c) else (0.6, 0.8)),
+    ),
+    "PLASLS and ADAMSLS hardly differ": (
+        accuracy(lambda c: 0.805 if c.optimizer == "plasls" else 0.8),
+        accuracy(lambda c: 0.85 if c.optimizer == "plasls" else 0.8),
+        accuracy(lambda c: 0.81 + NOISE * (-1) ** c.seed if c.optimizer == "plasls" else 0.8),
+    ),
+    "ADAMSLS is the one to take": (
+        accuracy(lambda c: 0.85 if c.optimizer == "adamsls" else 0.8),
+        accuracy(lambda c: 0.85 if c.optimizer == "sgdsls" else 0.8),
+        accuracy(lambda c: 0.8 + NOISE * (-1) ** c.seed if c.optimizer == "adamsls" else 0.8),
+    ),
+    **{
+        f"SGDSLS has the worst loss on {sets} sets": (
+            loss(lambda c: 0.4 if c.optimizer == "sgdsls" else 0.1),
+            loss(lambda c: 0.4 if c.optimizer == "adam" else 0.1),
+            loss(lambda c: 0.1 * 2 ** (-1) ** c.seed if c.optimizer == "sgdsls" else 0.1),
+        )
+        for sets in ("small", "large")
+    },
+    "SGDSLS is the least accurate on large sets": (
         accuracy(lambda c: 0.6 if c.optimizer == "sgdsls" else 0.8),
         accuracy(lambda c: 0.7 if c.optimizer == "adam" else 0.8),
         accuracy(lambda c: 0.8 + NOISE * (-1) ** c.seed if c.optimizer == "sgdsls" else 0.8),
+    ),
+    "on large sets the loss falls faster at first": (
+        with_lines(lambda c, step: {"train/loss": (0.4 if searches(c) and step <= 4 else 0.6) + c.seed / 100}),
+        with_lines(lambda c, step: {"train/loss": (0.4 if searches(c) and step > 4 else 0.3 + 0.3 * searches(c))}),
+        with_lines(lambda c, step: {"train/loss": 0.5 * 2 ** (-1) ** c.seed if searches(c) else 0.5}),
+    ),
+    "about 1 % better on large sets": (
+        accuracy(lambda c: 0.82 if searches(c) else 0.8),
+        accuracy(lambda c: 0.78 if searches(c) else 0.8),
+        accuracy(lambda c: 0.8 + NOISE * (-1) ** c.seed if searches(c) else 0.8),
+    ),
+    "level with ADAM on mrpc whole": (
+        accuracy(lambda c: 0.805 if searches(c) else 0.8),
+        accuracy(lambda c: 0.85 if searches(c) else 0.8),
+        accuracy(lambda c: 0.81 + NOISE * (-1) ** c.seed if searches(c) else 0.8),
+    ),
+    "PLASLS does not reach a very low loss on sst2": (
+        loss(lambda c: 0.3 if searches(c) else 0.1),
+        loss(lambda c: 0.05 if searches(c) else 0.1),
+        loss(lambda c: 0.1 * 2 ** (-1) ** c.seed if searches(c) else 0.1),
     ),
     "more layers gradually better": (
         loss(lambda c: 0.1 * 0.8 ** SPLIT_PLACE[c.split]),
@@ -137,7 +195,7 @@ OUTCOMES: dict[str, tuple[Any, Any, Any]] = {
     ),
     "no merging is worse than even 1e-12": (
         loss(lambda c: 0.1 if c.merge_threshold else 0.2),
-        loss(lambda c: 0.1),
+        loss(lambda c: 0.2 if c.merge_threshold else 0.1),
         loss(lambda c: 0.1 * (1 if c.merge_threshold else 2 ** (-1) ** c.seed)),
     ),
     "about 3 of 10 components merge on large sets": (
@@ -146,6 +204,11 @@ OUTCOMES: dict[str, tuple[Any, Any, Any]] = {
         merges(lambda c: 9 * (c.seed % 2)),
     ),
     "no components merge on small sets": (
+        merges(lambda c: 0),
+        merges(lambda c: 4),
+        merges(lambda c: 2 * (c.seed % 2)),
+    ),
+    "no components merge on mrpc whole": (
         merges(lambda c: 0),
         merges(lambda c: 4),
         merges(lambda c: 2 * (c.seed % 2)),
@@ -167,11 +230,36 @@ OUTCOMES: dict[str, tuple[Any, Any, Any]] = {
     ),
 }  # fmt: skip
 VERDICTS = ("holds", "does not hold", "cannot be told")
-FIRST = {claim.said: claim for claim in reversed(CLAIMS)}
+FIRST = {claim.said: claim for claim in reversed(CLAIMS) if claim.arms}
+"""of claims for which there are runs"""
 
 
 def test_every_claim_of_the_paper_is_judged() -> None:
-    assert {claim.said for claim in CLAIMS} == OUTCOMES.keys()
+    assert FIRST.keys() == OUTCOMES.keys()
+
+
+def test_a_claim_without_runs_cannot_be_told() -> None:
+    untold = [claim for claim in CLAIMS if not claim.arms]
+    assert len(untold) == 2
+    for claim in untold:
+        assert claim.judge(Evidence({}, {})).verdict == "cannot be told"
+
+
+def test_a_difference_of_nothing_cannot_be_told(tmp_path: Path) -> None:
+    """As with merge thresholds where nothing merges: both arms are the same runs."""
+    claim = FIRST["no merging is worse than even 1e-12"]
+    finding = claim.judge(evidence(tmp_path, claim, loss(lambda c: 0.1)))
+    assert (finding.estimate.low, finding.estimate.high, finding.verdict) == (0, 0, "cannot be told")
+
+
+def test_runs_on_different_kinds_of_devices_are_not_tested_and_the_verdict_says_so(tmp_path: Path) -> None:
+    claim = FIRST["about 3 % better on small sets"]
+    for device, mixed in (("cuda:1", False), ("cpu", True)):
+        of = lambda c, device=device: {"device": "cuda:0" if searches(c) else device}  # noqa: E731
+        finding = claim.judge(evidence(tmp_path / device, claim, of))
+        assert finding.devices == sorted({"cuda", device.partition(":")[0]})
+        assert (finding.mixed, math.isnan(finding.p), math.isnan(finding.exact.p)) == (mixed, mixed, mixed)
+        assert ("devices differ" in results._row(1, claim, finding)["verdict"]) == mixed
 
 
 @pytest.mark.parametrize("said", OUTCOMES)
@@ -180,7 +268,7 @@ def test_a_claim_holds_does_not_hold_or_cannot_be_told_by_its_runs(said: str, tm
         made = outcome if isinstance(outcome, tuple) else (outcome, None)
         finding = FIRST[said].judge(evidence(tmp_path / verdict.replace(" ", "-"), FIRST[said], *made))
         assert not finding.missing
-        assert (finding.estimate.n, finding.tasks) == (5, ["sst2"])
+        assert (finding.estimate.n, finding.tasks) == (5, [task_of(FIRST[said])])
         assert finding.verdict == verdict
 
 
@@ -202,6 +290,7 @@ def test_missing_runs_are_counted_and_give_no_verdict(tmp_path: Path) -> None:
     outcome = OUTCOMES[claim.said][0]
     finding = claim.judge(evidence(tmp_path, claim, outcome, without=lambda c: searches(c) and c.seed > 2))
     assert finding.missing == {"paper": 2}
+    assert results._row(1, claim, finding)["verdict"].endswith(": runs are missing, 3 of 5 seeds are there")
     assert finding.verdict == "cannot be told"
     assert math.isnan(finding.estimate.mean)
 
@@ -231,7 +320,7 @@ def test_fewer_than_five_seeds_give_no_verdict(tmp_path: Path) -> None:
 
 def test_the_tuning_budget_is_the_least_number_of_rates_that_is_as_good(tmp_path: Path) -> None:
     by_rate = {2e-5: 0.80, 5e-5: 0.82, 1e-4: 0.84, 2e-4: 0.86}
-    claim = next(claim for claim in CLAIMS if claim.arms == (claims.UNTUNED, claims.ADAM_RATES))
+    claim = next(claim for claim in CLAIMS if claim.said == "hyperparameter-free" and claim.of == claims.OURS)
     for level, runs in ((0.79, 1), (0.835, 2), (0.859, 4), (0.9, None)):  # best of 1, 2, 3, 4: .83, .847, .855, .86
         made = accuracy(lambda c, level=level: by_rate[c.learning_rate] if c.optimizer == "adam" else level)
         found = evidence(tmp_path / str(level), claim, made)
@@ -298,6 +387,6 @@ def test_a_folder_that_cannot_be_written_is_one_line_with_the_option(
 ) -> None:
     monkeypatch.setattr(results, "page", lambda out, profile: ("text", {}))
     (tmp_path / "file").touch()
-    assert results.main([f"--out={tmp_path}", f"--to={tmp_path / 'file'}"]) == 2
+    assert main(["results", f"--out={tmp_path}", f"--to={tmp_path / 'file'}"]) == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert "file cannot be written (Not a directory); --to takes a writable folder" in told

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from analysis import compare, costs, exhibits, load, stats, words
-from analysis.compare import ACCURACY, ALL, LOSS
+from analysis.compare import ALL, LOSS, SCORE
 from analysis.runs import UNREAD
 from train.errors import InputError
 
@@ -52,8 +52,8 @@ def test_an_arm_that_is_called_all_is_tested_like_any_other(tmp_path):
 
 def test_the_pairs_of_all_conditions_have_the_sign_flip_test_alone(tmp_path):
     varied = {"task": ["sst2", "mrpc"], "optimizer": ["adam", "plasls"]}
-    write_sweep(tmp_path, "small", varied, seeds=3, epochs=1)
-    rows = differences_of(load(tmp_path, "small")).rows
+    write_sweep(tmp_path, "mended", varied, seeds=3, epochs=1)
+    rows = differences_of(load(tmp_path, "mended")).rows
     assert rows["task"].tolist() == ["sst2", "mrpc", ALL]
     assert rows["pairs"].tolist() == [3, 3, 6]
     assert rows["p"].isna().tolist() == [False, False, True]
@@ -62,8 +62,8 @@ def test_the_pairs_of_all_conditions_have_the_sign_flip_test_alone(tmp_path):
 
 def test_means_have_a_row_an_arm_with_what_its_optimizer_does_not_read_marked(tmp_path):
     varied = {"optimizer": ["adam", "adamsls"], "learning_rate": [1e-5, 1e-4]}
-    folders = write_sweep(tmp_path, "learning-rates", varied, seeds=3, epochs=1)
-    means = compare.means(load(tmp_path, "learning-rates"), LOSS)
+    folders = write_sweep(tmp_path, "budget", varied, seeds=3, epochs=1)
+    means = compare.means(load(tmp_path, "budget"), LOSS)
     assert means["learning_rate"].tolist() == [1e-5, 1e-4, UNREAD]
     assert means["mean"].to_numpy() == pytest.approx(losses(folders, 3, 3).mean(axis=1))
     assert means["n"].tolist() == [3, 3, 3]
@@ -71,8 +71,8 @@ def test_means_have_a_row_an_arm_with_what_its_optimizer_does_not_read_marked(tm
 
 def test_the_grid_has_the_means_over_conditions_last(tmp_path):
     varied = {"task": ["sst2", "mrpc"], "optimizer": ["adam", "plasls"]}
-    folders = write_sweep(tmp_path, "small", varied, seeds=3, epochs=1)
-    grid = compare.grid(load(tmp_path, "small"), LOSS)
+    folders = write_sweep(tmp_path, "mended", varied, seeds=3, epochs=1)
+    grid = compare.grid(load(tmp_path, "mended"), LOSS)
     assert grid.rows["task"].tolist() == ["sst2"] * 2 + ["mrpc"] * 2 + [ALL] * 2
     values = losses(folders, 2, 2, 3)
     assert grid.rows["mean"].to_numpy()[:4] == pytest.approx(values.mean(axis=2).ravel())
@@ -124,14 +124,14 @@ def test_arms_are_tested_against_the_one_that_is_named_within_each_choice_of_the
 
 
 def test_equal_means_share_a_rank_whatever_their_rounding(equal_means):
-    ranked = compare.ranking(equal_means, ACCURACY)
+    ranked = compare.ranking(equal_means, SCORE)
     assert ranked is not None
     assert 0 < ranked.rows["difference"].abs().max() < 1e-12  # or there would be no rounding
     assert ranked.friedman.ranks.tolist() == [2, 2, 2]
 
 
 def test_equal_means_are_printed_as_such_and_not_with_six_zeros(equal_means):
-    (table,) = exhibits.ranking(equal_means, ACCURACY)
+    (table,) = exhibits.ranking(equal_means, SCORE)
     assert table.cells["second minus first"].tolist() == ["+0.0"] * 3
 
 
@@ -167,7 +167,7 @@ def made_up(**columns):
 
 
 def test_speed_ups_are_geometric_means_over_the_seeds_that_reached_the_loss(tmp_path):
-    folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=2)
+    folders = write_sweep(tmp_path, "mended", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=2)
     falls = {
         0: np.linspace(1, 0.5, 32),
         1: np.linspace(1, 0.5, 32),
@@ -180,8 +180,39 @@ def test_speed_ups_are_geometric_means_over_the_seeds_that_reached_the_loss(tmp_
         for line, loss in zip(steps, falls[place], strict=True):
             line["train/loss"] = float(loss)
         (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    _, plasls = costs.speeds(load(tmp_path, "small")).rows
+    _, plasls = costs.speeds(load(tmp_path, "mended")).rows
     assert (plasls.pairs, plasls.reached) == (2, 2)
     reached = [plasls.steps.mean * (1 + sign * plasls.steps.standard_error / plasls.steps.mean) for sign in (-1, 1)]
     assert plasls.in_steps.mean == pytest.approx(32 / math.sqrt(reached[0] * reached[1]))
     assert plasls.in_steps.low < plasls.in_steps.mean < plasls.in_steps.high
+
+
+def test_arms_on_different_kinds_of_devices_are_shown_and_not_tested(tmp_path):
+    folders = write_sweep(tmp_path, "mended", {"task": ["sst2", "mrpc"], "optimizer": ["adam", "adamsls", "plasls"]})
+    for folder in folders[3:6]:  # ADAMSLS on sst2
+        edit(folder / "summary.json", device="cuda:0")
+    loaded = load(tmp_path, "mended")
+    tested = compare.differences(loaded, LOSS)
+    assert tested is not None
+    rows = tested.rows.set_index(["task", "optimizer"])
+    assert rows["devices"].to_dict() == {
+        ("sst2", "adamsls"): True,
+        ("sst2", "plasls"): False,
+        ("mrpc", "adamsls"): False,
+        ("mrpc", "plasls"): False,
+        (compare.ALL, "adamsls"): True,
+        (compare.ALL, "plasls"): False,
+    }
+    mixed = rows[rows["devices"]]
+    assert mixed["difference"].notna().all()
+    assert mixed[["low", "high", "p", "holm", "p_exact"]].isna().all(axis=None)
+    assert rows[~rows["devices"]]["p_exact"].notna().all()
+    p = compare.grid(loaded, LOSS).rows.set_index(["task", "optimizer"])["p"]
+    assert p[rows.index].isna().tolist() == rows["devices"].tolist()
+    assert compare.ranking(loaded, LOSS) is None
+    assert "are shown, and not tested" in exhibits.differences(loaded, LOSS)[0].heading
+    for folder in folders:
+        edit(folder / "summary.json", device=f"cuda:{folder.name[0] in '0123'}")
+    alike = compare.differences(load(tmp_path, "mended"), LOSS)
+    assert alike is not None
+    assert not alike.rows["devices"].any()

@@ -16,8 +16,10 @@ from train.data import eval_batches, load_rows, small_subset, tokenize, train_ba
 from train.errors import InputError
 from train.tasks import TASKS
 
+from .shared import real
+
 ROOT = Path(__file__).resolve().parents[1]
-GLUE = ROOT.parent / "shared" / "data" / "glue"
+GLUE = real("data")
 WORDS = [f"w{number}" for number in range(100)]
 
 
@@ -163,13 +165,13 @@ def test_hub_out_of_reach_is_one_line_with_the_alternatives(monkeypatch):
     monkeypatch.setattr("train.packaged.hub_answers", lambda: False)
     monkeypatch.setattr(data, "hub_answers", lambda: False)
     with pytest.raises(
-        InputError, match=r"hub cannot be reached; allowed: a hub id, a folder, .*film-snippets"
+        InputError, match=r"hub cannot be reached; allowed: a folder, .* in PLASLS_DATA, a hub id, .*film-snippets"
     ) as caught:
         load_rows("nobody/nothing-of-this-name", "sst2", "train")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(not GLUE.is_dir(), reason="no ../shared/data/glue beside this repository")
+@pytest.mark.skipif(not GLUE.is_dir(), reason="no GLUE: PLASLS_DATA names none")
 @pytest.mark.parametrize(
     ("task", "part", "counts"),
     [

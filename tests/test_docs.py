@@ -124,7 +124,7 @@ def test_make_has_the_targets_that_the_pages_name() -> None:
 
 def test_each_python_command_line_of_the_pages_is_taken() -> None:
     modules = [words[words.index("-m") + 1 :] for words in commands() if "-m" in words]
-    assert {"train", "sweeps", "analysis", "analysis.publish"} <= {words[0] for words in modules}
+    assert {"train", "sweeps", "analysis"} <= {words[0] for words in modules}
     for module, *options in modules:
         assert importlib.util.find_spec(module), module
         if module == "train" and options != ["--help"]:

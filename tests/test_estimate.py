@@ -28,9 +28,10 @@ def test_the_list_has_every_sweep_with_its_cells_and_time(tmp_path: Path, capsys
     papers_and_ours = {
         "splits": 5 * 5,
         "merging": 4 * 2 * 5,
-        "batch-sizes": 3 * 4 * 5,
-        "small": 4 * 4 * 5,
+        "batches": 3 * 4 * 5,
+        "mended": 4 * 4 * 5,
         "full": 4 * 4 * 5,
+        "paper": 4 * 4 * 5,
         "dropout": 3 * 2 * 5,
         "criterion": 2 * 2 * 2 * 5,
     }
@@ -44,7 +45,7 @@ def test_the_list_has_every_sweep_with_its_cells_and_time(tmp_path: Path, capsys
 
 
 def test_the_time_is_that_of_the_rows(tmp_path: Path) -> None:
-    cells = list(load("small", "embedded", {"out": [str(tmp_path)], "seed": [0]}).cells().values())
+    cells = list(load("mended", "embedded", {"out": [str(tmp_path)], "seed": [0]}).cells().values())
     cost = MEASURED["minilm-l6", 40]["sst2"]
     trials = sum(CANDIDATES[config.optimizer].trials for config in cells)
     trained = len(cells) * 3 * 500 * cost.step + 3 * 500 * trials * cost.forward

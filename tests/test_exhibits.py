@@ -14,11 +14,11 @@ from train.errors import InputError
 from .fake_runs import write_sweep
 
 VARIED = {
-    "small": {"task": ["sst2", "mrpc"], "optimizer": ["adam", "sgdsls", "plasls"]},
+    "mended": {"task": ["sst2", "mrpc"], "optimizer": ["adam", "sgdsls", "plasls"]},
     "merging": {"merge_threshold": [0, 1e-12]},
-    "batch-sizes": {"optimizer": ["adam", "plasls"], "batch_size": [16, 32]},
+    "batches": {"optimizer": ["adam", "plasls"], "batch_size": [16, 32]},
     "splits": {"split": [1, 4, 7, 10, "qkv"]},
-    "learning-rates": {"optimizer": ["adam", "plasls"], "learning_rate": [1e-5, 5e-5]},
+    "budget": {"optimizer": ["adam", "plasls"], "learning_rate": [1e-5, 5e-5]},
 }
 TABLES = ("table1", "numbers", "lead", "hindsight")
 
@@ -45,11 +45,11 @@ MADE = dict(_made())
 
 def test_the_papers_figures_and_tables_are_made_from_their_sweeps():
     of_the_paper = {
-        **dict.fromkeys(("table1", "numbers", "lead", "fig3", "fig4", "fig7", "cost", "trials"), "small"),
+        **dict.fromkeys(("table1", "numbers", "lead", "fig3", "fig4", "fig7", "cost", "trials"), "mended"),
         **dict.fromkeys(("fig1", "fig2"), "merging"),
         **dict.fromkeys(("fig9", "step-sizes"), "splits"),
-        "fig8": "batch-sizes",
-        **dict.fromkeys(("budget", "rates", "hindsight"), "learning-rates"),
+        "fig8": "batches",
+        **dict.fromkeys(("budget", "rates", "hindsight"), "budget"),
     }
     assert MADE.items() >= of_the_paper.items()
 
@@ -72,14 +72,14 @@ def test_one_command_makes_all_that_the_finished_sweeps_allow_and_says_why_not_t
 def test_a_table_is_printed_and_written(study, capsys):
     assert main(["numbers", f"--out={study}"]) == 0
     printed = capsys.readouterr().out
-    assert (study / "small/figures/numbers-embedded.md").read_text() in printed
+    assert (study / "mended/figures/numbers-embedded.md").read_text() in printed
     assert "| sst2 | PLASLS" in printed
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["table2"], "table2 is made from the sweep full: make sweep-full"),
+        (["table2"], "table2 is made from the sweep long or full: make sweep-long"),
         (["fig8", "--sweep=splits"], "fig8 needs a sweep that varies batch_size; splits varies split"),
         (["fig3", "--sweep=nothing"], "no sweep 'nothing'"),
         (["fig12"], "no sweep 'fig12'"),
@@ -102,7 +102,7 @@ def test_nothing_to_show_is_an_error(tmp_path, capsys):
 
 
 def test_line_searches_only_are_shown_where_adam_has_nothing_to_show(study, tmp_path):
-    figure = exhibits.make("trials", load(study, "small"))
+    figure = exhibits.make("trials", load(study, "mended"))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SGDSLS", "PLASLS"]
     write_sweep(tmp_path, "only-adam", {"learning_rate": [1e-5]}, seeds=1, epochs=1, optimizer="adam")
     only_adam = load(tmp_path, "only-adam")
@@ -146,7 +146,7 @@ def test_the_report_is_one_page_that_asks_for_nothing_from_elsewhere(report):
     assert page.open == []
     assert page.requests == []
     assert "url(" not in report
-    sweeps = ["merging", "batch-sizes", "splits", "learning-rates"]  # the tests of "small" are in Table I
+    sweeps = ["merging", "batches", "splits", "budget"]  # the tests of "mended" are in Table I
     assert page.sections == [n for n in exhibits.EXHIBITS if n in MADE] + [*sweeps, "settings", "deviations", "made"]
     assert page.links == page.sections
     assert len(page.images) == len(MADE) - len(TABLES)
@@ -182,7 +182,7 @@ def test_a_report_of_one_run_or_two_says_what_they_can(tmp_path, varied, seeds):
     text = html.unescape((out / "report.html").read_text())
     runs = len(varied["c"]) * seeds
     assert f"{runs} run{'s' * (runs > 1)} of 1 sweep, from {out}." in text
-    assert f"<td>model</td><td>{model}</td>" in text
+    assert "<td>model</td><td>some-bert</td>" in text
     assert ("One run an arm: no standard error" in text) == (seeds == 1)
     assert ("One seed: no test." in text) == (len(varied["c"]) == 2)
     commands = re.findall(r"<code>(python -m analysis .*)</code>", text)
@@ -212,7 +212,7 @@ def test_the_report_says_what_was_run_with_what_and_where_it_differs_from_the_pa
         "cpu, 2 threads",
         "<td>model</td><td>bert-base-uncased</td>",
         "<strong>The joint move.</strong>",
-        "<code>table2</code> table2 is made from the sweep full",
+        "<code>table2</code> table2 is made from the sweep long or full",
         "Friedman&#39;s test",
     ):
         assert words in text

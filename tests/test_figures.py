@@ -124,7 +124,7 @@ def test_arms_that_were_evaluated_once_are_points_beside_each_other_with_their_s
     assert places == sorted(set(places))
     assert np.mean(places) == pytest.approx(1)
     assert "bands and bars: ± one standard error" in caption(figure)
-    assert "; bars: ± one standard error" in caption(exhibits.accuracies(load(tmp_path, "splits")))
+    assert "; bars: ± one standard error" in caption(exhibits.scores(load(tmp_path, "splits")))
 
 
 def test_one_run_an_arm_that_was_evaluated_once_is_a_point(tmp_path):
@@ -197,8 +197,8 @@ def test_saved_files_are_a_png_of_200_dots_an_inch_and_a_pdf(tmp_path):
 
 
 def test_a_candidate_has_its_own_colour_whichever_candidates_there_are(tmp_path):
-    write_sweep(tmp_path, "small", {"optimizer": ["plasls", "adam"]}, seeds=1, epochs=1)
-    (axes,) = exhibits.losses(load(tmp_path, "small")).axes
+    write_sweep(tmp_path, "mended", {"optimizer": ["plasls", "adam"]}, seeds=1, epochs=1)
+    (axes,) = exhibits.losses(load(tmp_path, "mended")).axes
     assert {line.get_label(): line.get_color() for line in axes.lines} == {
         "PLASLS": CANDIDATES["plasls"].colour,
         "ADAM": CANDIDATES["adam"].colour,
@@ -207,8 +207,8 @@ def test_a_candidate_has_its_own_colour_whichever_candidates_there_are(tmp_path)
 
 def test_batch_sizes_are_lines_over_samples_and_optimizers_panels(tmp_path):
     varied = {"optimizer": ["adam", "plasls"], "batch_size": [8, 16, 32]}
-    write_sweep(tmp_path, "batch-sizes", varied, seeds=1, epochs=1)
-    figure = exhibits.losses(load(tmp_path, "batch-sizes"), ["batch_size"])
+    write_sweep(tmp_path, "batches", varied, seeds=1, epochs=1)
+    figure = exhibits.losses(load(tmp_path, "batches"), ["batch_size"])
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["ADAM", "PLASLS"]
     for axes in figure.axes:
         assert [line.get_label() for line in axes.lines] == ["batch 8", "batch 16", "batch 32"]
@@ -244,18 +244,31 @@ def test_a_component_is_followed_through_its_merges(tmp_path):
 
 
 def test_mean_and_smallest_step_size_are_over_the_components_of_a_step(tmp_path):
-    folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=1)
+    folders = write_sweep(tmp_path, "mended", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=1)
     of_runs = []
     for folder in folders[2:]:
         lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
         of_runs.append([[v for k, v in ln.items() if k.startswith("step_size/")] for ln in lines if "time/step" in ln])
     sizes = np.array(of_runs)  # seeds x steps x components
-    loaded = load(tmp_path, "small")
+    loaded = load(tmp_path, "mended")
     for make, over in ((exhibits.average_step_sizes, np.mean), (exhibits.smallest_step_sizes, np.min)):
         (axes,) = make(loaded).axes
-        assert axes.lines[1].get_label() == "PLASLS"
-        assert axes.lines[1].get_ydata() == pytest.approx(over(sizes, axis=2).mean(0))
+        (line,) = [line for line in axes.lines if line.get_label() == "PLASLS"]
+        assert line.get_ydata() == pytest.approx(over(sizes, axis=2).mean(0))  # of two seeds also the median
         assert axes.get_yscale() == "log"
+
+
+def test_a_step_size_that_collapses_in_one_seed_of_three_is_seen_and_the_median_is_of_the_others(tmp_path):
+    folders = write_sweep(tmp_path, "mended", {"optimizer": ["adam", "plasls"]}, seeds=3, epochs=1)
+    for place, folder in enumerate(folders[3:]):
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        size = 1e-11 if place == 1 else 1e-4
+        changed = [line | {key: size for key in line if key.startswith("step_size/")} for line in lines]
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+    (axes,) = exhibits.smallest_step_sizes(load(tmp_path, "mended")).axes
+    (line,) = [line for line in axes.lines if line.get_label() == "PLASLS"]
+    assert set(line.get_ydata()) == {1e-4}
+    assert axes.get_ylim()[0] < 1e-11
 
 
 def test_the_one_component_shown_is_the_one_whose_step_size_falls_lowest(tmp_path):
@@ -296,10 +309,10 @@ def test_the_cost_of_a_step_is_the_mean_over_seeds(tmp_path):
 
 def test_adams_budget_is_the_expected_best_of_so_many_learning_rates(tmp_path):
     varied = {"optimizer": ["adam", "plasls"], "learning_rate": [1e-5, 2e-5, 5e-5]}
-    folders = write_sweep(tmp_path, "learning-rates", varied, seeds=1, epochs=1)
+    folders = write_sweep(tmp_path, "budget", varied, seeds=1, epochs=1)
     for folder, accuracy in zip(folders, (0.5, 0.9, 0.7, 0.8), strict=True):
         edit(folder / "summary.json", eval__accuracy=accuracy)
-    (axes,) = exhibits.budget(load(tmp_path, "learning-rates")).axes
+    (axes,) = exhibits.budget(load(tmp_path, "budget")).axes
     adam = next(line for line in axes.lines if line.get_label().startswith("ADAM,"))
     assert adam.get_xdata().tolist() == [1, 2, 3]
     assert adam.get_ydata() == pytest.approx([70, (90 + 90 + 70) / 3, 90])
@@ -309,11 +322,11 @@ def test_adams_budget_is_the_expected_best_of_so_many_learning_rates(tmp_path):
 
 def test_accuracy_over_learning_rates_is_a_line_and_what_has_none_a_level(tmp_path):
     varied = {"optimizer": ["untuned", "adam"], "learning_rate": [1e-5, 2e-5, 5e-5], "beta1": [0.9, 0.0]}
-    folders = write_sweep(tmp_path, "untuned", varied, seeds=2, epochs=1)
+    folders = write_sweep(tmp_path, "rates", varied, seeds=2, epochs=1)
     of_folder = (0.8, 0.9, 0.5, 0.7, 0.6, 0.6, 0.7, 0.9, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1)
     for folder, accuracy in zip(folders, of_folder, strict=True):
         edit(folder / "summary.json", eval__accuracy=accuracy)
-    (axes,) = exhibits.rates(load(tmp_path, "untuned")).axes
+    (axes,) = exhibits.rates(load(tmp_path, "rates")).axes
     lines = {line.get_label(): line for line in axes.lines}
     assert list(lines) == ["ADAM, beta1 0", "ADAM, beta1 0.9", "UNTUNED"]
     assert set(lines["UNTUNED"].get_ydata()) == {85}
@@ -323,8 +336,8 @@ def test_accuracy_over_learning_rates_is_a_line_and_what_has_none_a_level(tmp_pa
 
 
 def test_the_legend_of_a_single_panel_is_not_cut_off(tmp_path):
-    write_sweep(tmp_path, "batch-sizes", {"batch_size": [8, 16, 32, 64]}, 1, 1)
-    figure = exhibits.make("fig8", load(tmp_path, "batch-sizes"))
+    write_sweep(tmp_path, "batches", {"batch_size": [8, 16, 32, 64]}, 1, 1)
+    figure = exhibits.make("fig8", load(tmp_path, "batches"))
     figure.draw_without_rendering()
     assert len(figure.axes) == 1
     box = figure.legends[0].get_window_extent()
@@ -334,7 +347,7 @@ def test_the_legend_of_a_single_panel_is_not_cut_off(tmp_path):
 
 @pytest.mark.parametrize("make", [exhibits.smallest_step_sizes, exhibits.cost, exhibits.losses])
 def test_long_names_of_arms_are_not_cut_off(tmp_path, make):
-    write_sweep(tmp_path, "criterion", {"joint": ["always", "never"], "growth_steps": ["epoch", 500]}, 1, 1)
+    write_sweep(tmp_path, "criterion", {"joint": ["always", "never"], "max_interval": [1, 16]}, 1, 1)
     figure = make(load(tmp_path, "criterion"))
     figure.draw_without_rendering()
     for legend in figure.legends:
@@ -345,8 +358,8 @@ def test_long_names_of_arms_are_not_cut_off(tmp_path, make):
 
 def test_a_legend_that_fits_on_the_screen_is_not_cut_off_in_the_file(tmp_path):
     varied = {"optimizer": ["adam", "plasls", "untuned"], "learning_rate": [2e-5]}
-    write_sweep(tmp_path, "full", varied, 1, 1)
-    figure = exhibits.make("fig5", load(tmp_path, "full"))
+    write_sweep(tmp_path, "long", varied, 1, 1)
+    figure = exhibits.make("fig5", load(tmp_path, "long"))
     for dpi in (72, 100, 200):
         figure.dpi = dpi
         figure.draw_without_rendering()
@@ -356,12 +369,12 @@ def test_a_legend_that_fits_on_the_screen_is_not_cut_off_in_the_file(tmp_path):
 
 
 def test_long_numbers_of_samples_do_not_touch(tmp_path):
-    for folder in write_sweep(tmp_path, "full", {"optimizer": ["adam", "plasls"]}, 1, 1):
+    for folder in write_sweep(tmp_path, "long", {"optimizer": ["adam", "plasls"]}, 1, 1):
         lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
         for line in lines:
             line["samples"] = 20_000 * line["step"] // lines[-1]["step"]
         (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    figure = exhibits.make("fig5", load(tmp_path, "full"))
+    figure = exhibits.make("fig5", load(tmp_path, "long"))
     figure.dpi = 200
     figure.draw_without_rendering()
     boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels() if label.get_text()]
@@ -418,7 +431,7 @@ def test_arms_of_every_sweep_of_ours_are_told_apart(tmp_path):
         "joint": {"joint": ["always", 10, "never"], "split": [4, 10, "qkv"]},
         "criterion": {"rounding": [0.0, 4.0], "direction": ["gradient", "momentum"], "growth": ["searched", "all"]},
         "merging": {"merge_threshold": [0.0, 1e-12, 1e-9, 1e-6], "rounding": [0.0, 4.0]},
-        "learning-rates": {"optimizer": ["adam", "adamsls"], "learning_rate": [1e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4]},
+        "budget": {"optimizer": ["adam", "adamsls"], "learning_rate": [1e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4]},
     }.items():
         write_sweep(tmp_path, name, varied, seeds=1, epochs=1)
         axes = exhibits.convergence(load(tmp_path, name)).axes[0]
@@ -437,11 +450,11 @@ def test_an_arm_looks_the_same_in_a_panel_that_lacks_another(tmp_path):
 
 
 def test_a_step_size_of_0_is_left_out_of_a_log_axis(tmp_path):
-    folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=1, epochs=1)
+    folders = write_sweep(tmp_path, "mended", {"optimizer": ["adam", "plasls"]}, seeds=1, epochs=1)
     lines = [json.loads(line) for line in (folders[0] / "history.jsonl").read_text().splitlines()]
     lines[0]["step_size/all"] = 0.0  # ADAM's warm-up begins there
     (folders[0] / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (axes,) = exhibits.average_step_sizes(load(tmp_path, "small")).axes
+    (axes,) = exhibits.average_step_sizes(load(tmp_path, "mended")).axes
     drawn = axes.transData.transform(axes.lines[0].get_xydata())
     assert not np.isfinite(drawn[0, 1])
     assert np.isfinite(drawn[1:]).all()
@@ -475,8 +488,8 @@ def test_a_caption_is_a_text_apart_from_the_picture_where_a_page_asks_for_it(tmp
 
 
 def test_losses_are_smoothed_over_half_an_epoch_whatever_the_batch_size(tmp_path):
-    write_sweep(tmp_path, "batch-sizes", {"batch_size": [8, 32]}, seeds=1, epochs=2)
-    loaded = load(tmp_path, "batch-sizes")
+    write_sweep(tmp_path, "batches", {"batch_size": [8, 32]}, seeds=1, epochs=2)
+    loaded = load(tmp_path, "batches")
     loaded.table.loc[loaded.table["batch_size"] == 8, "steps"] = 128  # four times the 16 steps an epoch
     figure = exhibits.losses(loaded)
     assert "span 8 to 32 steps, half an epoch" in caption(figure)

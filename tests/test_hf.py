@@ -16,13 +16,14 @@ from optim import split
 from optim.hf import LineSearchMixin, LineSearchTrainer
 from tests.small import classic
 
+from .shared import real
 from .small import weights
 from .trainers import SIZES, WORDS, Rows, arguments, classifier, distributed, language_model
 
 PLASLS, SGDSLS, AdamSLS = classic(optim.PLASLS), classic(optim.SGDSLS), classic(optim.AdamSLS)
 
 ROOT = Path(__file__).parent.parent
-GLUE = ROOT.parent / "shared/data/glue"
+GLUE = real("data")
 
 
 def trained(folder, model, optimizer=None, rows=None, resume=None, **changes):
@@ -223,7 +224,7 @@ class Pairs(Rows):
         return {"input_ids": torch.tensor((words + [0] * 64)[:64]), "labels": torch.tensor(label)}
 
 
-@pytest.mark.skipif(not GLUE.is_dir(), reason="no ../shared/data/glue beside this repository")
+@pytest.mark.skipif(not GLUE.is_dir(), reason="no GLUE: PLASLS_DATA names none")
 def test_real_rows_with_a_smaller_last_batch_resume_in_an_epoch_and_end_at_the_best_model(tmp_path):
     """44 rows in micro-batches of 4, three a step: four steps an epoch, the last one over two of them."""
 

@@ -15,7 +15,18 @@ from train.folder import RunFolder, SweepFolder
 ROOT = Path(__file__).parents[1]
 GROUND_FLOOR = {
     f"train.{name}"
-    for name in ("arguments", "candidates", "code", "config", "errors", "folder", "offline", "stopping", "tasks")
+    for name in (
+        "arguments",
+        "candidates",
+        "code",
+        "config",
+        "errors",
+        "folder",
+        "offline",
+        "places",
+        "stopping",
+        "tasks",
+    )
 }
 
 

@@ -15,7 +15,7 @@ SPAN = 8
 
 def leads(tmp_path, losses):
     write_losses(tmp_path, losses)
-    return exhibits.leads(load(tmp_path, "small"))[0].cells.set_index("optimizer")
+    return exhibits.leads(load(tmp_path, "mended"))[0].cells.set_index("optimizer")
 
 
 def test_adam_passes_where_its_smoothed_loss_stays_lower_to_the_end(tmp_path):
@@ -36,8 +36,8 @@ def test_losses_are_means_over_the_quarters_of_a_run(tmp_path):
 
 
 def test_runs_whose_steps_are_no_multiple_of_four_have_all_quarters(tmp_path):
-    write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=1, epochs=1)
-    loaded = load(tmp_path, "small")
+    write_sweep(tmp_path, "mended", {"optimizer": ["adam", "plasls"]}, seeds=1, epochs=1)
+    loaded = load(tmp_path, "mended")
     lines = loaded.history
     shorter = lines[(lines["step"] <= 14) | lines["time/total"].notna()]
     for row in lead.leads(dataclasses.replace(loaded, history=shorter)).rows:
@@ -45,8 +45,8 @@ def test_runs_whose_steps_are_no_multiple_of_four_have_all_quarters(tmp_path):
 
 
 def test_accuracies_are_those_of_the_first_and_the_last_evaluation(tmp_path):
-    write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=3, epochs=3)
-    loaded = load(tmp_path, "small")
+    write_sweep(tmp_path, "mended", {"optimizer": ["adam", "plasls"]}, seeds=3, epochs=3)
+    loaded = load(tmp_path, "mended")
     (table,) = exhibits.leads(loaded)
     plasls = loaded.table[loaded.table["optimizer"] == "plasls"]
     for epoch in (1, 3):
@@ -89,10 +89,10 @@ def test_the_other_has_passed_from_the_step_on_from_which_it_stays_lower(loss, o
 
 def test_each_of_adams_rates_has_its_own_columns(tmp_path):
     varied = {"optimizer": ["adam", "plasls"], "learning_rate": [2e-5, 1e-4]}
-    folders = write_sweep(tmp_path, "small", varied, seeds=1, epochs=2)
+    folders = write_sweep(tmp_path, "mended", varied, seeds=1, epochs=2)
     for folder, level in zip(folders, (0.9, 0.3, 0.5), strict=True):
         set_losses(folder, [level] * 32)
-    (table,) = exhibits.leads(load(tmp_path, "small"))
+    (table,) = exhibits.leads(load(tmp_path, "mended"))
     cells = table.cells.set_index(["optimizer", "rate"])
     assert cells["ADAM 2e-5 lower at the end"].tolist() == ["–", "0 of 1", "0 of 1"]
     assert cells["ADAM 1e-4 lower at the end"].tolist() == ["1 of 1", "–", "1 of 1"]
@@ -104,21 +104,21 @@ def test_each_of_adams_rates_has_its_own_columns(tmp_path):
 
 
 def test_seeds_without_a_run_of_adam_are_no_pairs(tmp_path):
-    folders = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=3, epochs=1)
+    folders = write_sweep(tmp_path, "mended", {"optimizer": ["adam", "plasls"]}, seeds=3, epochs=1)
     (folders[0] / "summary.json").unlink()
-    (table,) = exhibits.leads(load(tmp_path, "small", allow_missing=True))
+    (table,) = exhibits.leads(load(tmp_path, "mended", allow_missing=True))
     assert table.cells.set_index("optimizer").loc["PLASLS", "ADAM lower at the end"].endswith(" of 2")
 
 
 def test_a_run_that_was_evaluated_once_has_one_column_of_accuracies(tmp_path):
-    write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=1)
-    (table,) = exhibits.leads(load(tmp_path, "small"))
+    write_sweep(tmp_path, "mended", {"optimizer": ["adam", "plasls"]}, seeds=2, epochs=1)
+    (table,) = exhibits.leads(load(tmp_path, "mended"))
     assert [column for column in table.cells if column.startswith("accuracy")] == ["accuracy after epoch 1, %"]
 
 
 def test_an_arm_that_was_not_evaluated_after_the_first_epoch_has_a_dash_there(tmp_path):
-    write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=1, epochs=2)
-    loaded = load(tmp_path, "small")
+    write_sweep(tmp_path, "mended", {"optimizer": ["adam", "plasls"]}, seeds=1, epochs=2)
+    loaded = load(tmp_path, "mended")
     of_plasls = loaded.table.loc[loaded.table["optimizer"] == "plasls", "run_id"]
     lines = loaded.history
     left_out = lines["run_id"].isin(of_plasls) & lines["time/total"].notna() & (lines["epoch"] == 1)
@@ -129,6 +129,6 @@ def test_an_arm_that_was_not_evaluated_after_the_first_epoch_has_a_dash_there(tm
 
 
 def test_leads_without_adam_are_an_error(tmp_path):
-    write_sweep(tmp_path, "small", {"optimizer": ["sgdsls", "plasls"]}, seeds=1, epochs=1)
-    with pytest.raises(InputError, match="'small' does not compare ADAM"):
-        exhibits.leads(load(tmp_path, "small"))
+    write_sweep(tmp_path, "mended", {"optimizer": ["sgdsls", "plasls"]}, seeds=1, epochs=1)
+    with pytest.raises(InputError, match="'mended' does not compare ADAM"):
+        exhibits.leads(load(tmp_path, "mended"))

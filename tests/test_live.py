@@ -59,10 +59,7 @@ def test_what_cannot_be_looked_at_is_one_line(tmp_path: Path, capsys: pytest.Cap
         assert main([f"--out={tmp_path}", *args]) == 2
         return capsys.readouterr().err
 
-    assert (
-        said()
-        == f"error: --out={tmp_path}: no sweep or study has been started there, so there is nothing to look at yet\n"
-    )
+    assert said() == f"error: --out={tmp_path}: no sweep has been started there, so there is nothing to look at yet\n"
     queue(tmp_path, "splits", changed=1e9)
     assert said("--sweep=small") == f"error: --sweep=small: it has no queue in {tmp_path}; allowed: splits\n"
     assert "error: --port=x: must be a whole number" in said("--port=x")

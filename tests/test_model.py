@@ -16,8 +16,10 @@ from train.errors import InputError
 from train.model import Classifier, check_dropout, check_length, load_classifier, load_tokenizer, set_dropout
 from train.packaged import hub_answers
 
+from .shared import real
+
 ROOT = Path(__file__).resolve().parents[1]
-BGE = ROOT.parent / "shared" / "models" / "bge-small-en-v1.5"
+BGE = real("model")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = [*SPECIAL, *(f"w{number}" for number in range(40))]
 
@@ -287,7 +289,7 @@ def test_hub_id_out_of_reach_is_one_line_with_the_alternatives(monkeypatch, capf
     hub_answers.cache_clear()
     for load in (load_tokenizer, lambda model: load_classifier(model, 2, None, seed=0)):
         with pytest.raises(
-            InputError, match=r"hub cannot be reached; allowed: a hub id, a folder, .*minilm-l6"
+            InputError, match=r"hub cannot be reached; allowed: a folder, .* in PLASLS_MODEL, a hub id, .*minilm-l6"
         ) as caught:
             load("nobody/nothing-of-this-name")
         one_line(caught)
@@ -295,7 +297,7 @@ def test_hub_id_out_of_reach_is_one_line_with_the_alternatives(monkeypatch, capf
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.skipif(not BGE.is_dir(), reason="no ../shared/models beside this repository")
+@pytest.mark.skipif(not BGE.is_dir(), reason="no real encoder: PLASLS_MODEL names none")
 def test_real_encoder_tells_texts_apart():
     """The half-precision checkpoint on disk, loaded, gives texts of like meaning like [CLS] states."""
     tokenizer, model = load_tokenizer(str(BGE)), load_classifier(str(BGE), 2, None, seed=0).eval()

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis import load, notebook
+from analysis.__main__ import main
 
 from .real_runs import run_sweep
 
@@ -16,7 +17,7 @@ def ablations(tiny, tmp_path_factory):
     strict = {"rounding": 0, "first_steps": 1, "joint": "never", "split": 4}
     run_sweep(out, tiny, "splits", {"split": [1, 4, "qkv"]})
     run_sweep(out, tiny, "merging", {"merge_threshold": [0, 0.05]}, **strict)
-    run_sweep(out, tiny, "batch-sizes", {"optimizer": ["adam", "plasls"], "batch_size": [8, 16]}, split=4)
+    run_sweep(out, tiny, "batches", {"optimizer": ["adam", "plasls"], "batch_size": [8, 16]}, split=4)
     return out
 
 
@@ -45,13 +46,12 @@ def test_the_notebook_runs_on_real_runs_and_shows_tables_figures_and_tests(ablat
 @pytest.mark.filterwarnings("default")
 def test_a_sweep_that_is_not_there_stops_the_notebook_with_one_line(ablations, tmp_path, capsys):
     shutil.copytree(ablations / "splits", tmp_path / "splits")
-    assert notebook.main([str(tmp_path)]) == 2
+    assert main(["notebook", f"--out={tmp_path}"]) == 2
     printed = capsys.readouterr()
     assert re.fullmatch(r"error: the notebook stops: no sweep 'merging' in .*; allowed: splits\n", printed.err)
     assert printed.out == ""
     assert not (tmp_path / "ablations.ipynb").exists()
-    assert notebook.main(["--help"]) == 2
-    assert notebook.main([""]) == 2  # and not the current folder
+    assert main(["notebook", "--out="]) == 2  # and not the current folder
 
 
 def test_three_lines_give_one_tidy_table_of_real_runs(ablations):

@@ -209,7 +209,9 @@ def test_film_snippets_share_no_text_between_the_files():
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "~/nowhere", "no/such/folder", "", "pyproject.toml"])
 def test_path_to_nothing_is_never_a_hub_id(name):
-    with pytest.raises(InputError, match="no such folder; allowed: a folder, a hub id, or film-snippets"):
+    with pytest.raises(
+        InputError, match=r"no such folder; allowed: a folder, .* in PLASLS_DATA, a hub id, or packaged: film-snippets"
+    ):
         locate(name, "data")
 
 

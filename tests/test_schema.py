@@ -16,7 +16,7 @@ from .fault_page import Inject
 
 SWEEPS = Path(space.__file__).parent
 MISTAKE = "a sweep file has a key twice, too few, or of another kind"
-NAMES = ["splits", "learning-rates", "study-adam"]
+NAMES = ["splits", "budget", "study-adam"]
 
 
 @pytest.fixture
@@ -112,23 +112,23 @@ def test_a_value_of_another_kind_is_told_with_its_line(files: Path, name: str, o
         (
             "  seed: {values: [0, 1",
             "seed: {values: [0, 1",
-            22,
+            23,
             "unknown key seed (a parameter that lost its indentation?); allowed: name",
         ),
-        ("name: eval/accuracy", "name: eval/acuracy", 6, "metric.name: input should be 'eval/accuracy', 'eval/loss'"),
-        ("goal: maximize", "goal: maximise", 7, "metric.goal: input should be 'maximize' or 'minimize'"),
-        ("{values: [1, 4, 7, 10, qkv]}", "", 18, "parameters.split: must have keys of its own below it, indented"),
+        ("name: eval/accuracy", "name: eval/acuracy", 7, "metric.name: input should be 'eval/accuracy', 'eval/f1', "),
+        ("goal: maximize", "goal: maximise", 8, "metric.goal: input should be 'maximize' or 'minimize'"),
+        ("{values: [1, 4, 7, 10, qkv]}", "", 19, "parameters.split: must have keys of its own below it, indented"),
         (
             "{values: [1, 4, 7, 10, qkv]}",
             "{values: []}",
-            18,
+            19,
             "parameters.split.values: list should have at least 1 item",
         ),
-        ("{values: [1, 4,", "{values: [0, 4,", 18, "split: 0: "),
-        ("{values: [0, 1, 2", "{values: [-1, 1, 2", 22, "seed: -1: Input should be greater than or equal to 0"),
-        ("{values: [0, 1, 2", "{values: [4294967296, 1, 2", 22, "seed: 4294967296: Input should be less than"),
-        ("  epochs: {value", "  epoch: {value", 19, "unknown setting epoch; closest: epochs"),
-        ("method: grid", "method: grid: x", 4, "no YAML (mapping values are not allowed here)"),
+        ("{values: [1, 4,", "{values: [0, 4,", 19, "split: 0: "),
+        ("{values: [0, 1, 2", "{values: [-1, 1, 2", 23, "seed: -1: Input should be greater than or equal to 0"),
+        ("{values: [0, 1, 2", "{values: [4294967296, 1, 2", 23, "seed: 4294967296: Input should be less than"),
+        ("  epochs: {value", "  epoch: {value", 20, "unknown setting epoch; closest: epochs"),
+        ("method: grid", "method: grid: x", 5, "no YAML (mapping values are not allowed here)"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_is_allowed(files: Path, old: str, new: str, line: int, said: str) -> None:
@@ -152,7 +152,7 @@ def test_one_file_with_a_mistake_does_not_hide_the_others(files: Path, capsys: p
     assert one_sweep(*arguments([f"--out={files / 'runs'}"]), "nothing:nothing") == 2
     said = capsys.readouterr()
     assert "splits         cannot be read\n" in said.out
-    assert re.search(r"^small +\d+ +\d+ ", said.out, re.MULTILINE)
+    assert re.search(r"^mended +\d+ +\d+ ", said.out, re.MULTILINE)
     assert re.fullmatch(r"error: .*splits\.yaml:\d+: no YAML \(.*\)\n", said.err)
 
 

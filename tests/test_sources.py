@@ -131,10 +131,10 @@ def test_a_run_with_other_settings_is_an_error_that_names_them(tmp_path, key, va
 
 
 def test_a_run_of_an_optimizer_that_is_no_candidate_is_an_error_that_names_it(tmp_path):
-    folder = write_sweep(tmp_path, "small", {"optimizer": ["adam", "plasls"]}, seeds=1)[1]
+    folder = write_sweep(tmp_path, "mended", {"optimizer": ["adam", "plasls"]}, seeds=1)[1]
     edit(folder / "config.json", optimizer="lion")
     with pytest.raises(InputError, match=rf"optimizer=plasls .*{folder.name}.* optimizer=lion, .*; allowed: adam, "):
-        load(tmp_path, "small")
+        load(tmp_path, "mended")
 
 
 def test_what_cannot_change_a_result_may_differ(tmp_path):

@@ -115,11 +115,11 @@ def test_offline_runs_give_the_same_tables_as_the_run_folders(tracked):
 
 def test_an_optimizer_misses_no_cell_along_a_setting_that_it_does_not_read(tiny, tmp_path):
     varied = {"optimizer": ["adam", "adamsls"], "learning_rate": [1e-5, 1e-4]}
-    run_sweep(tmp_path, tiny, "learning-rates", varied, seeds=1, track=True, epochs=1)
+    run_sweep(tmp_path, tiny, "budget", varied, seeds=1, track=True, epochs=1)
     wait_for(tmp_path)
-    theirs = load(f"offline:{tmp_path}", "learning-rates")
+    theirs = load(f"offline:{tmp_path}", "budget")
     assert theirs.table["learning_rate"].tolist() == [1e-5, 1e-4, None]
-    assert_same(theirs, load(tmp_path, "learning-rates"))
+    assert_same(theirs, load(tmp_path, "budget"))
 
 
 def test_a_project_on_the_server_gives_the_same_tables_as_the_run_folders(tracked, server):

@@ -62,7 +62,7 @@ def stand_in(config: Config, progress: Callable[[int, int], None]) -> None:
         progress(done, STEPS)
     with (folder / "finishes").open("a") as file:
         file.write("x")
-    (folder / "config.json").write_text(json.dumps(config.as_dict() | {"run_id": config.run_id}))
+    (folder / "config.json").write_text(json.dumps(config.described() | {"run_id": config.run_id}))
     lines = [{"step": step} for step in (*range(1, STEPS + 1), *config.epochs * [STEPS])]
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "partial").write_text(json.dumps({"eval/accuracy": number / 2**31, "steps": STEPS}))
@@ -226,18 +226,18 @@ def test_wandbs_agent_runs_the_very_cell(name: str, tmp_path: Path, monkeypatch:
 
 
 def what_is_read(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in config.as_dict().items() if reads(config.optimizer, key)}
+    return {key: value for key, value in config.described().items() if reads(config.optimizer, key)}
 
 
 def test_an_optimizer_is_run_once_for_all_values_of_what_it_does_not_read() -> None:
-    space = load("learning-rates", "embedded", {"seed": [0], "learning_rate": ["1e-5", "1e-4"]})
+    space = load("budget", "embedded", {"seed": [0], "learning_rate": ["1e-5", "1e-4"]})
     assert [(c.optimizer, c.learning_rate) for c in space.cells().values()] == [
         ("adam", 1e-5),
         ("adam", 1e-4),
         ("adamsls", 1e-5),
     ]
     assert [cell["learning_rate"] for cell in space.manifest()["cells"]] == [1e-5, 1e-4, None]
-    assert len(load("small", "embedded", {"seed": [0], "split": ["4", "10"]}).cells()) == 5
+    assert len(load("mended", "embedded", {"seed": [0], "split": ["4", "10"]}).cells()) == 5
 
 
 def test_a_profile_does_not_settle_what_a_sweep_compares(own_files: Path) -> None:
@@ -290,7 +290,7 @@ def test_the_command_line_wins_over_the_profile_and_that_over_the_file(own_files
         (["splits", "--profile=big"], ["unknown profile big; allowed: embedded, glue, paper"]),
         (["splits", "--workers=0"], ["--workers=0: must be a whole number of at least 1"]),
         (["splits", "--threads=1,2"], ["--threads=1,2: takes one value in a sweep"]),
-        (["splits", "--sweep=small"], ["--sweep=small: allowed: splits, the sweep's own name; --out=FOLDER keeps "]),
+        (["splits", "--sweep=mended"], ["--sweep=mended: allowed: splits, the sweep's own name; --out=FOLDER keeps "]),
         (["splits", "--storage=sqlite:///x.db"], ["--storage=sqlite:///x.db: a sqlite database is not used here; "]),
         (["splits", "--storage=nonsense://x"], ["--storage=nonsense://x: a nonsense database is not used here"]),
         (
@@ -761,6 +761,7 @@ def test_killed_training_resumes_to_the_identical_result(tiny: Path, tmp_path: P
             config = json.loads((path / "config.json").read_text())
             assert config.pop("run_id") == path.name
             config |= {"out": str(tmp_path / "unkilled"), "track": False}
+            config |= {"model": str(tiny / "model"), "data": str(tiny / "data")}  # their names were stored
             assert learnt(path) == learnt(run(Config.from_dict(config)).folder)
             assert list(path.glob("wandb/offline-run-*/*.wandb"))
         fate.equal = True

@@ -116,7 +116,7 @@ def test_a_hyperparameter_search_varies_only_what_has_an_effect(tmp_path):
     assert searched(tmp_path, lambda trial: {"weight_decay": trial.suggest_float("weight_decay", 0.1, 0.2)})[0] > {0.0}
     with pytest.raises(ValueError, match="there is no learning_rate to be searched for; allowed: an hp_space without"):
         searched(tmp_path, lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-3)})
-    with pytest.raises(ValueError, match="adam_beta1=.* is not read"):
+    with pytest.raises(ValueError, match=r"adam_beta1=.* is not read"):
         searched(tmp_path, lambda trial: {"adam_beta1": trial.suggest_float("adam_beta1", 0.5, 0.6)})
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from study.__main__ import main as study
 from sweeps import twins
 from sweeps.__main__ import main
 from sweeps.space import load
@@ -80,10 +79,10 @@ def test_a_damaged_run_is_not_copied_but_a_whole_one_beside_it_is(finished: Conf
     history = other(finished).folder / "history.jsonl"
     history.write_bytes(history.read_bytes()[:-5])
     assert twins.twin(finished) is None
-    write_run(other(finished, "small"), 0)
+    write_run(other(finished, "mended"), 0)
     found = twins.twin(finished)
     assert found is not None
-    assert found.path.parent.name == "small"
+    assert found.path.parent.name == "mended"
 
 
 def test_a_run_that_was_resumed_otherwise_is_not_copied(finished: Config) -> None:
@@ -132,20 +131,3 @@ def test_a_dry_run_tells_what_would_be_copied_and_writes_nothing(
     assert f"{finished.folder}  copied" in listed
     assert counted == "splits: 1 cells: 1 finished, 0 missing"
     assert not finished.folder.exists()
-
-
-def test_the_plan_of_the_study_counts_a_run_of_several_parts_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from study import plan
-
-    assert study(["--profile=study", f"--out={tmp_path}", "--track=False", "--dry-run"], NOBODY) == 0
-    spaces = plan.spaces("study", {"out": [str(tmp_path)]})
-    counts = {}
-    for line in capsys.readouterr().out.splitlines():
-        match line.split():
-            case [part, sweep, _, missing, *_] if part in spaces and sweep == spaces[part].name:
-                counts[part] = int(missing)
-    assert list(counts) == list(spaces)
-    assert sum(counts.values()) == len({run_id for space in spaces.values() for run_id in space.cells()})
-    assert sum(counts.values()) < sum(len(space.cells()) for space in spaces.values())

@@ -95,7 +95,7 @@ def test_an_offline_run_has_all_that_the_run_folder_has(tracked) -> None:
     assert (run_record["run_group"], run_record["job_type"]) == ("splits", "plasls")
     assert run_record["tags"] == ["sst2", "small", "none"]
     config_logged = {key: value for key, value in run_record["config"]["update"].items() if key[0] != "_"}
-    assert config_logged == settings.as_dict()
+    assert config_logged == settings.described()
     assert logged(found) == history_file(settings)
     axes = {record["metric"]["glob_name"]: record["metric"]["step_metric"] for record in found["metric"]}
     assert axes == AXES
@@ -145,7 +145,7 @@ def test_a_sweeps_table_and_figures_are_media_of_a_run(tmp_path: Path) -> None:
     Figure().savefig(figures / "splits-embedded.png")
     (figures / "splits-embedded.csv").write_text("split,eval/accuracy\n1,0.75\n10,0.5\n")
     (figures / "splits-embedded.md").write_text("| split | accuracy |\n")
-    called = [sys.executable, "-m", "analysis.publish", "splits", f"--out={tmp_path}"]
+    called = [sys.executable, "-m", "analysis", "publish", "splits", f"--out={tmp_path}"]
     done = subprocess.run(called, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     (path,) = log_files(tmp_path / "splits")

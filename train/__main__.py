@@ -13,7 +13,7 @@ def main(args: list[str]) -> int:
     from .arguments import any_terminal
     from .config import Config
     from .errors import InputError, one_line
-    from .tasks import TASKS
+    from .tasks import judge
 
     any_terminal()
     first = int(os.environ.get("RANK", 0)) == 0  # all processes of torchrun find the same mistakes
@@ -41,9 +41,9 @@ def main(args: list[str]) -> int:
         return int(end.code or 0)
     if not first:
         return 0
-    s, metric = result.summary, TASKS[config.task].metric
+    s, key = result.summary, judge(config.task)
     print(
-        f"{result.folder}: {metric} {s[f'eval/{metric}']:.4f}, training loss of the last epoch "
+        f"{result.folder}: {key.removeprefix('eval/')} {s[key]:.4f}, training loss of the last epoch "
         f"{s['train/epoch_loss']:.4f}, {s['steps']} steps in {s['time/total']:.0f} s"
     )
     return 0

@@ -1,8 +1,12 @@
-"""python -m train.bench: what a step of each line search costs, beside its peers and beside the least possible cost.
+"""python -m train.bench: what a step of each candidate costs, beside the least possible cost of a step.
+
+python -m train.bench                                         on a random BERT, batches of random tokens
+python -m train.bench --only="adamsls; plasls joint=never"    some of them; settings are those of python -m train
+python -m train.bench cost --optimizer=untuned --key=value    a whole run on a task, beside that of ADAM (train.cost)
 
 Every candidate trains a copy of one model on the same batches. All run in one process and take one step each in turn,
 so that other work of the machine slows all of them alike. Times are medians over the rounds after the first searches.
-Ratios are to the step of torch's fused Adam.
+Ratios are to ADAM's step.
 """
 
 import argparse
@@ -26,68 +30,34 @@ from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel
 
-from optim import PAPER_SEARCH, PLASLS, AdamSLS, split
-
-from . import peers
+from . import cost
 from .arguments import Parser, positive
+from .candidates import BASELINE, CANDIDATES, find
+from .config import Config
 from .errors import InputError, writing
 from .model import Classifier, drop_pooler, load_classifier
-from .peers import Closure, Step
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler reports each start and stop on stderr
 
-FIRST_STEPS = 6
 Batch = dict[str, Tensor]
+Closure = Callable[[], Tensor]
+Step = Callable[[Closure], Tensor]
+"""one training step on a closure that returns the mini-batch loss"""
+
+ARMS = [f"{row.key} {settings}".strip() for row in CANDIDATES.values() for settings in row.timed]
+"""what is compared: the study's candidates, each with settings that differ from the defaults"""
+MEMORY_STEPS = 40
+"""steps of each at most whose memory is measured, after the timed ones"""
 
 
-# -- the candidates ----------------------------------------------------------------------------------------
+def configuration(arm: str) -> Config:
+    """The arm's configuration.
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """Attributes:
-    components: the split of the model's parameters.
-    build: param groups -> a training step.
+    Raises:
+        InputError: there is no such candidate, or no such setting.
     """
-
-    components: int | str
-    build: Callable[[list[dict[str, Any]]], Step]
-
-
-# The paper's search at every step, with momentum in the move; but the first search is mended and rounding tolerated.
-EVERY_STEP: dict[str, Any] = PAPER_SEARCH | {
-    "betas": (0.9, 0.999),
-    "first_c": 0.5,
-    "first_backtracking": 0.5,
-    "rounding": 4.0,
-    "loss_scale": 1.0,
-}
-
-
-def line_search(optimizer: type[AdamSLS], **settings: Any) -> Callable[[list[dict[str, Any]]], Step]:
-    return lambda groups: optimizer(groups, fused=True, **(EVERY_STEP | settings)).step
-
-
-def as_it_comes(groups: list[dict[str, Any]]) -> Step:
-    return AdamSLS(groups, fused=True).step
-
-
-eq6 = partial(line_search, PLASLS, first_steps=FIRST_STEPS, joint="never")
-
-CANDIDATES = {
-    "Adam": Candidate(1, peers.adam),
-    "AdamW": Candidate(1, peers.adamw),
-    "AdamSLS": Candidate(1, line_search(AdamSLS)),
-    "AdamSLS, not compiled": Candidate(1, line_search(AdamSLS, compiled=False)),
-    "AdamSLS, default": Candidate(1, as_it_comes),
-    "PLASLS-10": Candidate(10, line_search(PLASLS, first_steps=FIRST_STEPS)),
-    "PLASLS-10, Eq. 6": Candidate(10, eq6()),
-    "PLASLS-qkv, Eq. 6": Candidate("qkv", eq6()),
-    "PLASLS-10 as published": Candidate(10, peers.published),
-    "SaLSA": Candidate(1, peers.salsa),
-    "Prodigy": Candidate(1, peers.prodigy),
-    "ScheduleFree AdamW": Candidate(1, peers.schedule_free),
-}
+    key, *settings = arm.split()
+    return Config.from_dict({"optimizer": key, "epochs": 1} | dict(each.split("=", 1) for each in settings))
 
 
 # -- where the time goes -----------------------------------------------------------------------------------
@@ -183,28 +153,42 @@ def extra_memory(step: Step, closure: Closure, parameters: Sequence[Tensor]) -> 
 class Contestant:
     name: str
     model: Classifier
-    step: Step
+    optimizer: Any
     clocks: list[Clock] = field(default_factory=list)
     memory: int = 0
     first: int = 0  # trials of the first step
-    components: int = 1
 
     def turn(self, batch: Batch, now: Callable[[], float]) -> Clock:
         clock = Clock(now)
-        clock.step(self.step, partial(self.model.loss, batch))
+        clock.step(self.optimizer.step, partial(self.model.loss, batch))
         return clock
 
+    def peak_memory(self, batch: Batch) -> int:
+        """The most that a step holds, of a search of each component, as components differ in size."""
+        closure, parameters = partial(self.model.loss, batch), list(self.model.parameters())
+        peak = searches = 0
+        for _ in range(MEMORY_STEPS):
+            peak = max(peak, extra_memory(self.optimizer.step, closure, parameters))
+            search = getattr(self.optimizer, "search", None)
+            searches += search is None or search.trials > 0
+            if searches == len(self.optimizer.param_groups):
+                break
+        return peak
 
-def contestants(names: Sequence[str], model: Classifier) -> list[Contestant]:
-    """A copy of the model for each candidate. A line on stderr names those that cannot run here."""
+
+def contestants(arms: Sequence[str], model: Classifier, steps: int) -> list[Contestant]:
+    """A copy of the model for each arm. A line on stderr names those that cannot run here."""
     found = []
-    for name in names:
-        candidate, own = CANDIDATES[name], copy.deepcopy(model)
+    for arm in arms:
+        config, own = configuration(arm), copy.deepcopy(model)
         try:
-            groups = split(own, candidate.components)
-            found.append(Contestant(name, own, candidate.build(groups), components=len(groups)))
-        except (peers.Missing, ValueError) as reason:
-            print(f"{name}: left out: {reason}", file=sys.stderr)
+            optimizer = find(config.optimizer).build(config, own, steps)
+        except InputError as reason:
+            print(f"{arm}: left out: {reason}", file=sys.stderr)
+            continue
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        found.append(Contestant(arm, own, optimizer))
     return found
 
 
@@ -237,10 +221,7 @@ def measure(
     if progress:
         print(file=sys.stderr)
     for contestant in running:
-        closure, parameters = partial(contestant.model.loss, batches(0)), list(contestant.model.parameters())
-        # A whole cycle is measured, as components differ in size.
-        peaks = [extra_memory(contestant.step, closure, parameters) for _ in range(contestant.components)]
-        contestant.memory = max(peaks)
+        contestant.memory = contestant.peak_memory(batches(0))
     return forwards
 
 
@@ -249,7 +230,7 @@ def measure(
 
 def summarise(running: list[Contestant], forwards: list[float]) -> dict[str, Any]:
     """Floors in seconds, and a row for each candidate."""
-    adam = next(contestant.clocks for contestant in running if contestant.name == "Adam")
+    adam = next(contestant.clocks for contestant in running if contestant.name == BASELINE.key)
     median = statistics.median
     forward, arithmetic = median(forwards), median(clock.arithmetic for clock in adam)
     both = median(clock.forward + clock.backward for clock in adam)
@@ -276,18 +257,18 @@ def summarise(running: list[Contestant], forwards: list[float]) -> dict[str, Any
                 "extra_memory": contestant.memory / weights,
             }
         )
-    return {"forward": forward, "forward + backward": both, "Adam": arithmetic, "rows": rows}
+    return {"forward": forward, "forward + backward": both, "baseline": arithmetic, "rows": rows}
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result in Markdown, with times in milliseconds and memory in sizes of the weights."""
+    """The result in Markdown, with times in milliseconds and memory in copies of the weights."""
     lines = [
         f"Floors: forward {1e3 * result['forward']:.0f} ms, forward + backward "
         f"{1e3 * result['forward + backward']:.0f} ms, "
-        f"fused Adam {1e3 * result['Adam']:.1f} ms. Times in ms, a trial's is the mean of one.",
+        f"ADAM's arithmetic {1e3 * result['baseline']:.1f} ms. Times in ms, a trial's is the mean of one.",
         "",
         "| candidate | ratio (quartiles) | mean | floor | mean / floor | trials a step | of the first | forward "
-        "| backward | a trial | arithmetic | / Adam's | extra memory / weights |",
+        "| backward | a trial | arithmetic | / ADAM's | extra memory / weights |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in result["rows"]:
@@ -307,6 +288,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(args: Sequence[str]) -> int:
+    """Exit status: 0, or 2 with one line for bad input."""
+    if args[:1] == ["cost"]:
+        return cost.main(args[1:])
     try:
         _bench(_flags(args))
     except InputError as error:
@@ -318,7 +302,7 @@ def main(args: Sequence[str]) -> int:
 def _bench(flags: argparse.Namespace) -> None:
     torch.set_num_threads(flags.threads)
     torch.manual_seed(0)
-    names = _chosen(flags.only)
+    arms = _chosen(flags.only)
     device = _device(flags)
     model = _model(flags).to(device)
     ids = model.encoder.config.vocab_size
@@ -331,7 +315,7 @@ def _bench(flags: argparse.Namespace) -> None:
         torch.cuda.synchronize()
         return time.perf_counter()
 
-    running = contestants(names, model)
+    running = contestants(arms, model, flags.warmup + flags.rounds + MEMORY_STEPS)
     now = time.process_time if flags.cpu_time else time.perf_counter if device.type == "cpu" else when_idle
     forwards = measure(running, batches, flags.warmup, flags.rounds, now, sys.stderr.isatty())
     result = vars(flags) | {"machine": _machine(device), **summarise(running, forwards)}
@@ -344,7 +328,12 @@ def _bench(flags: argparse.Namespace) -> None:
 
 
 def _flags(args: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m train.bench", description=__doc__, allow_abbrev=False)
+    parser = Parser(
+        prog="python -m train.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     for name, default, what in (
         ("layers", 4, "of the random BERT"),
         ("width", 256, "of the random BERT, a multiple of 64"),
@@ -360,7 +349,7 @@ def _flags(args: Sequence[str]) -> argparse.Namespace:
         )
     parser.add_argument("--model", help="a hub id, a folder or a packaged model instead of the random BERT")
     parser.add_argument(
-        "--only", help=f"candidates, separated by semicolons; Adam runs always ({'; '.join(CANDIDATES)})"
+        "--only", help=f"candidates, separated by semicolons; {BASELINE.key} runs always ({'; '.join(ARMS)})"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model is (default cpu)")
     parser.add_argument(
@@ -373,12 +362,14 @@ def _flags(args: Sequence[str]) -> argparse.Namespace:
 
 
 def _chosen(only: str | None) -> list[str]:
-    if only is None:
-        return list(CANDIDATES)
-    asked = ["Adam", *(name.strip() for name in only.split(";"))]
-    for name in asked:
-        if name not in CANDIDATES:
-            raise InputError(f"--only={only}: no candidate {name!r}; allowed: {'; '.join(CANDIDATES)}")
+    """The arms that are asked for, with the baseline in front."""
+    asked = ARMS if only is None else (BASELINE.key, *(" ".join(arm.split()) for arm in only.split(";")))
+    for arm in asked:
+        if not arm or any("=" not in each for each in arm.split()[1:]):
+            raise InputError(
+                f"--only={only}: {arm!r} is no candidate; allowed: NAME, or NAME KEY=VALUE ..., then ; and the next"
+            )
+        configuration(arm)
     return list(dict.fromkeys(asked))
 
 
@@ -392,7 +383,7 @@ def _device(flags: argparse.Namespace) -> torch.device:
 
 def _model(flags: argparse.Namespace) -> Classifier:
     if flags.model:
-        return load_classifier(flags.model, labels=2, dropout=None, seed=0)
+        return load_classifier(flags.model, outputs=2, dropout=None, seed=0)
     if flags.width % 64:
         raise InputError(f"--width={flags.width}; allowed: a multiple of 64")
     encoder = BertModel(
@@ -406,7 +397,7 @@ def _model(flags: argparse.Namespace) -> Classifier:
         )
     )
     drop_pooler(encoder)
-    return Classifier(encoder, labels=2, seed=0)
+    return Classifier(encoder, outputs=2, seed=0)
 
 
 def _size(model: Classifier) -> str:

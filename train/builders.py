@@ -1,44 +1,57 @@
-"""How each candidate is built: a configuration, a model and the steps of an epoch -> an optimizer.
+"""How candidates are built: a configuration, a model and the steps of an epoch -> an optimizer.
 
-`train.candidates` has a row for each candidate, which names one of these functions. The optimizer that it returns must
-do the following. Its `step` takes a closure and returns the loss at the weights before the move. Its param groups have
-names, under which step sizes are logged. It resumes from its state_dict to the identical result. A line search has the
-record of its last step as `search`.
+Each row of `train.candidates` names one of these functions. The optimizer that it returns must do the following. Its
+`step` takes a closure and returns the loss at the weights before the move. Its param groups have names, under which
+step sizes are logged. It resumes from its state_dict to the identical result. A line search has the record of its last
+step as `search`.
 """
 
-import math
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from optim import PLASLS, SGDSLS, AdamSLS, SaLSA, Search, split
+from optim import DEFAULT, PAPER, PLASLS, SGDSLS, AdamSLS, Armijo, Preset, SaLSA, split, with_line_search
 
+from .candidates import SEARCHES, find, reads
 from .config import Config
+from .criteria import NonMonotone
 from .errors import InputError
-from .peers import Missing, package
+from .peers import Missing, PublishedPLASLS, PublishedSaLSA, package
 
 BETA2, EPSILON = 0.999, 1e-8
+
+MENDED = PAPER.but(
+    first_c=0.5, first_backtracking=0.5, first_steps="settled", joint="always", rounding=4.0, loss_scale=1.0
+)
+"""the paper's search with what keeps it from failing (docs/deviations.md)"""
+
+PRESETS: dict[str, Preset] = {"paper": PAPER, "mended": MENDED}
+"""a value of `--search` -> its preset"""
 
 # Each lever of the library's default search is set back to what the paper has. Two are alternatives that the paper does
 # not have: "nonmonotone" (PoNoS's criterion) and "average" (instead of a decay). "components" changes no setting, but
 # the number of step sizes.
 LEVERS: dict[str, dict[str, Any]] = {
     "none": {},
-    "criterion": {"criterion": "armijo", "c": 0.1},
+    "criterion": {"search": DEFAULT.but(criterion=Armijo(c=0.1))},
     "c": {"c": 0.1},
-    "nonmonotone": {"criterion": "nonmonotone"},
+    "nonmonotone": {"search": DEFAULT.but(criterion=NonMonotone(c=DEFAULT.criterion.c, smoothing=0.9))},
     "momentum": {"betas": (0.9, BETA2)},
     "decay": {"total_steps": None},
     "average": {"total_steps": None, "averaging": 5.0},
     "interval": {"max_interval": 1},
-    "first_search": {"first_search": "backtrack", "initial_step_size": 0.1},
-    "growth": {"search_growth": 1.0, "growth_steps": 500.0},
+    "first_search": {"search": DEFAULT.but(first_search="backtrack", initial_step_size=0.1)},
+    "growth": {"search": DEFAULT.but(search_growth=1.0, growth_steps=500.0)},
     "components": {},
 }
 COMPONENTS = 10
 """of the lever "components", as in the paper"""
+
+
+# -- optimizers without a line search ----------------------------------------------------------------------------
 
 
 class PlainStep(torch.optim.Optimizer):
@@ -77,21 +90,27 @@ class Scheduled(PlainStep):
         super().load_state_dict(state_dict)
 
 
-class ScheduledAdam(Scheduled, torch.optim.Adam):  # type: ignore[misc]
-    """The paper's baseline."""
+def _over(mixin: type, host: type) -> Any:
+    return type(f"{mixin.__name__}{host.__name__}", (mixin, host), {})
 
 
-class ScheduledAdamW(Scheduled, torch.optim.AdamW):  # type: ignore[misc]
-    """Adam with decoupled weight decay."""
+def _host(config: Config) -> Any:
+    host = find(config.optimizer).host
+    assert host is not None, "its row names the class"
+    return pkgutil.resolve_name(host)
 
 
-def adam(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> ScheduledAdam:
-    return ScheduledAdam(_named(model), **_peak(config), **_schedule(config, steps_per_epoch))
-
-
-def adamw(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> ScheduledAdamW:
-    """AdamW with torch's default weight decay, 0.01."""
-    return ScheduledAdamW(_named(model), **_peak(config), **_schedule(config, steps_per_epoch))
+def scheduled(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
+    """The row's Adam-like class, with its own defaults but for the peak rate, the betas and eps, under the schedule."""
+    return _over(Scheduled, _host(config))(
+        _named(model),
+        lr=config.learning_rate,
+        betas=(config.beta1, BETA2),
+        eps=EPSILON,
+        fused=True,
+        warmup=config.warmup,
+        total_steps=steps_per_epoch * config.epochs,
+    )
 
 
 def prodigy(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
@@ -101,29 +120,20 @@ def prodigy(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any
     1e-6 for all 80 steps.
     """
     published = _published("prodigyopt", "prodigyopt", config).Prodigy
-    kind = type("ScheduledProdigy", (Scheduled, published), {})
-    return kind(_named(model), lr=1.0, warmup=0.0, total_steps=steps_per_epoch * config.epochs)
+    total_steps = steps_per_epoch * config.epochs
+    return _over(Scheduled, published)(_named(model), lr=1.0, warmup=0.0, total_steps=total_steps)
 
 
 def schedule_free(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
     """Schedule-Free AdamW, with the same warm-up as ADAM. It needs no schedule, and averages its iterates."""
     published = _published("schedulefree", "schedulefree", config).AdamWScheduleFree
-
-    kind = type("ScheduleFree", (PlainStep, published), {})
     steps = round(config.warmup * steps_per_epoch * config.epochs)
-    return kind(_named(model), lr=config.learning_rate, betas=(config.beta1, BETA2), warmup_steps=steps)
+    betas = (config.beta1, BETA2)
+    return _over(PlainStep, published)(_named(model), lr=config.learning_rate, betas=betas, warmup_steps=steps)
 
 
 def _named(model: torch.nn.Module) -> list[dict[str, Any]]:
     return [{"params": list(model.parameters()), "name": "all"}]
-
-
-def _peak(config: Config) -> dict[str, Any]:
-    return {"lr": config.learning_rate, "betas": (config.beta1, BETA2), "eps": EPSILON, "fused": True}
-
-
-def _schedule(config: Config, steps_per_epoch: int) -> dict[str, Any]:
-    return {"warmup": config.warmup, "total_steps": steps_per_epoch * config.epochs}
 
 
 def _published(name: str, module: str, config: Config) -> Any:
@@ -133,12 +143,31 @@ def _published(name: str, module: str, config: Config) -> Any:
         raise InputError(f"--optimizer={config.optimizer}: {error}") from None
 
 
+# -- line searches -------------------------------------------------------------------------------------------------
+
+
+def preset(config: Config) -> Preset:
+    """The search's preset itself; a changed one where the candidate reads a setting with another value."""
+    names = {"direction": "tested"}
+    values = {"momentum": "move"}
+    own = {key: value for key, value in SEARCHES[config.search].items() if reads(config.optimizer, key)}
+    changes = {
+        names.get(key, key): values.get(given, given) for key in own if (given := getattr(config, key)) != own[key]
+    }
+    return PRESETS[config.search].but(**changes) if changes else PRESETS[config.search]
+
+
 def sgdsls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> SGDSLS:
-    return SGDSLS(split(model, 1), **_search(config, steps_per_epoch))
+    return SGDSLS(split(model, 1), search=preset(config))
 
 
 def adamsls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
-    return AdamSLS(split(model, 1), **_search(config, steps_per_epoch), **_adam(config))
+    return AdamSLS(split(model, 1), search=preset(config), betas=(config.beta1, BETA2), eps=EPSILON, fused=True)
+
+
+def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLASLS:
+    groups = _components(model, config.split, f"--split={config.split}")
+    return PLASLS(groups, search=preset(config), betas=(config.beta1, BETA2), eps=EPSILON, fused=True)
 
 
 def untuned(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
@@ -149,72 +178,21 @@ def untuned(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Ada
     return AdamSLS(split(model, 1), **(settings | LEVERS[config.lever]))
 
 
+def hosted(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
+    """The library's default search around the row's class, with the class's own defaults."""
+    return with_line_search(_host(config))(split(model, 1), total_steps=steps_per_epoch * config.epochs)
+
+
 def salsa(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> SaLSA:
     return SaLSA(split(model, 1), eps=EPSILON, fused=True)
-
-
-class PublishedSaLSA:
-    """The package of SaLSA's authors. It seeds dropout by the clock; here dropout comes from the run's random state."""
-
-    def __init__(self, published: Any, parameters: list[torch.nn.Parameter]) -> None:
-        self.inner = published.SaLSA(parameters)
-        self.param_groups: list[dict[str, Any]] = [
-            {"params": parameters, "name": "all", "lr": float(self.inner.step_size)}
-        ]
-
-    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:
-        inner, group = self.inner, self.param_groups[0]
-        draws = int(torch.randint(2**62, ()))
-        evaluated, before = inner.state["n_forwards"], group["lr"]
-
-        def evaluate(backwards: bool = False) -> torch.Tensor:
-            torch.manual_seed(draws)
-            loss = closure()
-            if backwards:
-                loss.backward()
-            return loss
-
-        inner.zero_grad()
-        loss = inner.step(evaluate).detach()
-        group["lr"] = float(inner.step_size)
-        trials, unknown = inner.state["n_forwards"] - evaluated - 1, math.nan
-        searched = "all" if trials else "none"
-        self.search = Search(
-            searched, before, group["lr"], trials, float(loss), unknown, unknown, unknown, accepted=True
-        )
-        return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        numbers = {k: v for k, v in vars(self.inner).items() if isinstance(v, (int, float, torch.Tensor))}
-        return {"numbers": numbers, "state": dict(self.inner.state)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        device = self.param_groups[0]["params"][0].device  # a checkpoint is read into main memory
-
-        def there(value: Any) -> Any:
-            if isinstance(value, list):
-                return [there(each) for each in value]
-            return value.to(device) if isinstance(value, torch.Tensor) else value
-
-        vars(self.inner).update({key: there(value) for key, value in state_dict["numbers"].items()})
-        self.inner.state.update({key: there(value) for key, value in state_dict["state"].items()})
-        self.param_groups[0]["lr"] = float(self.inner.step_size)
 
 
 def published_salsa(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PublishedSaLSA:
     return PublishedSaLSA(_published("salsa-optimizer", "salsa.SaLSA", config), list(model.parameters()))
 
 
-def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLASLS:
-    return PLASLS(
-        _components(model, config.split, f"--split={config.split}"),
-        **_search(config, steps_per_epoch),
-        **_adam(config),
-        growth=config.growth,
-        first_steps=config.first_steps,
-        joint=config.joint,
-        merge_threshold=config.merge_threshold or 0.0,
-    )
+def published_plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PublishedPLASLS:
+    return PublishedPLASLS(_components(model, config.split, f"--split={config.split}"))
 
 
 def _components(model: torch.nn.Module, count: int | str, flag: str) -> list[dict[str, Any]]:
@@ -222,27 +200,3 @@ def _components(model: torch.nn.Module, count: int | str, flag: str) -> list[dic
         return split(model, count)
     except ValueError as error:
         raise InputError(f"{flag}: {error}") from None
-
-
-def _search(config: Config, steps_per_epoch: int) -> dict[str, Any]:
-    """The settings of every line search: the paper's, except those that the configuration sets."""
-    return dict(
-        criterion="armijo",
-        first_search="backtrack",
-        search_growth=1.0,
-        interval_growth=None,
-        loss_scale=1.0,
-        c=config.c,
-        first_c=config.first_c,
-        backtracking=config.backtracking,
-        initial_step_size=config.initial_step_size,
-        first_backtracking=config.first_backtracking,
-        growth_steps=steps_per_epoch if config.growth_steps == "epoch" else config.growth_steps,
-        max_interval=config.max_interval,
-        rounding=config.rounding,
-    )
-
-
-def _adam(config: Config) -> dict[str, Any]:
-    """The further settings of searches along Adam's direction."""
-    return dict(betas=(config.beta1, BETA2), eps=EPSILON, fused=True, direction=config.direction)

@@ -1,6 +1,7 @@
 """The study's candidates, one row each. No other table has their names. Nothing here imports torch.
 
-A further candidate is a row here and a function in `train.builders`.
+A further candidate is a row. An optimizer of torch's kind needs no function of its own: `host` names its class, and
+`train.builders:hosted` puts the library's line search around it, or `train.builders:scheduled` ADAM's schedule.
 """
 
 import pkgutil
@@ -13,7 +14,7 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the study knows of an optimizer that it compares."""
+    """What the study and the bench know of an optimizer that they compare."""
 
     key: str
     """as `--optimizer` takes it"""
@@ -30,7 +31,11 @@ class Candidate:
     trials: float = 0.0
     """trials a step, for the estimate of a sweep's time"""
     held_against: str | None = None
-    """the candidate whose untuned runs a study of this one's settings is held against"""
+    """the candidate whose untuned runs a tuning study of this one's settings is held against"""
+    host: str | None = None
+    """the importable name of the optimizer class that its builder makes, if the builder makes any"""
+    timed: tuple[str, ...] = ("",)
+    """the settings with which the bench times it: "" is Config's defaults"""
 
     def build(self, config: Any, model: Any, steps_per_epoch: int) -> Any:
         """The optimizer, over all trainable parameters of the model. Imports torch.
@@ -41,25 +46,16 @@ class Candidate:
             steps_per_epoch: optimizer steps in one pass over the training rows.
 
         Raises:
-            InputError: the model cannot be split as asked.
+            InputError: the model cannot be split as asked, or a package is not there.
         """
         builder: Callable[..., Any] = pkgutil.resolve_name(self.builder)
         return builder(config, model, steps_per_epoch)
 
 
-SEARCH = (
-    "c",
-    "first_c",
-    "backtracking",
-    "initial_step_size",
-    "first_backtracking",
-    "growth_steps",
-    "max_interval",
-    "rounding",
-)
+SEARCH = ("search", "c", "max_interval", "rounding")
 ADAM = ("direction", "beta1")
 SCHEDULED = ("learning_rate", "warmup", "beta1")
-COMPONENTS = ("split", "growth", "first_steps", "joint", "merge_threshold")
+COMPONENTS = ("split", "growth", "joint", "merge_threshold")
 
 # Colours after Okabe and Ito, which can be told apart with the common kinds of colour blindness. Trials of ADAMSLS and
 # PLASLS are of the splits 1 and 10 on the 12-layer encoder; those of SGDSLS of 14 steps of the embedded profile.
@@ -68,18 +64,30 @@ _ROWS = (
         "adam",
         "ADAM",
         "#222222",
-        "train.builders:adam",
+        "train.builders:scheduled",
         SCHEDULED,
         searches=False,
         held_against="adamsls",
+        host="torch.optim:Adam",
     ),
     Candidate("sgdsls", "SGDSLS", "#56B4E9", "train.builders:sgdsls", SEARCH, trials=1.1),
     Candidate("adamsls", "ADAMSLS", "#4B3FBF", "train.builders:adamsls", (*SEARCH, *ADAM), trials=1.9),
-    Candidate("plasls", "PLASLS", "#D55E00", "train.builders:plasls", (*SEARCH, *ADAM, *COMPONENTS), trials=2.5),
+    Candidate(
+        "plasls",
+        "PLASLS",
+        "#D55E00",
+        "train.builders:plasls",
+        (*SEARCH, *ADAM, *COMPONENTS),
+        trials=2.5,
+        timed=("", "joint=never", "joint=never split=qkv"),
+    ),
     Candidate("untuned", "UNTUNED", "#009E73", "train.builders:untuned", ("lever",), trials=0.5),
     Candidate("salsa", "SALSA", "#CC79A7", "train.builders:salsa", (), trials=1.5),
     Candidate("salsa-package", "SALSA 0.1.0", "#8C6D31", "train.builders:published_salsa", (), trials=1.7),
-    Candidate("adamw", "ADAMW", "#888888", "train.builders:adamw", SCHEDULED, searches=False),
+    Candidate("plasls-2023", "PLASLS 2023", "#A65628", "train.builders:published_plasls", ("split",), trials=2.5),
+    Candidate(
+        "adamw", "ADAMW", "#888888", "train.builders:scheduled", SCHEDULED, searches=False, host="torch.optim:AdamW"
+    ),
     Candidate("prodigy", "PRODIGY", "#E69F00", "train.builders:prodigy", (), searches=False),
     Candidate("schedule-free", "SCHEDULE-FREE", "#7A4D9E", "train.builders:schedule_free", SCHEDULED, searches=False),
 )
@@ -93,6 +101,18 @@ USED_BY = {
     setting: tuple(row.key for row in _ROWS if setting in row.settings) for row in _ROWS for setting in row.settings
 }
 """setting -> the candidates that read it, for settings that not all candidates read"""
+
+_PAPER = {
+    "c": 0.1,
+    "max_interval": 1,
+    "rounding": 0.0,
+    "direction": "gradient",
+    "growth": "searched",
+    "joint": "never",
+    "merge_threshold": 1e-12,
+}
+SEARCHES: dict[str, dict[str, Any]] = {"paper": _PAPER, "mended": _PAPER | {"rounding": 4.0, "joint": "always"}}
+"""a value of `--search` -> its own values of the settings that sweeps vary (those of the presets, which need torch)"""
 
 
 def reads(optimizer: str, key: str) -> bool:

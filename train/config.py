@@ -12,8 +12,9 @@ from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter,
 from pydantic.dataclasses import dataclass
 
 from .arguments import Parser, folder, unknown
-from .candidates import find, reads
+from .candidates import SEARCHES, find, reads
 from .errors import InputError
+from .places import name_of
 from .tasks import TASKS
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -27,17 +28,14 @@ OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads",
 GROUPS = {
     "task": "what is learned",
     "optimizer": "how it is learned",
-    "c": "the line search",
+    "search": "the line search",
     "out": "where it is kept, how it is watched",
 }
-
-# Settings that were added later. With these defaults a run keeps the run id that it had before they existed.
-LATER = ("pack", "train_rows")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
 class Config:
-    """Defaults are the paper's (Sec. IV), except where its search is mended (docs/deviations.md)."""
+    """Defaults are the paper's (Sec. IV), but for the search, which is mended (docs/deviations.md)."""
 
     # what is learned
     task: str = "sst2"
@@ -47,9 +45,10 @@ class Config:
     train_rows: PositiveInt | None = None
     """training rows of a full run, drawn at random by the seed; None: all"""
     model: str = "bert-base-uncased"
-    """a hub id, a folder, or a packaged model (minilm-l6)"""
+    """a hub id, a folder, the name of the folder in PLASLS_MODEL, or a packaged model (minilm-l6)"""
     data: str = "nyu-mll/glue"
-    """a hub id, a folder with TASK/{train,validation}.jsonl, or a packaged set (film-snippets)"""
+    """a hub id, a folder with TASK/{train,validation}.jsonl, the name of the folder in PLASLS_DATA, or a packaged set
+    (film-snippets)"""
     max_length: PositiveInt = 256
     """tokens a row is cut to; batches are padded to their own longest row"""
     pack: bool = False
@@ -95,33 +94,23 @@ class Config:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward passes under autocast"""
 
-    # the line search
-    c: Fraction = 0.1
+    # the line search; where a setting is None, it gets the search's own value
+    search: Literal["paper", "mended"] = "mended"
+    """paper: as the paper's text has it (optim.PAPER); mended: what keeps it from failing (train.builders.MENDED)"""
+    c: Fraction | None = None
     """sufficient decrease of the Armijo condition"""
-    first_c: Fraction = 0.5
-    """sufficient decrease until a first step size is accepted; the paper's text: 0.1"""
-    backtracking: Fraction = 0.9
-    """factor of a rejected step size"""
-    initial_step_size: PositiveFloat = 0.1
-    """where the first search starts"""
-    first_backtracking: Fraction = 0.5
-    """factor of a rejected step size in the first search; the paper's text: 0.9"""
-    growth_steps: PositiveFloat | Literal["epoch"] = 500.0
-    """steps in which an accepted step size may double (Eq. 2); epoch: the steps of one epoch"""
-    growth: Literal["searched", "all"] = "searched"
-    """the components that grow at a step"""
-    first_steps: PositiveInt | Literal["settled"] = "settled"
-    """whole-network searches before the components' own"""
-    joint: PositiveInt | Literal["always", "never"] = "always"
-    """steps between tests of the joint move; never: Eq. 6 alone"""
-    direction: Literal["gradient", "momentum"] = "gradient"
-    """the direction that the search tests: beta1 = 0 (Eq. 5) or the one that is taken"""
-    max_interval: PositiveInt = 1
+    max_interval: PositiveInt | None = None
     """steps from one search to the next at most, where searches take their first trial"""
-    rounding: NonNegativeFloat = 4.0
-    """tolerance of the test in units of the loss's rounding error; 0: the paper's strict test"""
-    merge_threshold: NonNegativeFloat | None = 1e-12
-    """lambda of Algorithm 1; 0 or None: never merge"""
+    rounding: NonNegativeFloat | None = None
+    """tolerance of the test in units of the loss's rounding error; 0: the strict test"""
+    direction: Literal["gradient", "momentum"] | None = None
+    """the direction that the search tests: beta1 = 0 (Eq. 5) or the one that is taken"""
+    growth: Literal["searched", "all"] | None = None
+    """the components that grow at a step"""
+    joint: PositiveInt | Literal["always", "never"] | None = None
+    """steps between tests of the joint move; never: Eq. 6 alone"""
+    merge_threshold: NonNegativeFloat | None = None
+    """lambda of Algorithm 1; 0: never merge"""
 
     # where it is kept, how it is watched
     out: str = "runs"
@@ -148,15 +137,21 @@ class Config:
             value = getattr(self, key)
             if not value or Path(value).name != value:
                 raise InputError(f"--{key}={value}: must be a plain name, without a folder")
+        for key, own in SEARCHES[self.search].items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, own)
 
     @property
     def run_id(self) -> str:
-        """Digest of all fields that can change the result. Settings that the candidate does not read are left out."""
+        """Digest of all fields that can change the result.
+
+        Settings that the candidate does not read are left out. A model or a data set in a folder counts by the
+        folder's own name, so that the id is the same wherever the folder lies.
+        """
         identity = {
-            field.name: value
-            for field in dataclasses.fields(self)
-            if field.name not in OUTSIDE_IDENTITY and reads(self.optimizer, field.name)
-            if (value := getattr(self, field.name)) != field.default or field.name not in LATER
+            key: value
+            for key, value in self.described().items()
+            if key not in OUTSIDE_IDENTITY and reads(self.optimizer, key)
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -170,6 +165,10 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def described(self) -> dict[str, Any]:
+        """What is stored of the run: its fields, with models and data sets by their names instead of folders."""
+        return self.as_dict() | {"model": name_of(self.model), "data": name_of(self.data)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":

@@ -1,4 +1,4 @@
-"""python -m train.cost --optimizer=untuned --key=value ...: the processor time of a run, beside that of ADAM's.
+"""python -m train.bench cost --optimizer=untuned --key=value ...: the processor time of a run, beside that of ADAM's.
 
 The run and the same run of ADAM are trained step by step in turn, in one process, so that other work of the machine
 slows both alike. Each has the random numbers of the run that `python -m train` does with these settings, so it also has
@@ -97,7 +97,7 @@ def summarise(steps: Sequence[Step]) -> Cost:
     )
 
 
-def main(args: list[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """Exit status: 0, or 2 with one line for bad input."""
     any_terminal()
     try:
@@ -105,7 +105,7 @@ def main(args: list[str]) -> int:
         if torch.cuda.is_available():
             raise InputError(
                 "a processor's time says nothing of a run on an accelerator, which torch sees here; allowed: "
-                "CUDA_VISIBLE_DEVICES= python -m train.cost ..., or python -m train.bench --device=cuda"
+                "CUDA_VISIBLE_DEVICES= python -m train.bench cost ..., or python -m train.bench --device=cuda"
             )
         cost = summarise(measure(config))
     except (InputError, OSError) as error:
@@ -117,7 +117,3 @@ def main(args: list[str]) -> int:
         f"a trial {cost.trial:.3f}"
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

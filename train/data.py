@@ -5,6 +5,7 @@ A row is a dict of the task's text columns and "label". The order of the functio
 """
 
 import json
+import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +35,8 @@ def load_rows(data: str, task: str, part: Part) -> Rows:
         task: a key of `TASKS`.
 
     Returns:
-        Rows {column: text for each of the task's columns, "label": 0 ... labels - 1}, in the source's order.
+        Rows {column: text for each of the task's columns, "label": 0 ... labels - 1, or of a regression a float}, in
+        the source's order.
 
     Raises:
         InputError: the task or part is not there, it cannot be downloaded, or a row is not what the task needs.
@@ -105,7 +107,11 @@ def _row(record: Any, task: Task, where: str) -> dict[str, Any]:
                 "is no text; allowed: whole characters"
             )
     label = record["label"]
-    if type(label) is not int or not 0 <= label < len(task.labels):
+    if not task.labels:
+        if type(label) not in (int, float) or not math.isfinite(label):
+            raise InputError(f"{where}: label {json.dumps(label)[:40]} is no number; allowed: a finite number")
+        label = float(label)
+    elif type(label) is not int or not 0 <= label < len(task.labels):
         allowed = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))
         raise InputError(f"{where}: unknown label {json.dumps(label)[:40]}; allowed: {allowed}")
     return {column: record[column] for column in task.columns} | {"label": label}
@@ -149,7 +155,7 @@ def train_batches(
         start: number of batches to skip, at no cost. A resumed run goes on there.
 
     Returns:
-        Batches of the model's inputs, each (rows, longest row), and "labels" (rows,), all int64.
+        Batches of the model's inputs, each (rows, longest row), and "labels" (rows,): int64; of a regression float32.
     """
     order = list(range(len(encoded)))
     random.Random(f"order {seed} {epoch}").shuffle(order)

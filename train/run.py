@@ -98,7 +98,7 @@ class Training:
         self.held_out = data.tokenize(held_out, self.tokenizer, task, config.max_length)
 
         stopping.check()
-        self.model: Classifier = load_classifier(config.model, len(task.labels), config.dropout, config.seed)
+        self.model: Classifier = load_classifier(config.model, task.outputs, config.dropout, config.seed)
         check_length(self.model.encoder, config.max_length)
         self.model.to(self.device)
         if config.pack:
@@ -215,24 +215,24 @@ class Training:
         self.model.eval()
         if (for_evaluation := getattr(self.optimizer, "eval", None)) is not None:  # shows the average, if it has one
             for_evaluation()
-        loss, labels_known = 0.0, len(self.task.labels)
-        confusion = torch.zeros(labels_known**2, dtype=torch.long, device=self.device)
+        loss, labels, given = 0.0, list[float](), list[float]()
         batches = data.eval_batches(self.held_out, 64, self.tokenizer)
         for batch in itertools.islice(batches, self.ranks.rank, None, self.ranks.count):
             if stopping.asked():
                 break
             batch = {name: values.to(self.device) for name, values in batch.items()}
-            labels = batch.pop("labels")
+            asked = batch.pop("labels")
             with self.precision():
-                logits = self.model(**batch)
-            loss += float(torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
-            confusion += torch.bincount(labels * labels_known + logits.argmax(-1), minlength=labels_known**2)
+                outputs = self.model(**batch)
+            loss += float(self.model.loss_of(outputs, asked, "sum"))
+            labels += asked.tolist()
+            given += (outputs.argmax(-1) if self.task.labels else outputs.float()[:, 0]).tolist()
         if self.ranks.sum([stopping.asked() > 0], self.device)[0]:
             self.stop()
-        loss, *counts = self.ranks.sum([loss, *confusion.tolist()], self.device)
-        table = [counts[start : start + labels_known] for start in range(0, len(counts), labels_known)]
-        metrics = {f"eval/{name}": METRICS[name](table) for name in dict.fromkeys(("accuracy", self.task.metric))}
-        return metrics | {"eval/loss": loss / sum(counts)}
+        losses, *of_ranks = zip(*self.ranks.gather((loss, labels, given)), strict=True)
+        labels, given = (list(itertools.chain.from_iterable(each)) for each in of_ranks)
+        metrics = {f"eval/{name}": METRICS[name](labels, given) for name in self.task.metrics}
+        return metrics | {"eval/loss": sum(losses) / len(labels)}
 
     def precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":

@@ -35,7 +35,7 @@ class Tracker:
 
     def __init__(self, config: Config, steps_kept: int) -> None:
         self.folder = RunFolder(config.folder)
-        self.folder.write_config(config.as_dict() | {"run_id": config.run_id})
+        self.folder.write_config(config.described() | {"run_id": config.run_id})
         self._history = self.folder.continue_history(steps_kept)
         self._wandb: Any = None
         self._lines = 0
@@ -159,7 +159,7 @@ def _tracked(config: Config) -> Any:
         group=config.sweep,
         job_type=config.optimizer,
         tags=[config.task, config.subset, config.profile],
-        config=config.as_dict(),
+        config=config.described(),
     )
     for metrics, axis in AXES.items():
         run.define_metric(metrics, step_metric=axis)

@@ -1,7 +1,8 @@
 """Reads tidy tables of runs from a folder of run folders, from W&B's offline files, or from a project on its server.
 
 <out>/<sweep>/              folder.py    its manifest says which runs there should be
-offline:FOLDER              offline.py   the runs of the group <sweep>, which span a grid (grid.py)
+<out>/<sweep>.parquet       archived.py  finished runs; without a manifest they span a grid (grid.py)
+offline:FOLDER              offline.py   the runs of the group <sweep>, which span a grid
 wandb:ENTITY/PROJECT        server.py    the same
         stored.py: a sweep's cells, each with its run
         tidy.py: one table of the runs, one of their lines
@@ -24,14 +25,15 @@ def load(out: str | Path, sweep: str, allow_missing: bool = False, profile: str 
     """Read a sweep's cells.
 
     Args:
-        out: where the sweeps are kept. A folder of run folders: `<out>/<sweep>/sweep.json` says which of them are read,
-            and a half-written last line of history.jsonl, left by a killed writer, is dropped. `offline:FOLDER`: the
+        out: where the sweeps are kept. A folder: `<out>/<sweep>/sweep.json` says which runs are read, from their run
+            folders and from the archive `<out>/<sweep>.parquet`. A half-written last line of history.jsonl, left by a
+            killed writer, is dropped. `offline:FOLDER`: the
             W&B runs below a folder. `wandb:ENTITY/PROJECT`: a project on W&B's server. All give the same tables.
         profile: the profile whose runs are read, if a W&B project has the sweep in several.
 
     Raises:
         InputError: there is no such sweep, or it has runs of several profiles. Or a cell has not finished (unless
-            `allow_missing`), its run has other settings than the sweep says, its accuracy is no number, or one of its
+            `allow_missing`), its run has other settings than the sweep says, its score is no number, or one of its
             files cannot be read.
     """
     place = str(out)
@@ -55,12 +57,13 @@ def first_there(out: str, sweeps: tuple[str, ...]) -> str | None:
     """The first of the sweeps that exists; None if none does."""
     if is_tracked(out):
         return sweeps[0]
-    return next((sweep for sweep in sweeps if SweepFolder(Path(out) / sweep).is_started()), None)
+    there = folder.names(out)
+    return next((sweep for sweep in sweeps if sweep in there), None)
 
 
 def names(out: str) -> list[str]:
     """The sweeps that exist; none if only reading all runs would tell."""
-    return [] if is_tracked(out) else SweepFolder.started(out)
+    return [] if is_tracked(out) else folder.names(out)
 
 
 def studies(out: str) -> list[str]:

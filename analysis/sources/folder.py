@@ -1,4 +1,4 @@
-"""Reads a sweep from its folder of run folders."""
+"""Reads a sweep from its run folders, and from its archive (see analysis/archive.py) what is in no run folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,18 +10,22 @@ import pyarrow.feather
 from train.errors import InputError, one_line
 from train.folder import RunFolder, SweepFolder
 
+from .. import archive
+from . import archived, grid
 from .stored import Cell, StoredRun, StoredSweep, parse
 
 
 def read(out: str | Path, sweep: str, profile: str | None) -> StoredSweep:
-    """The cells that the sweep's manifest names.
+    """The cells that the sweep's manifest names; of a sweep that has an archive alone, the grid that its runs span.
 
     Raises:
         InputError: there is no such sweep, it is of another profile, or a file cannot be read.
     """
     folder = SweepFolder(Path(out) / sweep)
+    if not folder.is_started() and sweep in archive.sweeps(out):
+        return grid.span([*archived.runs(out, sweep).values()], str(out), sweep, profile, folder.path)
     if not folder.is_started():
-        allowed = ", ".join(SweepFolder.started(out)) or "none yet, python -m sweeps NAME makes one"
+        allowed = ", ".join(names(out)) or "none yet, python -m sweeps NAME makes one"
         raise InputError(f"no sweep {sweep!r} in {out}; allowed: {allowed}")
     manifest = folder.manifest()
     if profile not in (None, manifest["profile"]):
@@ -29,12 +33,35 @@ def read(out: str | Path, sweep: str, profile: str | None) -> StoredSweep:
     return of_manifest(manifest, folder)
 
 
+def names(out: str | Path) -> list[str]:
+    """The sweeps in `out` that have been started or have an archive."""
+    return sorted({*SweepFolder.started(out), *archive.sweeps(out)})
+
+
+def _archived(folder: SweepFolder, wanted: set[str]) -> dict[str, StoredRun]:
+    """Archived runs of the sweep; where it shares runs with other sweeps, those of their archives as well."""
+    out = folder.path.parent
+    found = archived.runs(out, folder.path.name)
+    for other in archive.sweeps(out):
+        if wanted <= found.keys():
+            break
+        found = archived.runs(out, other) | found
+    return found
+
+
 def of_manifest(manifest: Mapping[str, Any], folder: SweepFolder) -> StoredSweep:
-    """The cells of a manifest whose run folders are in the sweep's folder, be it the last call's or not."""
+    """The cells of a manifest, with the runs in the sweep's folder and in its archive, be they the last call's or not.
+
+    A run that is in both is read from its folder.
+    """
     cells = []
+    in_archive = _archived(folder, {cell["run_id"] for cell in manifest["cells"]})
     for cell in manifest["cells"]:
         settings = {key: value for key, value in cell.items() if key != "run_id"}
-        cells.append(Cell(cell["run_id"], settings, _run(folder.run(cell["run_id"]))))
+        run = _run(folder.run(cell["run_id"]))
+        if run.summary is None:
+            run = in_archive.get(cell["run_id"], run)
+        cells.append(Cell(cell["run_id"], settings, run))
     return StoredSweep(
         name=manifest["name"],
         profile=manifest["profile"],

@@ -13,7 +13,7 @@ from train.tasks import TASKS
 from .stored import NOT_THERE, Cell, StoredRun, StoredSweep
 
 # The paper's order of values that have no order of their own, as W&B keeps none.
-ORDER = (*CANDIDATES, "small", "full", *TASKS)
+ORDER = (*CANDIDATES, "small", "full", *TASKS, "none")
 
 
 def span(runs: list[StoredRun], out: str, sweep: str, profile: str | None, folder: Path) -> StoredSweep:

@@ -13,7 +13,8 @@ from train.candidates import CANDIDATES, reads
 from train.config import OUTSIDE_IDENTITY
 from train.errors import InputError
 
-from ..runs import Runs, Sweep
+from .. import metrics
+from ..runs import SCORED, Runs, Sweep
 from .stored import Cell, StoredSweep, listed, shortened
 
 
@@ -22,7 +23,7 @@ def tidy(sweep: StoredSweep, allow_missing: bool) -> Runs:
 
     Raises:
         InputError: a cell has not finished (unless `allow_missing`), its optimizer is no candidate, its run has other
-            settings than the sweep says, its accuracy is no number, or its history cannot be read or lacks a line for
+            settings than the sweep says, its score is no number, or its history cannot be read or lacks a line for
             some step or epoch.
     """
     varied = sweep.varied
@@ -47,6 +48,7 @@ def tidy(sweep: StoredSweep, allow_missing: bool) -> Runs:
     table[varied] = pd.DataFrame({key: pd.Series([row[key] for row in rows], dtype=object) for key in varied})
     of_sweep = {field.name: getattr(sweep, field.name) for field in dataclasses.fields(Sweep)}
     history = _history(table, varied, [_lines(cell) for cell in finished])
+    history[SCORED] = _scores(table, history)
     if "time/cpu" in history:  # what a run on an accelerator takes is not in its processor's time
         elsewhere = table.loc[table["device"] != "cpu", "run_id"]
         history["time/cpu"] = history["time/cpu"].mask(history["run_id"].isin(elsewhere))
@@ -65,12 +67,14 @@ def _row(cell: Cell, sweep: StoredSweep) -> dict[str, Any]:
     ]
     if other:
         raise InputError(f"cell {cell.name} was run with other settings: {listed(other)}; run the sweep again")
-    accuracy = summary.get("eval/accuracy")
-    if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:  # this refuses NaN, too
-        raise InputError(f"cell {cell.name} has accuracy {accuracy} in {cell.run.where}; allowed: 0 to 1")
+    metric, score = metrics.of(config["task"]), summary.get(metrics.judge(config["task"]))
+    if not isinstance(score, int | float) or not metric.least <= score <= 1:  # this refuses NaN, too
+        raise InputError(
+            f"cell {cell.name} has {metric.name} {score} in {cell.run.where}; allowed: {metric.least} to 1"
+        )
     versions = {f"versions/{library}": version for library, version in summary.pop("versions", {}).items()}
     # Config's `threads` is what was asked for, the summary's is what was used. The latter counts.
-    return {"run_id": cell.run_id} | config | summary | versions
+    return {"run_id": cell.run_id} | config | summary | versions | {SCORED: score}
 
 
 def _lines(cell: Cell) -> pyarrow.Table:
@@ -106,6 +110,16 @@ def _history(table: pd.DataFrame, varied: list[str], histories: list[pyarrow.Tab
     settings |= {key: table[key].to_numpy()[which] for key in (*varied, "seed")}
     read = lines.to_pandas(split_blocks=True, self_destruct=True)
     return pd.concat([pd.DataFrame(settings), read], axis=1)
+
+
+def _scores(table: pd.DataFrame, history: pd.DataFrame) -> pd.Series:
+    """Of each line the metric that judges its run's task; NaN where it was not evaluated."""
+    scores = pd.Series(np.nan, history.index)
+    for task, of_task in table.groupby("task", sort=False):
+        lines = history["run_id"].isin(of_task["run_id"])
+        if (logged := metrics.judge(task)) in history:
+            scores = scores.mask(lines, history[logged])
+    return scores
 
 
 def _order(cells: list[Cell], keys: list[str]) -> Callable[[Cell], list[tuple[int, float]]]:
