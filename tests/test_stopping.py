@@ -128,7 +128,7 @@ SLOW_IMPORT = "import time\nprint('importing', flush=True)\nfor turn in range(30
         ("train", "torch", signal.SIGINT),
         ("sweeps", "optuna", signal.SIGTERM),
         ("sweeps", "optuna", signal.SIGHUP),
-        ("study", "optuna", signal.SIGINT),
+        ("sweeps", "optuna", signal.SIGINT),
         ("analysis", "pandas", signal.SIGINT),
     ],
 )
