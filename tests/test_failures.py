@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import split
+import optim
+from optim import DEFAULT, Armijo, split
 from tests.searching import NEVER_GROW, PLASLS, AdamSLS, every_optimizer, network, train
 from tests.small import batches, by_layer, weights
 
@@ -115,7 +116,7 @@ def test_a_failed_search_moves_nothing_that_was_searched_and_keeps_the_step_size
     optimizer.step(closure)
     assert not optimizer.search.accepted
     assert [group["lr"] for group in optimizer.param_groups] == sizes
-    if optimizer.search.component == "all" or (optimizer.components and optimizer.components.joint == "always"):
+    if optimizer.search.component == "all" or optimizer.preset.joint == "always":
         assert torch.equal(weights(model), before)
 
 
@@ -199,9 +200,9 @@ def test_where_no_shrink_of_the_one_to_blame_helps_all_shrink():
     assert [group["lr"] / size for group in optimizer.param_groups] == pytest.approx([0.9**29, 0.9**6])
 
 
-def test_an_ascent_direction_moves_nothing_and_costs_no_trial():
+def test_by_armijos_condition_an_ascent_direction_moves_nothing_and_costs_no_trial():
     parameter = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    optimizer = AdamSLS([parameter], direction="momentum", betas=(0.99, 0.999))
+    optimizer = optim.AdamSLS([parameter], search=DEFAULT.but(criterion=Armijo(c=0.5)), betas=(0.99, 0.999))
     for _ in range(3):
         optimizer.step(lambda: 5.0 * parameter.sum())
     before, size = parameter.detach().clone(), optimizer.param_groups[0]["lr"]
