@@ -121,6 +121,8 @@ class Line:
         self.base, self.tolerance, self.f = f.base, tolerance, f
         self.parts = list(parts)
         self._still = [(p, p.detach()) for p in still if not hasattr(p, "device_mesh")]
+        self.is_finite = True
+        """whether the weights, where they stand, have told finite slopes"""
 
     @property
     def slopes(self) -> list[float]:
@@ -157,7 +159,7 @@ class Line:
         return value + sum(part.decay * size * (part.wd + size / 2 * part.dd) for size, part in terms)
 
     def measure(self) -> None:
-        """Compute the slopes from where the weights stand."""
+        """Compute the slopes from where the weights stand. If that is not finite, they stay as they are."""
         moved = [part for part in self.parts if part.size]
         rows = [
             sums
@@ -169,9 +171,10 @@ class Line:
             )
         ]
         totals = total(rows, self.f.mean)
-        for j, part in enumerate(moved):
+        self.is_finite = all(map(math.isfinite, totals))
+        for j, part in enumerate(moved if self.is_finite or not any(self.slopes) else ()):
             gu, wu, uu = totals[3 * j : 3 * j + 3]
-            part.wd, part.dd = wu / part.size, uu / part.size**2
+            part.wd, part.dd = wu / part.size, uu / part.size / part.size
             part.slope = gu / part.size + part.decay * part.wd
 
     def change_by_rounding(self) -> float:
@@ -180,7 +183,8 @@ class Line:
         A change above sqrt(eps) |f| is large for rounding. It must show between such points as well, else the loss
         jumps at w itself, and what is measured is the larger change between w' and two further points.
         """
-        sizes, here = [part.size for part in self.parts], [[w.clone() for w in part.weights] for part in self.parts]
+        here = [[w.clone() for w in part.weights] for part in self.parts]
+        sizes, slopes = [part.size for part in self.parts], [(part.slope, part.wd, part.dd) for part in self.parts]
         precision = max(torch.finfo(w.dtype).eps for part in self.parts for w in part.weights)
         share = min(1.0, self.size_that_moves_by(precision) / max(sizes))
         values = [self.value([share * size for size in sizes])]
@@ -188,8 +192,8 @@ class Line:
         if change > math.sqrt(precision) * abs(self.base):
             values += [self.value([times * share * size for size in sizes]) for times in (2.0, 3.0)]
             change = min(change, max(abs(value - values[0]) for value in values[1:]))
-        for part, weights, size in zip(self.parts, here, sizes, strict=True):
-            part.size = size
+        for part, weights, size, of_part in zip(self.parts, here, sizes, slopes, strict=True):
+            part.size, (part.slope, part.wd, part.dd) = size, of_part
             for weight, held in zip(part.weights, weights, strict=True):
                 weight.copy_(held)
         return change
@@ -253,6 +257,8 @@ class HostMove(Line):
     ) -> None:
         super().__init__(parts, still, f, tolerance)
         self._step, self._state = step, state
+        kinds = {w.dtype for part in self.parts for w in part.weights}
+        self._largest = min((torch.finfo(kind).max / 100 for kind in kinds), default=0.0)
         self._take(sizes)
         if state is not None:
             self._resolve(list(sizes))
@@ -265,12 +271,10 @@ class HostMove(Line):
 
     def _resolve(self, sizes: list[float]) -> None:
         """Find step sizes at which the move is finite and can be told from rounding, unless nothing moves at all."""
-        kinds = {w.dtype for part in self.parts for w in part.weights}
-        largest = min((torch.finfo(kind).max / 100 for kind in kinds), default=0.0)  # beyond it torch's kernels raise
         for _ in range(40):
             weights, move = self.lengths()
             factor = 1e-6 if not math.isfinite(move) else RESOLVED * weights / move if move else 1e4
-            if not any(sizes) or 1e-6 < (factor := min(factor, 1e4, largest / max(sizes))) <= 1:
+            if not any(sizes) or 1e-6 < (factor := min(factor, 1e4, self._largest / max(sizes))) <= 1:
                 break
             sizes = [size * factor for size in sizes]
             self._retake(sizes)
@@ -281,9 +285,13 @@ class HostMove(Line):
         self._state.put_back()
         self._take(sizes)
 
+    def value(self, sizes: Sequence[float]) -> float:
+        """As `Line.value`; NaN beyond the largest step size that torch's kernels take."""
+        return super().value(sizes) if max(sizes) <= self._largest else math.nan
+
     def to(self, sizes: Sequence[float]) -> None:
         grown = any(size > part.size for size, part in zip(sizes, self.parts, strict=True))
-        if grown and self._state is not None:
+        if self._state is not None and (grown or not self.is_finite):
             self._retake(sizes)
         for part, size in zip(self.parts, sizes, strict=True):
             part.scale(size)
