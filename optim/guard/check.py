@@ -2,31 +2,39 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten
 
-from .tensors import is_plain
+from .replay import forward_hook
+from .state import is_plain
 
-# The second check comes after this many evaluations, so that checks stay below one in a hundred.
-EVALUATIONS = 200
-# This many failed searches in a row bring a check and, if it finds nothing, a warning.
-FAILURES = 10
-# A loss does not depend on the weights if it stays the very same at this many trials, although it should have fallen by
-# this many times the tolerance.
+EVALUATIONS = 200  # before the second check, so that checks stay below one in a hundred
+FAILURES = 10  # failed searches in a row that bring a check and, if it finds nothing, a warning
+# A loss is constant if it is the same at this many trials, though it should have fallen by so many times the tolerance.
 TRIALS, PROMISED = 3, 100.0
 
 OFF = "check_closure=False turns this check off"
 STATE = (
-    "a module keeps a state that torch does not list, in {}; allowed: a buffer "
-    "(register_buffer), which is put back for each trial, or a change where is_trial() is False, or after step"
+    "a module keeps a state that torch does not list, in {}; allowed: a buffer (register_buffer), which is put back "
+    "for each trial, or a change where is_trial() is False, or after step"
+)
+# Why a closure returned another loss at the same weights.
+OTHER_DATA = (
+    "it was given other data: the closure fetches its batch, changes it in place or draws it anew; allowed: a batch "
+    "that is fetched and augmented before step"
+)
+DRAWS = (
+    "it draws from a random generator of its own, or keeps a state outside of modules; allowed: torch's, Python's and "
+    "NumPy's global generators, and states that change after step"
+)
+OTHER_KERNELS = (
+    "torch computes it by other kernels without gradients, or a state has settled; allowed: a larger rounding="
 )
 
 
@@ -55,8 +63,8 @@ class Watch:
             self.said |= {key}
             warnings.warn(words, RuntimeWarning, stacklevel=2)
 
-    def searched(self, base: float, trials: Sequence[float], promised: float, accepted: bool) -> None:
-        """Note a search from f(w) = `base` whose first trial promised this change, and warn if it shows a fault."""
+    def searched(self, base: float, trials: Sequence[float], promised: float, accepted: bool, tolerance: float) -> bool:
+        """Note a search whose first trial promised this change, and warn if it shows a fault. Whether f is constant."""
         self.evaluations += 1 + len(trials)
         self.varied |= any(trial != base for trial in trials)
         self.failures = 0 if accepted else self.failures + bool(trials)
@@ -64,64 +72,33 @@ class Watch:
         if not math.isfinite(promised):
             self.say(
                 "direction",
-                f"a search had nothing to test: f(w) = {base:.6g} and its gradient are finite, but the direction of "
-                "the move or its slope is not, so that nothing has moved. Its entries are too large or too small for "
-                "the weights' data type; allowed: float32 weights, a larger eps, or clip_norm",
+                "nothing has moved: the loss and its gradient are finite, but not the direction of the move or its "
+                "slope; allowed: float32 weights, a larger eps, or clip_norm",
             )
         if self.checked_failures:
             self.say(
                 "failures",
-                f"{self.failures} searches in a row have failed, the last one after {len(trials)} trials from f(w) = "
-                f"{base:.6g}: at none of the step sizes f was low enough, and what was searched has not moved. Either "
-                "it is a minimum within rounding, or the gradient is not that of the loss (parts that are detached, "
-                "hooks that change gradients). What helps: a larger rounding= where the loss is noisy, a more precise "
+                f"{self.failures} searches in a row have failed, the last from f(w) = {base:.6g}: it is a minimum "
+                "within rounding, or the gradient is not that of the loss; allowed: a larger rounding=, a more precise "
                 "loss (float64, or the losses of the examples), or to stop here",
             )
-
-    def is_constant(self, base: float, trials: Sequence[float], promised: float, tolerance: float) -> bool:
-        """Whether f was the same at all weights so far, although far more than its tolerance was promised."""
         resolved = -promised > PROMISED * max(tolerance, torch.finfo(torch.float32).eps * abs(base))
         return not self.varied and len(trials) >= TRIALS and resolved
 
 
 def likeliest_cause(evaluate: Callable[[], float], modules: Iterable[Module]) -> tuple[bool, str]:
     """Why `evaluate` gave another loss at the same weights: whether no search can be right then, and why in words."""
-    modules = list(modules)
     first, inputs, _ = _observed(evaluate, modules)
     second, inputs_again, changed = _observed(evaluate, modules)
-    if inputs and inputs_again and inputs[0] != inputs_again[0]:
-        return True, (
-            "it was given other data: the closure fetches its batch, changes it in place or draws it anew; allowed: "
-            "a closure over a batch that is fetched and augmented before step"
-        )
+    differ = inputs and inputs_again and inputs[0] != inputs_again[0]
+    if differ or not (inputs_again or changed):
+        return True, OTHER_DATA
     if changed:
         return False, STATE.format(", ".join(changed[:3]))
-    if not inputs_again:
-        return True, (
-            "it ran no module, and its data or draws differ from call to call; allowed: a closure over a batch and "
-            "random numbers that are drawn before step"
-        )
-    if second != first or inputs_again != inputs:
-        return False, (
-            "it draws from a random generator of its own, seeds one anew, or keeps a state outside of modules; "
-            "allowed: torch's, Python's and NumPy's global generators, which are replayed, and states that change "
-            "after step"
-        )
-    return False, (
-        "without gradients torch computes it by other kernels, or a state outside of modules has settled; allowed: a "
-        "larger rounding=, so that the test tolerates the difference"
-    )
+    return False, DRAWS if second != first or inputs_again != inputs else OTHER_KERNELS
 
 
-@contextmanager
-def quiet_hooks() -> Iterator[None]:
-    """Inside, torch.compile does not warn of hooks on all modules."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")
-        yield
-
-
-def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> tuple[float, list[Any], list[str]]:
+def _observed(evaluate: Callable[[], float], modules: Iterable[Module]) -> tuple[float, list[Any], list[str]]:
     """The loss, what each module was given, and the attributes of modules that have changed."""
     inputs: list[Any] = []
     before = attributes(modules)
@@ -130,12 +107,8 @@ def _observed(evaluate: Callable[[], float], modules: Sequence[Module]) -> tuple
         if not torch.compiler.is_compiling():
             inputs.append((id(module), _print(arguments)))
 
-    with torch.compiler.set_stance("force_eager"), quiet_hooks():
-        hook = register_module_forward_pre_hook(given)
-        try:
-            value = evaluate()
-        finally:
-            hook.remove()
+    with torch.compiler.set_stance("force_eager"), forward_hook(given):
+        value = evaluate()
     return value, inputs, [key[0] for key, kept in attributes(modules).items() if before.get(key) != kept]
 
 
@@ -144,7 +117,7 @@ def attributes(modules: Iterable[Module]) -> dict[tuple[str, int], Any]:
     skipped = ("_parameters", "_buffers", "_modules", "forward")
     return {
         (f"{type(module).__name__}.{name}", id(module)): _print(value)
-        for module in modules
+        for module in list(modules)
         for name, value in list(vars(module).items())
         if name not in skipped
     }
@@ -160,6 +133,6 @@ def _print_one(leaf: Any) -> Any:
     if isinstance(leaf, torch.Generator):
         return leaf.get_state().tolist()
     if isinstance(leaf, Tensor) and is_plain(leaf) and leaf.untyped_storage().nbytes():
-        total = repr(leaf.detach().sum().item()) if leaf.is_complex() else float(leaf.detach().double().sum())
-        return tuple(leaf.shape), "nan" if total != total else total
+        # As text, a NaN equals itself.
+        return tuple(leaf.shape), repr(leaf.detach().sum(dtype=torch.complex128).item())
     return leaf if isinstance(leaf, (bool, int, float, str)) else type(leaf).__name__

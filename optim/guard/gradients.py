@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .tensors import local
+from ..sums import local
 
 # The gradients with which a step of this library has moved, and how often each had been written to then.
 _USED = WeakTensorKeyDictionary()
@@ -30,27 +30,19 @@ def are_used(parameters: Iterable[Tensor], changes: int) -> bool:
 
 
 class Accumulated:
-    """Gradients that were made or changed since the last step. A step over its closure's loss alone would drop them.
-
-    A closure in torch's style may clear them. Otherwise they are an error.
-
-    Attributes:
-        given_back: whether an exception has ended the step, so that they lie in .grad again.
-    """
+    """Gradients that were made or changed since the last step. A closure may clear them; else they are an error."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         held = [(p, p.grad) for p in parameters if p.grad is not None and _USED.get(p.grad) != p.grad._version]
         self._held = held if any(gradient.is_sparse or bool(local(gradient).any()) for _, gradient in held) else []
-        self.given_back = False
+        self.given_back = False  # whether an exception has ended the step, so that they lie in .grad again
 
     @contextmanager
     def noticed(self) -> Iterator[None]:
-        """Find out whether the first call of a closure clears the gradients.
+        """Raise a RuntimeError if the first call of a closure, inside, does not clear the gradients.
 
-        Inside, .grad is empty, but for one gradient of NaNs as a mark: adding to NaNs leaves NaNs.
-
-        Raises:
-            RuntimeError: the closure has not cleared the mark. The gradients are as they were before the step.
+        Inside, .grad is empty, but for one gradient of NaNs as a mark: adding to NaNs leaves NaNs. After any exception
+        the gradients are as they were before the step.
         """
         if not self._held:
             yield
@@ -62,9 +54,7 @@ class Accumulated:
             if marked.grad is mark and bool(local(mark).isnan().all()):
                 raise RuntimeError(
                     "step(closure) would drop the gradients that were made or changed since the last step; allowed: a "
-                    "list of closures, step([first, second, ...]), which is one step over the mean of their losses (in "
-                    "Lightning by manual optimization, without accumulate_grad_batches); or zero_grad() before, where "
-                    "those gradients are not meant"
+                    "list of closures, step([first, second, ...]) (in Lightning by manual optimization), or zero_grad()"
                 )
         except BaseException:
             for parameter, gradient in self._held:

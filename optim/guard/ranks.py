@@ -9,36 +9,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .tensors import is_plain, is_sharded
+from .state import is_plain
 
 T = TypeVar("T")
 
 # Marks in a list of norms, which are 0 or above. NaN needs a mark, as it does not equal itself.
 NO_GRADIENT, NOT_A_NUMBER = -2.0, -1.0
+SPARSE = "sparse gradients are not supported; allowed: dense ones (sparse=False)"
 _SHARDS = "allowed: fully_shard (FSDP2), called before the optimizer is made"
 
 
 class Ranks:
-    r"""All messages of an optimizer to the other ranks. With one process, or none initialized, there are none.
+    r"""All messages of an optimizer to the other ranks. With one process there are none.
 
-    The loss of a step is the mean over the ranks of their closures' losses,
+    The loss of a step is the mean over the R ranks of their closures' losses. For uneven batches the closure weighs its
+    own loss by R n_r / n, with n_r of the n rows on rank r. All ranks take equally many steps.
 
-    .. math:: f(w) = \frac{1}{R} \sum_{r=1}^{R} f_r(w)
+    The first step checks that the weights have the same bits on all ranks, and averages the gradients if nobody else
+    has done so. Sharded weights (DTensor) are neither compared nor averaged: their backward pass reduces the gradients.
 
-    which is the loss of the global batch where the R local batches are equally large. For uneven ones the closure
-    weighs its own loss by R n_r / n, with n_r of the n rows on rank r, as under DistributedDataParallel. All ranks
-    take equally many steps.
+    An exception in the closure of one rank is raised there, and on the others as a RuntimeError that names the rank. If
+    a rank is dead, or waited for elsewhere, they learn it after the timeout of init_process_group.
 
-    The weights have the same bits on all ranks. The first step compares them, and it compares the gradients, which are
-    averaged here if nobody else has done so. Every decision is made on numbers gathered from all ranks. Sharded weights
-    (DTensor) are neither compared nor averaged: ranks hold other parts, and their backward pass reduces the gradients.
-
-    An exception in the closure of one rank is raised on that rank. In the same evaluation the others raise a
-    RuntimeError that names the rank. If a rank is dead, or if the others wait for it in a collective of their own, it
-    cannot tell them. Then they learn it when the connection breaks, or after the timeout of init_process_group.
-
-    The numbers are sent on a gloo group of our own. On the default group, ranks that wait for the rest of their
-    backward pass would take them for a part of it. Gradients are sent on the default group, on their device.
+    Numbers are sent on a gloo group of our own. On the default group, ranks that wait for the rest of their backward
+    pass would take them for a part of it. Gradients are sent on the default group.
     """
 
     def __init__(self) -> None:
@@ -53,11 +47,7 @@ class Ranks:
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
     def together(self, work: Callable[[], T], evaluations: int) -> T:
-        """Do this rank's work, one of `evaluations`. An exception on any rank is raised on all of them.
-
-        Raises:
-            RuntimeError: another rank's work raised an exception, or the ranks have different numbers of evaluations.
-        """
+        """Do this rank's work, one of `evaluations`, as many on all ranks. What any rank raises is raised on all."""
         if self.count == 1:
             return work()
         done: list[T] = []
@@ -82,11 +72,7 @@ class Ranks:
         return self._gathered(values.flatten().tolist, values.numel()).mean(0).reshape(values.shape)
 
     def start(self, parameters: Sequence[Tensor], state: Callable[[], object]) -> None:
-        """Check at the first step that all ranks hold the same parameters and are in the same state.
-
-        Raises:
-            RuntimeError: they do not. The error says which rank differs from rank 0, and what to do.
-        """
+        """Raise a RuntimeError at the first step if a rank's parameters or state differ from rank 0's."""
         if self._compared or self.count == 1:
             return
         if any(getattr(parameter, "_fsdp_flattened", False) for parameter in parameters):
@@ -95,26 +81,21 @@ class Ranks:
         differs = self._gathered(lambda: [zlib.crc32(described.encode())], 1)
         if len(rank := (differs != differs[0]).nonzero()):
             raise RuntimeError(
-                f"rank {int(rank[0, 0])} has other parameters, settings or step sizes than rank 0; allowed: the same "
-                "on all ranks, and a state that is loaded on all ranks or on none. A ZeroRedundancyOptimizer gives "
-                f"each rank other parameters; {_SHARDS}"
+                f"rank {int(rank[0, 0])} has other parameters, settings or step sizes than rank 0; allowed: a state "
+                f"that is loaded on all or on none. A ZeroRedundancyOptimizer gives each rank other ones; {_SHARDS}"
             )
         if (other := self._first_unlike(parameters)) is not None:
-            raise RuntimeError(
-                f"rank {other} starts from other weights than rank 0; allowed: the same on all ranks "
-                "(DistributedDataParallel sends rank 0's to all)"
-            )
+            raise RuntimeError(f"rank {other} starts from other weights than rank 0; allowed: the same on all ranks")
         self._compared = True
 
     def average_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replace each gradient by its mean over the ranks, unless the ranks have the same one already.
 
-        The first step compares them bit for bit. If they are the same, as under DistributedDataParallel, later steps
-        compare their norms. A gradient that only other ranks have counts as zero here.
+        The first step compares their bits, later ones their norms. A gradient that only others have is zero here.
         """
         if self.count == 1:
             return
-        parameters = [parameter for parameter in parameters if not is_sharded(parameter)]
+        parameters = [parameter for parameter in parameters if not hasattr(parameter, "to_local")]
         norms = self._gathered(lambda: _norms(parameters), len(parameters))
         if (norms != norms[0]).any():
             self._average = True
@@ -142,19 +123,17 @@ class Ranks:
         ours = _beside(dist.group.WORLD)
         try:
             dist.all_gather(rows, torch.tensor(mine, dtype=torch.float64, device="cpu"), group=ours)
-            everyone = torch.stack(rows)
-            if everyone[:, 0].any():
+            if any(row[0] for row in rows):
                 dist.all_gather_object(report, error and repr(error)[:500], group=ours)
         except RuntimeError as lost:
-            raise error or RuntimeError(
-                "another rank has ended, or did not answer within the timeout of init_process_group"
-            ) from lost
+            ended = "another rank has ended, or did not answer within the timeout of init_process_group"
+            raise error or RuntimeError(ended) from lost
         if error is not None:
             raise error
         for rank, text in enumerate(report):
             if text is not None:
                 raise RuntimeError(f"rank {rank} raised {text}")
-        return everyone[:, 1:]
+        return torch.stack(rows)[:, 1:]
 
     def _first_unlike(self, tensors: Sequence[Tensor]) -> int | None:
         """The first rank whose tensors differ from rank 0's in any bit; None if there is none."""
@@ -178,10 +157,8 @@ def _beside(default: Any) -> Any:
 def _norms(parameters: Sequence[Tensor]) -> list[float]:
     """One number for each gradient: its norm, or a number that no norm can be."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return [NO_GRADIENT] * len(parameters)
     if any(gradient.is_sparse for gradient in gradients):
-        raise RuntimeError("sparse gradients are not supported; allowed: dense ones (sparse=False)")
-    stacked = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
-    norms = iter(stacked.double().nan_to_num(nan=NOT_A_NUMBER).tolist())
-    return [NO_GRADIENT if p.grad is None else next(norms) for p in parameters]
+        raise RuntimeError(SPARSE)
+    norms = [norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)] if gradients else []
+    found = iter(torch.stack(norms).double().nan_to_num(nan=NOT_A_NUMBER).tolist() if norms else [])
+    return [NO_GRADIENT if p.grad is None else next(found) for p in parameters]

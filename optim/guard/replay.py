@@ -2,8 +2,9 @@
 
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -14,7 +15,6 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from .check import quiet_hooks
 from .state import Buffers, Outside, has_buffers, is_fsdp, modules_of, write
 
 T = TypeVar("T")
@@ -25,19 +25,30 @@ _evaluates_again = False  # no ContextVar, as a backward pass runs hooks in othe
 def is_trial() -> bool:
     """Whether the closure is evaluated again, for a trial or a check.
 
-    In a step's first evaluation, and outside of steps, it is False. A closure that counts, keeps or logs something
-    beside its loss does so `if not is_trial()`, and so once a step.
+    A closure that counts, keeps or logs something beside its loss does so `if not is_trial()`, and so once a step.
     """
     return _evaluates_again
+
+
+@contextmanager
+def forward_hook(before: Callable[[Module, Any], None], quiet: bool = True) -> Iterator[None]:
+    """Inside, this is called before each forward of a module. If `quiet`, torch.compile does not warn of it."""
+    hook = register_module_forward_pre_hook(before)
+    try:
+        with warnings.catch_warnings() if quiet else nullcontext():
+            if quiet:
+                warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")
+            yield
+    finally:
+        hook.remove()
 
 
 @dataclass
 class Modules:
     """The modules that the closures of earlier steps have run, and what is known of them.
 
-    A hook finds them. But torch.compile compiles anew whenever hooks come and go, and what a hook does becomes a part
-    of the compiled code. So the whole first step runs uncompiled, and later there is no hook for closures with compiled
-    modules. Such a closure must not run a module for the first time after the first steps.
+    A hook finds them. But torch.compile compiles anew whenever hooks come and go. So the first step runs uncompiled,
+    and later there is no hook for closures with compiled modules: they must not run a new module then.
     """
 
     ran: WeakSet[Module] = field(default_factory=WeakSet)  # with their parts
@@ -64,23 +75,6 @@ class Modules:
                 module.reshard()  # type: ignore[operator]
 
 
-def _randomness(devices: Iterable[torch.device]) -> tuple[Any, ...]:
-    """The random states that a closure may use: torch's generators of the CPU and these devices, Python's, NumPy's."""
-    states = {device: torch.get_device_module(device).get_rng_state(device) for device in devices}
-    numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
-    return random.getstate(), numpy, torch.get_rng_state(), states
-
-
-def _set_randomness(state: tuple[Any, ...]) -> None:
-    python, numpy, cpu, of_devices = state
-    random.setstate(python)
-    if numpy is not None:
-        sys.modules["numpy"].random.set_state(numpy)
-    torch.set_rng_state(cpu)
-    for device, of_device in of_devices.items():
-        torch.get_device_module(device).set_rng_state(of_device, device)
-
-
 class _State(NamedTuple):
     """Everything that an evaluation may change, at one moment."""
 
@@ -93,17 +87,14 @@ class Replay:
     """One step's evaluations. `first` is the plain one, `again` repeats it, and only `first` has lasting effects.
 
     Dropout draws the same masks in each evaluation. After the step the random states (torch's CPU and accelerator
-    generators, Python's, NumPy's) and all buffers are as the first evaluation alone would have left them, also if an
-    evaluation raises. The same holds for parameters that are not searched but that the closure changes.
-
-    Under DistributedDataParallel only `first` broadcasts buffers and averages gradients. Under `fully_shard` each
-    evaluation gathers the weights as they are.
+    generators, Python's, NumPy's), all buffers, and parameters that are not searched are as the first evaluation alone
+    would have left them, also if an evaluation raises. Under DistributedDataParallel only `first` broadcasts buffers
+    and averages gradients. Under `fully_shard` each evaluation gathers the weights as they are.
 
     Args:
         modules: what the steps before have found; None: this is the first step.
-        closures: the closures of this step. Modules are looked for in them.
         own: the parameters that are searched.
-        looks: whether this step looks for what closures change, as the first one does.
+        looks: whether this step looks for modules in its closures, and for what these change, as the first one does.
     """
 
     def __init__(
@@ -113,25 +104,16 @@ class Replay:
         self._is_first = modules is None
         self._closures, self._own, self._looks = closures, own, looks
         self._outside: Outside | None = None
-        self._stance = ExitStack()
         self._devices = {parameter.device for parameter in own}
-        self._accelerators = [device for device in self._devices if device.type not in ("cpu", "meta")]
         self._buffers_before: dict[Module, Buffers] = {}
         self._outside_before: list[tuple[Tensor, Tensor]] = []
         self._wrappers: dict[DistributedDataParallel, tuple[bool, bool]] = {}
         self._after: _State | None = None
+        self._before = self._randomness()
 
-    def __enter__(self) -> "Replay":
-        self._before = _randomness(self._accelerators)
-        if self._is_first:
-            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stance.close()
+    def end(self) -> None:
         if self._after is not None:
             self._restore(self._after)
-            self.modules.reshard()
             for wrapper, (broadcasts, averages) in self._wrappers.items():
                 wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync = broadcasts, averages
 
@@ -146,8 +128,7 @@ class Replay:
         if not self.modules.compiled:
             self.modules.autocast = None
             self._notice_autocast()
-        with ExitStack() if self.modules.compiled else self._finding_modules():
-            result = evaluate()
+        result = evaluate() if self.modules.compiled else self._finding_modules(evaluate)
         if self._outside is not None:
             known = {id(parameter) for parameter, _ in self._outside_before}
             for module, name, parameter, before in self._outside.changed():
@@ -157,8 +138,7 @@ class Replay:
             self._outside = None
         return result
 
-    @contextmanager
-    def _finding_modules(self) -> Iterator[None]:
+    def _finding_modules(self, evaluate: Callable[[], T]) -> T:
         ran: list[Module] = []
         compiling: list[bool] = []
 
@@ -170,16 +150,16 @@ class Replay:
                 self._remember(module)
                 self._notice_autocast()
 
-        hook = register_module_forward_pre_hook(remember)
         try:
-            with quiet_hooks() if self._is_first else ExitStack():
-                yield
+            with forward_hook(remember, quiet=self._is_first):
+                return evaluate()
         finally:
-            hook.remove()
             parts = [part for module in ran if module not in self.modules.ran for part in module.modules()]
             self.modules.ran.update(parts)
             self.modules.add(parts)
-            self.modules.compiled = bool(compiling) or any(map(_is_compiled, ran))
+            # By torch.compile(module), or by module.compile().
+            compiled = (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in ran)
+            self.modules.compiled = bool(compiling) or any(compiled)
 
     def _remember(self, module: Module) -> None:
         # The content is compared, as torch's batch norm writes its statistics without changing the version counter.
@@ -197,17 +177,13 @@ class Replay:
         global _evaluates_again
         if self._after is None:
             self._after = _State(
-                _randomness(self._accelerators),
+                self._randomness(),
                 [Buffers(module) for module in self._buffers_before],
                 [(parameter, parameter.detach().clone()) for parameter, _ in self._outside_before],
             )
-            self._wrappers = {
-                module: (module.require_forward_param_sync, module.require_backward_grad_sync)
-                for module in self.modules.ran
-                if isinstance(module, DistributedDataParallel)
-            }
+            wrappers = [module for module in self.modules.ran if isinstance(module, DistributedDataParallel)]
+            self._wrappers = {w: (w.require_forward_param_sync, w.require_backward_grad_sync) for w in wrappers}
         self._restore(_State(self._before, self._buffers_before.values(), self._outside_before))
-        self.modules.reshard()
         for wrapper in self._wrappers:
             # A forward without gradients would set the first of the two for good.
             wrapper.require_forward_param_sync = wrapper.require_backward_grad_sync = False
@@ -217,15 +193,24 @@ class Replay:
         finally:
             _evaluates_again = outer
 
+    def _randomness(self) -> tuple[Any, ...]:
+        """The random states that a closure may use: Python's, NumPy's, torch's of the CPU and of the accelerators."""
+        devices = [device for device in self._devices if device.type not in ("cpu", "meta")]
+        states = {device: torch.get_device_module(device).get_rng_state(device) for device in devices}
+        numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
+        return random.getstate(), numpy, torch.get_rng_state(), states
+
     @torch.no_grad()
     def _restore(self, state: _State) -> None:
-        _set_randomness(state.randomness)
+        python, numpy, cpu, of_devices = state.randomness
+        random.setstate(python)
+        if numpy is not None:
+            sys.modules["numpy"].random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for device, of_device in of_devices.items():
+            torch.get_device_module(device).set_rng_state(of_device, device)
         for buffers in state.buffers:
             buffers.put_back()
         for parameter, content in state.outside:
             write(parameter, content)
-
-
-def _is_compiled(module: Module) -> bool:
-    """Whether the module is compiled, by torch.compile(module) or by module.compile()."""
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        self.modules.reshard()

@@ -1,20 +1,42 @@
 """What a closure may change beside the weights that are searched, as far as torch can list it."""
 
+import gc
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from .tensors import can_have_gradient, is_inside_vmap, is_plain
+# Limits of the search for modules: objects that are looked at, nearest first, and what one object may refer to.
+OBJECTS, REFERENCES = 5_000, 400
 
-# Limits of the search for modules: objects that are looked at, nearest first, and entries of one collection.
-OBJECTS, ENTRIES = 5_000, 200
+
+def can_have_gradient(tensor: Tensor) -> bool:
+    """Whether a tensor can be trained: integers and float8, which hold quantised weights, cannot."""
+    return tensor.is_floating_point() and tensor.dtype.itemsize > 1
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds its own numbers: no quantised subclass, no shard, not on "meta", not inside of a vmap."""
+    own_numbers = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and not tensor.is_meta
+    return own_numbers and not is_inside_vmap(tensor)
+
+
+def is_inside_vmap(tensor: Tensor) -> bool:
+    """Whether a tensor stands for many, and only until the vmap around it ends."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def write(tensor: Tensor, copy: Tensor) -> None:
+    """Put the copy of a tensor's content back into it."""
+    if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
+        tensor.detach().copy_(copy)
+    else:  # the closure has given it other data
+        tensor.data = copy.clone()
 
 
 class Buffers:
@@ -22,42 +44,32 @@ class Buffers:
 
     def __init__(self, module: Module) -> None:
         self.module = module
-        self._held = {
-            name: (buffer, buffer.detach().clone() if buffer is not None and is_plain(buffer) else None)
-            for name, buffer in module._buffers.items()
-        }
+        self._held = dict(module._buffers.items())
+        plain = {name: held for name, held in self._held.items() if held is not None and is_plain(held)}
+        self._copies = {name: held.detach().clone() for name, held in plain.items()}
 
     def put_back(self) -> None:
         now = dict(self.module._buffers.items())
         for name in now.keys() - self._held.keys():
             delattr(self.module, name)
-        for name, (held, copy) in self._held.items():
-            write(held, copy)
+        for name, held in self._held.items():
+            if held is not None and name in self._copies:
+                write(held, self._copies[name])
             if now.get(name, self) is not held:
                 setattr(self.module, name, held)
 
 
 def has_buffers(module: Module) -> bool:
     """Whether a module has buffers of its own. Inside of a vmap it has those of the vmap for a while."""
-    held = [buffer for _, buffer in module._buffers.items()] if len(module._buffers) else []
+    held = list(module._buffers.values())
     return bool(held) and not any(is_inside_vmap(buffer) for buffer in held if buffer is not None)
-
-
-def write(tensor: Tensor | None, copy: Tensor | None) -> None:
-    """Put the copy of a tensor's content back into it."""
-    if tensor is None or copy is None:
-        return
-    if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
-        tensor.detach().copy_(copy)
-    else:  # the closure has given it other data
-        tensor.data = copy.clone()
 
 
 class Outside:
     """Parameters that are not searched, such as a teacher's. It finds those that one evaluation changes.
 
-    They are copied as long as the copies need no more memory than one's `own` parameters, which are searched. Of others
-    only norms are compared. Integers, float8, subclasses of Tensor and what FSDP shards are left alone.
+    They are copied as long as that needs no more memory than one's `own` parameters, which are searched. Of others only
+    norms are compared. What cannot be trained, subclasses of Tensor and what FSDP shards are left alone.
     """
 
     def __init__(self, modules: Iterable[Module], own: Iterable[Tensor]) -> None:
@@ -74,11 +86,11 @@ class Outside:
         for name, parameter in () if module in self._sharded else list(module._parameters.items()):
             if parameter is None or parameter in self._own or (module, name) in self._before:
                 continue
-            if not is_plain(parameter) or not can_have_gradient(parameter):
-                continue
-            self._room -= parameter.nbytes
-            copied = self._room >= 0
-            self._before[module, name] = (parameter, parameter.detach().clone() if copied else _norm(parameter), copied)
+            if is_plain(parameter) and can_have_gradient(parameter):
+                self._room -= parameter.nbytes
+                copied = self._room >= 0
+                seen = parameter.detach().clone() if copied else _norm(parameter)
+                self._before[module, name] = (parameter, seen, copied)
 
     def changed(self) -> Iterator[tuple[Module, str, Tensor, Tensor]]:
         """Module, name, parameter, and what was in it; if that is not known, what is in it now."""
@@ -98,7 +110,7 @@ def is_fsdp(module: Module) -> bool:
 
 
 def modules_of(closures: Iterable[Callable[..., Any]]) -> list[Module]:
-    """Modules that closures can reach: in their cells, defaults, bound objects and the globals that they name."""
+    """Modules that closures can reach: by references, and by the globals that they name."""
     waiting: deque[Any] = deque(closures)
     seen: set[int] = set()
     found: dict[Module, None] = {}
@@ -109,32 +121,12 @@ def modules_of(closures: Iterable[Callable[..., Any]]) -> list[Module]:
         seen.add(id(one))
         if isinstance(one, Module):
             found.update(dict.fromkeys(one.modules()))
-        waiting.extend(_held_by(one))
+        if isinstance(one, FunctionType):
+            named = [one.__globals__[name] for name in _names(one.__code__) if name in one.__globals__]
+            waiting.extend([one.__closure__, one.__defaults__, one.__kwdefaults__, *named])
+        elif len(held := gc.get_referents(one)) <= REFERENCES:
+            waiting.extend(held)
     return list(found)
-
-
-def _held_by(one: Any) -> list[Any]:
-    if isinstance(one, FunctionType):
-        cells = [held for cell in one.__closure__ or () for held in _content(cell)]
-        named = [one.__globals__[name] for name in _names(one.__code__) if name in one.__globals__]
-        return [*cells, *(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values(), *named]
-    if isinstance(one, MethodType):
-        return [one.__self__, one.__func__]
-    if isinstance(one, partial):
-        return [one.func, *one.args, *one.keywords.values()]
-    if isinstance(one, (dict, list, tuple, set, frozenset, deque)):
-        return list(one.values() if isinstance(one, dict) else one) if len(one) <= ENTRIES else []
-    try:
-        return list(vars(one).values())
-    except TypeError:  # an object without attributes of its own
-        return []
-
-
-def _content(cell: Any) -> list[Any]:
-    try:
-        return [cell.cell_contents]
-    except ValueError:  # it is empty
-        return []
 
 
 def _names(code: CodeType) -> set[str]:
