@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import optim
+from torch import Tensor, optim
 
 from .extras.averages import Averaged
 from .groups import Group, wrong_with
 from .guard import Evaluation, are_used, mark_used
+from .move import Part
 from .presets import check
 from .search import Search
 from .turns import Turn
@@ -166,6 +167,8 @@ class Host(Averaged):
 
     def _start_together(self) -> None:
         """Check at the first step that all ranks start from the same, and that the weights' types can be searched."""
+        if self.turns.progress.shows_average:
+            raise RuntimeError("the parameters hold the average of the iterates; call optimizer.train() before step()")
 
         def state() -> object:
             of_groups = [{k: v for k, v in g.items() if not k.startswith("param")} for g in self.param_groups]
@@ -193,11 +196,20 @@ class Host(Averaged):
         return not progress.nonfinite
 
     def _turn(self) -> Turn | None:
-        if self.turns.progress.shows_average:
-            raise RuntimeError("the parameters hold the average of the iterates; call optimizer.train() before step()")
         if any(moves_otherwise(self, group, self.turns.progress.steps + 1) for group in self.param_groups):
             self.turns.start_anew()
         return self.turns.next(self._step_sizes())
+
+    def _given(self, turn: Turn, f: Evaluation) -> tuple[list[Part], list[Tensor], Evaluation, float]:
+        """What moves in this step's trials, the parameters that do not, f, and how much of its changes is rounding."""
+        parts = [Part(group, coupled_decay(self, group)) for group in (self.param_groups[j] for j in turn.moving)]
+        still = [p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]]
+        return parts, still, f, self._tolerance(f, self.preset.rounding)
+
+    def _tolerance(self, f: Evaluation, errors: float) -> float:
+        """So many rounding errors of f."""
+        measured = self.turns.progress.error_at(f.base)
+        return errors * f.rounding_error(self.preset.loss_scale or 0.0, measured) if errors else 0.0
 
     def decay_over(self, total_steps: int) -> None:
         """Let the moves fall to 0 over this many steps, counted from the start, as the setting `total_steps` does.

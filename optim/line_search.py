@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .groups import refuse
 from .guard import Closure, Evaluation, Guard
-from .hosts import Host, coupled_decay
-from .move import HostMove, HostState, Line, Part
+from .hosts import Host
+from .move import HostMove, HostState, Line
 from .presets import DEFAULT, Preset, check
 from .search import Found, Rule, Search, resolves, search, search_jointly, tangent_zero
 from .turns import Turn, Turns
@@ -140,10 +140,10 @@ class LineSearch(Host):
                 or the run was resumed and no step before had been without a closure. Or another rank has raised an
                 exception, or differs from this one.
         """
-        turn = self._turn()  # whose step size is searched; None: nobody's
         if closure is None:
             self._step_without_closure()
             return None
+        turn = self._turn()  # whose step size is searched; None: nobody's
         with self.guard.step(self, closure) as f:
             self._start_together()
             self.zero_grad()
@@ -170,17 +170,10 @@ class LineSearch(Host):
 
         def step(sizes: Sequence[float]) -> None:
             of_moving = dict(zip(turn.moving, sizes, strict=True))
-            self._host_step(
-                [of_moving.get(j, 0.0) for j in range(len(self.param_groups))], of_moving if alone else None
-            )
+            of_all = [of_moving.get(j, 0.0) for j in range(len(self.param_groups))]
+            self._host_step(of_all, of_moving if alone else None)
 
         return HostMove(*self._given(turn, f), step, turn.first_trial, unknown)
-
-    def _given(self, turn: Turn, f: Evaluation) -> tuple[list[Part], list[Tensor], Evaluation, float]:
-        """What moves in this step's trials, the parameters that do not, f, and how much of its changes is rounding."""
-        parts = [Part(group, coupled_decay(self, group)) for group in (self.param_groups[j] for j in turn.moving)]
-        still = [p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]]
-        return parts, still, f, self._tolerance(f, self.preset.rounding)
 
     def _search(self, turn: Turn, line: Line, f: Evaluation) -> Found:
         """Search this step's step sizes, and set those that were accepted."""
@@ -238,13 +231,6 @@ class LineSearch(Host):
             tolerance=line.tolerance,
             accepted=found.accepted,
         )
-
-    # -- how much of the loss is rounding -----------------------------------------------------------------
-
-    def _tolerance(self, f: Evaluation, errors: float) -> float:
-        """So many rounding errors of f."""
-        measured = self.turns.progress.error_at(f.base)
-        return errors * f.rounding_error(self.preset.loss_scale or 0.0, measured) if errors else 0.0
 
     def _measure(self, f: Evaluation, line: Line) -> float:
         """Measure the rounding error of f; return the line's tolerance, which then follows from it."""
