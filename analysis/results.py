@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from sweeps import plan
 from train.arguments import Parser, folder
+from train.candidates import find
 from train.errors import InputError, writing
 from train.folder import SweepFolder
 
@@ -56,6 +57,10 @@ FIGURES = {
     "interval-curves": "interval",
 }
 """exhibit -> what it is made of"""
+
+
+CAP = 100
+"""trials at which an older version cut the searches of the paper"""
 
 
 def write(out: str, to: str, profile: str) -> list[Path]:
@@ -247,6 +252,26 @@ def _provenance(stored: Mapping[str, StoredSweep]) -> list[str]:
         "started, and what differed is not known.",
         formats.pipes(of_each),
         text,
+        *_capped(stored),
+    ]
+
+
+def _capped(stored: Mapping[str, StoredSweep]) -> list[str]:
+    """Runs of the paper's search that an older version cut at `CAP` trials; the preset has none such."""
+    names = {
+        f"{sweep.folder.name}: {cell.name}"
+        for sweep in stored.values()
+        for cell in sweep.cells
+        if cell.run.summary is not None and cell.run.config.get("search") == "paper"
+        if find(cell.settings["optimizer"]).searches and CAP in cell.run.history()["search/trials"].to_pylist()
+    }
+    if not names:
+        return []
+    return [
+        f"{len(names)} runs of the search as in the paper's text hold searches that were cut at {CAP} trials. The paper's "
+        "search has no such bound: it goes on to where step sizes vanish and components merge. These runs stand in all "
+        "tables and claims until they are run again:",
+        "\n".join(f"- {name}" for name in sorted(names)),
     ]
 
 
