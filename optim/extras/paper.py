@@ -83,5 +83,5 @@ def direction_without_momentum(group: Group, parameter: Tensor, state: dict[str,
     if group["amsgrad"] and state:
         torch.maximum(v, local(state["max_exp_avg_sq"]), out=v)
     step = float(state["step"]) + 1 if state else 1.0
-    d = g.div(v.div_(1 - beta2**step).sqrt_().add_(group["eps"])).neg_()
+    d = torch.div(g, v.div_(1 - beta2**step).sqrt_().add_(group["eps"]), out=v).neg_()
     return d.sub_(w, alpha=decay) if decay and decoupled else d
