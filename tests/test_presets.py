@@ -108,7 +108,7 @@ def test_a_setting_that_there_is_not_is_named_with_those_that_there_are():
     ) as error:
         PAPER.but(clip_value=1.0, rounding=2.0, magnitude=0.5)
     assert all(each.name in str(error.value) for each in fields(Preset))
-    with pytest.raises(TypeError, match="backtracking is a setting of the preset; allowed: search=DEFAULT.but"):
+    with pytest.raises(TypeError, match=r"^backtracking is a setting of the preset; allowed: search=DEFAULT\.but"):
         AdamSLS(weight(), backtracking=0.5)
 
 
