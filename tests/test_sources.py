@@ -160,9 +160,9 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, file):
 
 
 def test_any_setting_can_vary_and_none_is_a_value(tmp_path):
-    write_sweep(tmp_path, "merging", {"merge_threshold": [1e-6, None, 1e-12]}, seeds=1)
-    loaded = load(tmp_path, "merging")
-    assert loaded.table["merge_threshold"].tolist() == [None, 1e-12, 1e-6]
+    write_sweep(tmp_path, "dropout", {"dropout": [0.1, None, 0.0]}, seeds=1)
+    loaded = load(tmp_path, "dropout")
+    assert loaded.table["dropout"].tolist() == [None, 0.0, 0.1]
     write_sweep(tmp_path, "candidates", {"task": ["sst2", "mrpc"], "optimizer": ["adam", "plasls"]}, seeds=1)
     loaded = load(tmp_path, "candidates")
     assert (loaded.conditions, loaded.compared) == (["task"], ["optimizer"])
@@ -204,8 +204,8 @@ def test_a_damaged_copy_of_the_columns_is_made_anew(tmp_path):
 
 
 def test_a_frame_has_every_setting_beside_every_line(tmp_path):
-    folders = write_sweep(tmp_path, "merging", {"merge_threshold": [None, 1e-12]}, seeds=2, epochs=1)
-    loaded = load(tmp_path, "merging")
+    folders = write_sweep(tmp_path, "dropout", {"dropout": [None, 0.1]}, seeds=2, epochs=1)
+    loaded = load(tmp_path, "dropout")
     frame = loaded.frame
     assert len(frame) == len(loaded.history)
     for folder in folders:

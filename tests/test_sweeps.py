@@ -1,5 +1,6 @@
 """sweeps/: W&B reads the files as we do, and no kill loses a cell or runs one twice."""
 
+import contextlib
 import errno
 import itertools
 import json
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -572,14 +574,14 @@ def test_a_sweeps_own_table_is_made_before_another_call_may_be_about_other_runs(
 ) -> None:
     called = []
 
-    def analysis(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+    def analysis(arguments: list[str], process_group: int) -> contextlib.nullcontext[SimpleNamespace]:
         with pytest.raises(InputError, match="is being run with other settings"):
             command(tmp_path, "--seed=0")
         called.append((arguments[1:], len(cells(tmp_path))))
-        return subprocess.CompletedProcess(arguments, 0)
+        return contextlib.nullcontext(SimpleNamespace(poll=lambda: 0, returncode=0))
 
     done = finish(tmp_path)
-    monkeypatch.setattr("sweeps.__main__.subprocess.run", analysis)
+    monkeypatch.setattr("sweeps.__main__.subprocess.Popen", analysis)
     assert command(tmp_path, "--analyse")[0] == 0
     assert called == [(["-m", "analysis", "splits", f"--out={tmp_path}"], 6)]
     assert command(tmp_path, "--analyse", "--dry-run")[0] == 0

@@ -20,20 +20,20 @@ from train.tasks import METRICS, TASKS, Task, accuracy, f1, judge, pearson, spea
 from .test_parallel import torchrun
 from .test_train import ROOT, config, read
 
-ALIKE = 48
+PAIRS = 48
 
 
 @pytest.fixture(scope="module")
-def alike(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with stsb/: pairs of sentences, and how alike they are, from 0 to 5."""
-    folder = tmp_path_factory.mktemp("alike") / "data"
+def pairs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with stsb/: pairs of sentences, and a number from 0 to 5 that grows with the good words in them."""
+    folder = tmp_path_factory.mktemp("pairs") / "data"
     (folder / "stsb").mkdir(parents=True)
     words = ["bad", "dull", "poor", "weak", "good", "fine", "rich", "warm"]
     drawn = random.Random(0)
     rows = []
-    for _ in range(ALIKE):
+    for _ in range(PAIRS):
         one, other = drawn.randrange(8), drawn.randrange(8)
-        label = 5.0 if one == other else 3.5 if (one < 4) == (other < 4) else 0.25
+        label = 0.25 + 2.25 * ((one >= 4) + (other >= 4))
         pair = {"sentence1": f"a {words[one]} film", "sentence2": f"a {words[other]} film"}
         rows.append(pair | {"label": label})
     for part, chosen in {"train": rows, "validation": rows[::4]}.items():
@@ -41,8 +41,8 @@ def alike(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def regression(tiny: Path, alike: Path, out: Path, **settings: Any) -> Config:
-    return config(tiny, out, **{"task": "stsb", "data": str(alike), "optimizer": "untuned", **settings})
+def regression(tiny: Path, pairs: Path, out: Path, **settings: Any) -> Config:
+    return config(tiny, out, **{"task": "stsb", "data": str(pairs), "optimizer": "untuned", **settings})
 
 
 # -- metrics ---------------------------------------------------------------------------------------------------
@@ -107,9 +107,9 @@ def test_a_task_with_its_metric_is_one_row(tiny: Path, tmp_path: Path, monkeypat
 
 
 def test_a_regression_learns_by_squared_error_and_is_judged_by_correlation(
-    tiny: Path, alike: Path, tmp_path: Path
+    tiny: Path, pairs: Path, tmp_path: Path
 ) -> None:
-    settings = regression(tiny, alike, tmp_path, epochs=12)
+    settings = regression(tiny, pairs, tmp_path, epochs=12)
     training = Training(settings)
     batch = next(iter_batches(training))
     assert (training.model.head.out_features, batch["labels"].dtype) == (1, torch.float32)
@@ -133,8 +133,8 @@ def iter_batches(training: Training) -> Any:
     return eval_batches(training.held_out, 64, training.tokenizer)
 
 
-def test_correlations_are_of_the_rows_labels_and_the_models_numbers(tiny: Path, alike: Path, tmp_path: Path) -> None:
-    training = Training(regression(tiny, alike, tmp_path))
+def test_correlations_are_of_the_rows_labels_and_the_models_numbers(tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    training = Training(regression(tiny, pairs, tmp_path))
     measured = training.evaluate()
     batch = next(iter_batches(training))
     with torch.no_grad():
@@ -147,25 +147,25 @@ def test_correlations_are_of_the_rows_labels_and_the_models_numbers(tiny: Path, 
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_a_stopped_regression_resumes_to_the_identical_result(
-    tiny: Path, alike: Path, tmp_path: Path, pack: bool
+    tiny: Path, pairs: Path, tmp_path: Path, pack: bool
 ) -> None:
-    expected = read(run(regression(tiny, alike, tmp_path / "whole", pack=pack)).folder)
+    expected = read(run(regression(tiny, pairs, tmp_path / "whole", pack=pack)).folder)
 
     def stopping(done: int, total: int) -> None:
         if done == 8:
             raise KeyboardInterrupt
 
-    stopped = regression(tiny, alike, tmp_path / "stopped", pack=pack, checkpoint_minutes=0)
+    stopped = regression(tiny, pairs, tmp_path / "stopped", pack=pack, checkpoint_minutes=0)
     with pytest.raises(KeyboardInterrupt):
         run(stopped, stopping)
     assert read(run(stopped).folder) == expected
 
 
-def test_two_processes_evaluate_a_regression_as_one_does(tiny: Path, alike: Path, tmp_path: Path) -> None:
-    settings = {"dropout": 0.0, "epochs": 2}
-    both = regression(tiny, alike, tmp_path / "both", **settings)
+def test_two_processes_evaluate_a_regression_as_one_does(tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    settings = {"dropout": 0.0, "epochs": 2, "optimizer": "adam", "learning_rate": 1e-3}
+    both = regression(tiny, pairs, tmp_path / "both", **settings)
     process = torchrun(both, str(ROOT / "tests/ranks.py"), str(tmp_path / "seen"))
-    alone = run(regression(tiny, alike, tmp_path / "alone", **settings)).summary
+    alone = run(regression(tiny, pairs, tmp_path / "alone", **settings)).summary
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     assert "pearson" in stdout

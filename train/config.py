@@ -28,7 +28,7 @@ OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads",
 GROUPS = {
     "task": "what is learned",
     "optimizer": "how it is learned",
-    "search": "the line search",
+    "search": "the line search; None is the search's own value",
     "out": "where it is kept, how it is watched",
 }
 
@@ -94,7 +94,7 @@ class Config:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward passes under autocast"""
 
-    # the line search; where a setting is None, it gets the search's own value
+    # the line search; None is the search's own value
     search: Literal["paper", "mended"] = "mended"
     """paper: as the paper's text has it (optim.PAPER); mended: what keeps it from failing (train.builders.MENDED)"""
     c: Fraction | None = None
