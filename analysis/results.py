@@ -269,8 +269,8 @@ def _capped(stored: Mapping[str, StoredSweep]) -> list[str]:
         return []
     return [
         f"{len(names)} runs of the search as in the paper's text hold searches that were cut at {CAP} trials. That "
-        "search has no such bound: it goes on to where step sizes vanish and components merge. These runs stand in all tables "
-        "and claims until they are run again:",
+        "search has no such bound: it goes on to where step sizes vanish and components merge. These runs stand in "
+        "all tables and claims until they are run again:",
         "\n".join(f"- {name}" for name in sorted(names)),
     ]
 
