@@ -54,7 +54,7 @@ class LineSearch(Host):
             falls from 1 to 0 along half a cosine. Searches test it without the factor. Later steps move nothing.
         averaging: a, for runs whose number of steps is not known: an average of the iterates is kept, whose mean age is
             about k / (a + 2) steps after k of them; `eval()` puts it into the parameters, `train()` the iterates back.
-        clip_norm: the gradient is scaled to at most this norm before the search, as by torch's clip_grad_norm_.
+        clip_norm: the gradient is scaled to at most this norm before the search, as by torch's `clip_grad_norm_`.
         check_closure: whether the first step, and steps after several failed searches, evaluate the unmoved weights
             once more, and say what is wrong where the loss differs; at most one forward in a hundred evaluations.
         grad_scaler: a torch.amp.GradScaler for float16, which scales the loss for the backward pass. Closures must be
