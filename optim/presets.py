@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from .criteria import Armijo, Criterion, Smoothed
@@ -53,7 +53,10 @@ ALLOWED: dict[str, Allowed] = {
     "check_closure": SWITCH,
     # of a preset
     "c": SHARE,
-    "criterion": Allowed(lambda value: all(hasattr(value, name) for name in ("c", "accepts")), "Armijo or Smoothed"),
+    "criterion": Allowed(
+        lambda value: is_dataclass(value) and hasattr(value, "c") and hasattr(value, "accepts"),
+        "Armijo, Smoothed, or another dataclass with a field c and the methods of Criterion",
+    ),
     "smoothing": Allowed(lambda value: _is_number(value) and 0 <= value < 1, "0 or above, below 1"),
     "first_search": _one_of("bracket", "backtrack"),
     "first_c": SHARE,

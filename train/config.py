@@ -39,7 +39,7 @@ class Config:
 
     # what is learned
     task: str = "sst2"
-    """a GLUE task of train.tasks.TASKS"""
+    """a task of train.tasks.TASKS"""
     subset: Literal["small", "full"] = "small"
     """small: 500 training rows drawn at random by the seed; full: all of them"""
     train_rows: PositiveInt | None = None
@@ -72,7 +72,7 @@ class Config:
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """seeds the head, the small subset, the order of rows and the dropout"""
     learning_rate: PositiveFloat = 2e-5
-    """peak learning rate of adam; the line searches have none"""
+    """peak learning rate of adam, adamw and schedule-free; the line searches have none"""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """share of adam's steps in linear warm-up, before the cosine decay"""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
