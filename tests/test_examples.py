@@ -1,5 +1,6 @@
 """examples/: each trains on rows, and a run that is cut off and called again ends as one that was not."""
 
+import os
 import re
 import runpy
 import subprocess
@@ -119,3 +120,20 @@ def test_outside_of_glue_each_optimizer_trains_and_has_a_line(monkeypatch, capsy
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["gpt:", "AdamSLS", "PLASLS", "1e-3"]
     assert all(0 < float(line.split()[1]) < 6 for line in lines[1:])
+
+
+def test_sharded_weights_train_and_go_on_from_a_sharded_checkpoint_on_other_processes(tiny, tmp_path):
+    def call(processes, epochs, out):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        common = [f"--model={tiny / 'model'}", f"--data={tiny / 'data'}", "--batch=8", f"--out={tmp_path / out}"]
+        command = [*launcher, "-m", "examples.sharded", *common, f"--epochs={epochs}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+        assert ran.returncode == 0, ran.stderr
+        return [float(loss) for loss in re.findall(r"^epoch \d+: loss ([\d.]+)", ran.stdout, re.MULTILINE)]
+
+    whole = call(2, 3, "whole")
+    assert whole[2] < whole[0]
+    assert call(2, 1, "cut") == whole[:1]
+    assert call(2, 2, "cut") == whole[1:2]
+    assert call(1, 3, "cut")[0] == pytest.approx(whole[2], rel=0.1)  # other dropout
