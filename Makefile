@@ -86,7 +86,7 @@ docs: $(INSTALLED)  ## the site in build/site, with the API from docstrings; a w
 	@$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
 	@echo "build/site/index.html"
 
-faults: $(INSTALLED)  ## kill and stop runs and sweeps, spoil their files: docs/faults.md; half an hour
+faults: $(INSTALLED)  ## kill and stop runs and sweeps, spoil their files: docs/faults.md; ten minutes
 	@$(VENV)/bin/python -m pytest -p tests.fault_page -m '' $$(grep -lw fault tests/test_*.py)
 
 wheel-check: $(INSTALLED)  ## the wheel in new environments, oldest torch and newest: some GB, an hour
