@@ -61,8 +61,8 @@ class Groups(torch.optim.Optimizer):
         """
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # which says what is wrong
-        group = dict(param_group)
-        if any(group.get("lr") in (size, size / 10.0) for size in map(_step_size, self.param_groups)):
+        group, sizes = dict(param_group), self._step_sizes()
+        if any(group.get("lr") in (size, size / 10.0) for size in sizes):
             del group["lr"]
         refuse(group)
         # A number that no earlier group had, also not one that was merged away.
@@ -71,8 +71,7 @@ class Groups(torch.optim.Optimizer):
             raise ValueError(f"component name {name!r} is taken; allowed: a name of its own for each param group")
         if not isinstance(name, str) or not name or "+" in name:
             raise ValueError(f"component name {name!r}; allowed: a new string without '+'")
-        if self.param_groups:
-            sizes = [float(existing["lr"]) for existing in self.param_groups]
+        if sizes:
             shared = not self.has_components or self.turns.progress.whole_network_phase
             group["lr"] = sizes[0] if shared else math.fsum(sizes) / len(sizes)
         super().add_param_group(group)

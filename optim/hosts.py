@@ -131,15 +131,19 @@ class Host(Averaged):
         self.turns.progress.steps += 1
         self._average()
 
+    def _move_by_last_sizes(self) -> None:
+        """Move along the present gradients with the step sizes as they are (Eq. 7)."""
+        factor = self.turns.move_factor()
+        self._host_step([factor * size for size in self._step_sizes()])
+        self._moved()
+
     def _move_untested(self, f: Evaluation) -> None:
         """A step between searches takes the last step sizes."""
-        sizes = self._step_sizes()
+        size = self._step_sizes()[0]
         self.turns.skip(f.base)
         self.counts["unsearched"] += 1
-        self.search = Search("none", sizes[0], sizes[0], 0, f.base, math.nan, math.nan, math.nan, accepted=True)
-        factor = self.turns.move_factor()
-        self._host_step([factor * size for size in sizes])
-        self._moved()
+        self.search = Search("none", size, size, 0, f.base, math.nan, math.nan, math.nan, accepted=True)
+        self._move_by_last_sizes()
 
     def _step_without_closure(self) -> None:
         progress, sizes, ranks = self.turns.progress, self._step_sizes(), self.guard.ranks
@@ -160,9 +164,7 @@ class Host(Averaged):
         progress.moved_unasked = True
         self._start_together()
         ranks.average_gradients(self._parameters())
-        factor = self.turns.move_factor()
-        self._host_step([factor * size for size in sizes])
-        self._moved()
+        self._move_by_last_sizes()
         mark_used(self._parameters())
 
     def _start_together(self) -> None:

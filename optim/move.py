@@ -170,12 +170,18 @@ class Line:
                 part.inner() if part.decay else {},
             )
         ]
+        self.set_slopes(moved, rows, [part.size for part in moved])
+
+    def set_slopes(self, parts: Sequence[Part], rows: Sequence[Sums], units: Sequence[float]) -> None:
+        """Set the slopes of these parts from <g, x>, <w, x> and |x|^2 of each, where x is d times its unit."""
         totals = total(rows, self.f.mean)
         self.is_finite = all(map(math.isfinite, totals))
-        for j, part in enumerate(moved if self.is_finite or not any(self.slopes) else ()):
-            gu, wu, uu = totals[3 * j : 3 * j + 3]
-            part.wd, part.dd = wu / part.size, uu / part.size / part.size
-            part.slope = gu / part.size + part.decay * part.wd
+        if not self.is_finite and any(self.slopes):
+            return
+        for j, (part, unit) in enumerate(zip(parts, units, strict=True)):
+            gx, wx, xx = totals[3 * j : 3 * j + 3]
+            part.wd, part.dd = wx / unit, xx / unit / unit
+            part.slope = gx / unit + part.decay * part.wd
 
     def change_by_rounding(self) -> float:
         """|f(w') - f(w)| at a point w' = w + eta d that differs from w by about a rounding error of the weights.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..move import Group, Line, Loss, Part
-from ..sums import Sums, inner, local, total
+from ..sums import Sums, inner, local
 
 
 class TestedDirection(Line):
@@ -43,10 +43,7 @@ class TestedDirection(Line):
             rows.append(inner(zip(part.parameters, part.gradients(), d, strict=True)))
             for one in (part.start, d):
                 rows.append(inner(zip(part.parameters, one, d, strict=True)) if part.decay else {})
-        totals = total(rows, f.mean)
-        for j, part in enumerate(self.parts):
-            gd, part.wd, part.dd = totals[3 * j : 3 * j + 3]
-            part.slope = gd + part.decay * part.wd
+        self.set_slopes(self.parts, rows, [1.0] * len(self.parts))
         self.to(sizes)
 
     def to(self, sizes: Sequence[float]) -> None:
