@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from sweeps import plan
 from train.arguments import Parser, folder
-from train.candidates import find
 from train.errors import InputError, writing
 from train.folder import SweepFolder
 
@@ -108,7 +107,7 @@ def page(out: str, profile: str) -> tuple[str, dict[str, Figure]]:
         *_claims(evidence, commands),
         *_tables(evidence, commands),
         *_pictures(drawn, not_drawn, commands),
-        *_provenance(stored),
+        *_provenance(stored, runs),
     ]
     return "\n\n".join(parts) + "\n", drawn
 
@@ -228,7 +227,7 @@ def _beside_the_paper(evidence: Evidence) -> list[str]:
     ]
 
 
-def _provenance(stored: Mapping[str, StoredSweep]) -> list[str]:
+def _provenance(stored: Mapping[str, StoredSweep], tidied: Mapping[str, Runs | None]) -> list[str]:
     """Which devices and which code the runs are of, and how far runs with the same configuration differ."""
     runs: dict[tuple[str, str], dict[str, Any]] = {
         (sweep.folder.name, cell.run_id): cell.run.summary
@@ -252,18 +251,19 @@ def _provenance(stored: Mapping[str, StoredSweep]) -> list[str]:
         "started, and what differed is not known.",
         formats.pipes(of_each),
         text,
-        *_capped(stored),
+        *_capped(stored, tidied),
     ]
 
 
-def _capped(stored: Mapping[str, StoredSweep]) -> list[str]:
+def _capped(stored: Mapping[str, StoredSweep], tidied: Mapping[str, Runs | None]) -> list[str]:
     """Runs of the paper's search that an older version cut at `CAP` trials; the preset has none such."""
+    histories = [runs.history for runs in tidied.values() if runs is not None and "search/trials" in runs.history]
+    at_cap = {run_id for history in histories for run_id in history.loc[history["search/trials"] == CAP, "run_id"]}
     names = {
         f"{sweep.folder.name}: {cell.name}"
         for sweep in stored.values()
         for cell in sweep.cells
-        if cell.run.summary is not None and cell.run.config.get("search") == "paper"
-        if find(cell.settings["optimizer"]).searches and CAP in cell.run.history()["search/trials"].to_pylist()
+        if cell.run_id in at_cap and cell.run.config.get("search") == "paper"
     }
     if not names:
         return []
