@@ -21,7 +21,7 @@ from .groups import refuse
 from .guard import Closure, Evaluation, Guard
 from .hosts import Host
 from .move import HostMove, HostState, Line
-from .presets import DEFAULT, Preset, check
+from .presets import DEFAULT, Preset, check, chosen
 from .search import Found, Rule, Search, resolves, search, search_jointly, tangent_zero
 from .turns import Turn, Turns
 
@@ -87,7 +87,7 @@ class LineSearch(Host):
         **host: Any,
     ) -> None:
         refuse(host)
-        preset = search.given(c=c, max_interval=max_interval)
+        preset = chosen(search, c=c, max_interval=max_interval)
         self._prepare(preset, total_steps, averaging, clip_norm, check_closure, grad_scaler)
         super().__init__(params, lr=preset.initial_step_size or UNKNOWN, **host)  # type: ignore[call-arg]
 

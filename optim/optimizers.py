@@ -11,7 +11,7 @@ from .guard import Evaluation
 from .hosts import refuse_host
 from .line_search import UNKNOWN, LineSearch
 from .move import Line
-from .presets import DEFAULT, Preset
+from .presets import DEFAULT, Preset, chosen
 from .turns import Turn
 
 
@@ -54,7 +54,7 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         betas: tuple[float, float] | None = None,
         **settings: Any,
     ) -> None:
-        search = search.given(betas=betas)
+        search = chosen(search, betas=betas)
         super().__init__(params, search=search, betas=search.betas, **settings)
 
     def _line(self, turn: Turn, f: Evaluation) -> Line:
@@ -92,7 +92,7 @@ class PLASLS(AdamSLS):
         first_steps: int | str | None = None,
         **settings: Any,
     ) -> None:
-        search = search.given(joint=joint, merge_threshold=merge_threshold, first_steps=first_steps)
+        search = chosen(search, joint=joint, merge_threshold=merge_threshold, first_steps=first_steps)
         super().__init__(params, search=search, **settings)
 
 
@@ -162,7 +162,10 @@ class _Hosted(LineSearch):
         self, search: Preset = DEFAULT, c: float | None = None, max_interval: int | None = None, **settings: Any
     ) -> None:
         """Search with the param groups and the state of an optimizer that is there already."""
-        self._prepare(search.given(c=c, max_interval=max_interval), **settings)
+        own = ("total_steps", "averaging", "clip_norm", "check_closure", "grad_scaler")
+        if unknown := sorted(settings.keys() - set(own)):
+            raise TypeError(f"unknown setting {unknown[0]}; allowed: search, c, max_interval, {', '.join(own)}")
+        self._prepare(chosen(search, c=c, max_interval=max_interval), **settings)
         self._patch_step_function()
         for j, group in enumerate(self.param_groups):
             refuse({key: value for key, value in group.items() if key != "lr"})

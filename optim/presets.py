@@ -173,10 +173,6 @@ class Preset:
             raise TypeError(f"a preset has no setting {', '.join(unknown)}; allowed: c, {', '.join(known)}")
         return replace(self, **changes)
 
-    def given(self, **changes: Any) -> "Preset":
-        """This preset with those values changed that are not None, as arguments of an optimizer."""
-        return self.but(**{name: value for name, value in changes.items() if value is not None})
-
     def new_criterion(self) -> Criterion:
         """A copy of the criterion that remembers nothing."""
         return replace(self.criterion)  # type: ignore[type-var]
@@ -195,6 +191,18 @@ def check(**settings: object) -> None:
     for name, value in settings.items():
         if not ALLOWED[name].holds(value):
             raise ValueError(f"{name} is {value!r}; allowed: {ALLOWED[name].words}")
+
+
+def chosen(search: Any, **changes: Any) -> Preset:
+    """The preset that an optimizer was given, with those values changed that are not None.
+
+    Raises:
+        TypeError: it is no preset.
+        ValueError: a value is out of range.
+    """
+    if not isinstance(search, Preset):
+        raise TypeError(f"search is {search!r}; allowed: a preset, such as DEFAULT, PAPER or PAPER.but(rounding=4.0)")
+    return search.but(**{name: value for name, value in changes.items() if value is not None})
 
 
 SETTINGS = frozenset(each.name for each in fields(Preset))

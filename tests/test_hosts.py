@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import DEFAULT, LineSearch, split, with_line_search
+from optim import DEFAULT, PLASLS, SGDSLS, AdamSLS, LineSearch, split, with_line_search
 from tests.contract import batches, by_layer, mean, train, weights
 
 KINDS = [
@@ -154,3 +154,15 @@ def test_under_equal_gradients_the_first_move_is_as_long_as_later_ones_of_the_sa
         moves.append(float((w.detach() - before).norm()))
     assert optimizer.param_groups[0]["lr"] == 0.01
     assert moves == pytest.approx([moves[0]] * 30, rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [SGDSLS, AdamSLS, PLASLS, with_line_search(torch.optim.AdamW)])
+def test_a_search_that_is_no_preset_is_named_with_what_is_allowed(make):
+    with pytest.raises(TypeError, match=r"^search is 'paper'; allowed: a preset, such as DEFAULT, PAPER or PAPER\.but"):
+        make([torch.nn.Parameter(torch.ones(2))], search="paper")
+
+
+def test_an_unknown_setting_beside_an_instance_is_named_with_those_that_there_are():
+    host = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    with pytest.raises(TypeError, match=r"^unknown setting rate; allowed: search, c, max_interval, total_steps, "):
+        with_line_search(host, rate=1.0)
