@@ -1,7 +1,7 @@
 """Learning-rate-free optimizers by stochastic Armijo line searches, after Kenneweg et al., IJCNN 2023."""
 
 from .components import split
-from .criteria import Armijo, Criterion, Smoothed
+from .criteria import Armijo, Criterion, Follow, Smoothed
 from .extras.salsa import SALSA, SaLSA
 from .guard import is_trial
 from .line_search import LineSearch
@@ -18,6 +18,7 @@ __all__ = [
     "AdamSLS",
     "Armijo",
     "Criterion",
+    "Follow",
     "LineSearch",
     "Preset",
     "SaLSA",

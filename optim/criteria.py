@@ -1,9 +1,9 @@
-"""What accepts a trial point: one object each, with what it remembers. They see numbers only, no model."""
+"""What accepts a trial point, or sets the step size after it: one object each, with what it remembers. Numbers only."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 
 class Criterion(Protocol):
@@ -31,8 +31,12 @@ class Criterion(Protocol):
     def needs_descent(self) -> bool:
         """Whether a trial along a direction that does not descend is rejected without an evaluation."""
 
-    def end(self, base: float, trial: float) -> None:
-        """The search has accepted its last trial, and the weights move."""
+    def end(self, base: float, trial: float, predicted: float, size: float, tolerance: float) -> float:
+        """The search has accepted its last trial, at step size `size`, and the weights have moved.
+
+        Returns:
+            The factor by which the step size changes for the next step.
+        """
 
     def state_dict(self) -> dict[str, float]:
         """Return what it remembers, for a checkpoint."""
@@ -68,8 +72,9 @@ class Armijo:
     def needs_descent(self) -> bool:
         return True
 
-    def end(self, base: float, trial: float) -> None:
-        """Do nothing: each search is judged by itself."""
+    def end(self, base: float, trial: float, predicted: float, size: float, tolerance: float) -> float:
+        """Remember nothing: each search is judged by itself."""
+        return 1.0
 
     def state_dict(self) -> dict[str, float]:
         return {}
@@ -114,8 +119,9 @@ class Smoothed:
     def needs_descent(self) -> bool:
         return self.slope <= 0
 
-    def end(self, base: float, trial: float) -> None:
+    def end(self, base: float, trial: float, predicted: float, size: float, tolerance: float) -> float:
         self.decrease = self._average(self.decrease, base - trial)
+        return 1.0
 
     def _average(self, before: float, now: float) -> float:
         return self.smoothing * before + (1 - self.smoothing) * now
@@ -125,3 +131,63 @@ class Smoothed:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.decrease, self.slope = state.get("decrease", 0.0), state.get("slope", 0.0)
+
+
+# One search changes the step size by this factor at most.
+MOST = 2.0
+
+
+@dataclass
+class Follow:
+    r"""The step size follows the minimum along the move, on average over searches. One trial a search is enough.
+
+    .. math:: \eta \leftarrow 2\,(1 - c)\,\frac{S}{C}, \qquad
+        S = \beta S' - (1 - \beta)\,\langle g, d\rangle, \qquad
+        C = \beta C' + (1 - \beta)\,\frac{2}{\eta^2}\,\big(f(w + \eta d) - f(w) - \eta\,\langle g, d\rangle\big)
+
+    S' and C' are of the search before; both start from 0. C is the mean curvature along d, so the parabola
+    f(w) - t S + t^2 C / 2 has its minimum at t = S / C, and at 2 (1 - c) S / C it has fallen by c of what its slope
+    predicts, as far as the criteria above go on it. No move is taken back, unless its loss is not finite. One search
+    changes the step size by a factor of 2 at most, and not at all where the loss changes by no more than its rounding.
+
+    Args:
+        c: 1/2 goes to the minimum, 3/4 to half of it.
+        smoothing: beta, 0 <= beta < 1.
+    """
+
+    sets_step_size: ClassVar[bool] = True
+    """searches start from the last step size itself, and not from a larger one, as for criteria that only shrink it"""
+
+    c: float
+    smoothing: float
+    slope: float = field(default=0.0, init=False, compare=False)
+    curvature: float = field(default=0.0, init=False, compare=False)
+
+    def begin(self, slope: float) -> None:
+        """Do nothing: all that is learned is learned at the end."""
+
+    def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
+        return math.isfinite(trial)
+
+    def needs_descent(self) -> bool:
+        return False
+
+    def end(self, base: float, trial: float, predicted: float, size: float, tolerance: float) -> float:
+        if max(abs(predicted), abs(trial - base)) <= 2 * tolerance:
+            return 1.0
+        self.slope = self._average(self.slope, -predicted / size)
+        self.curvature = self._average(self.curvature, 2 * (trial - base - predicted) / size**2)
+        if self.slope <= 0:  # the moves do not descend
+            return 1 / MOST
+        if self.curvature <= 0:  # no minimum is in sight
+            return MOST
+        return min(MOST, max(1 / MOST, 2 * (1 - self.c) * self.slope / self.curvature / size))
+
+    def _average(self, before: float, now: float) -> float:
+        return self.smoothing * before + (1 - self.smoothing) * now
+
+    def state_dict(self) -> dict[str, float]:
+        return {"slope": self.slope, "curvature": self.curvature}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.slope, self.curvature = state.get("slope", 0.0), state.get("curvature", 0.0)

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,6 +99,10 @@ class Groups(torch.optim.Optimizer):
             group["lr"].fill_(size)
         else:
             group["lr"] = size
+
+    def _set_sizes(self, sizes: Sequence[float]) -> None:
+        for group, size in zip(self.param_groups, sizes, strict=True):
+            self._set_rate(group, size)
 
     def _criterion_of(self, turn: Turn) -> Criterion:
         """The criterion of the component that is searched alone, or of the whole network."""

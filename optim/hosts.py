@@ -124,10 +124,10 @@ class Host(Averaged):
         finally:
             for parameter, gradient in hidden:
                 parameter.grad = gradient
-            for group, size in zip(self.param_groups, shown, strict=True):
-                self._set_rate(group, size)
+            self._set_sizes(shown)
 
     def _moved(self) -> None:
+        """Note that the weights have moved."""
         self.turns.progress.steps += 1
         self._average()
 

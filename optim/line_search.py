@@ -12,6 +12,7 @@ is 1, or falls to 0 over the run.
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -158,8 +159,10 @@ class LineSearch(Host):
                 self._move_untested(f)  # Eq. 7 with the last step sizes
             else:
                 with self._line(turn, f) as line:  # w_k + eta d_k: the host has stepped
-                    found = self._search(turn, line, f)  # Eq. 1, 5 and 6
+                    before, found = self._step_sizes(), self._search(turn, line, f)  # Eq. 1, 5 and 6
                     self._move(turn, line, found)  # Eq. 7
+                    self._learn(turn, line, found, before)
+                self._moved()
                 self._merge()  # Algorithm 1
         return f.value
 
@@ -177,7 +180,7 @@ class LineSearch(Host):
 
     def _search(self, turn: Turn, line: Line, f: Evaluation) -> Found:
         """Search this step's step sizes, and set those that were accepted."""
-        before, preset, criterion = self._step_sizes(), self.preset, self._criterion_of(turn)
+        preset, criterion = self.preset, self._criterion_of(turn)
         criterion.begin(sum(line.slopes))
         measure = (lambda: self._measure(f, line)) if preset.loss_scale is None and preset.rounding > 0 else None
         rule = Rule(criterion, preset.backtracking, preset.max_trials, measure=measure)
@@ -186,19 +189,14 @@ class LineSearch(Host):
             if preset.initial_step_size is None:
                 turn = turn.starting_at(max(tangent_zero(line), line.size_that_moves_by(LEAST_START)))
         if not any(line.slopes):  # nothing moves, so there is nothing to test
-            found = Found(tuple(before[j] for j in turn.moving), math.nan, 0, accepted=True)
+            found = Found(tuple(self._step_sizes()[j] for j in turn.moving), math.nan, 0, accepted=True)
         elif turn.joint and turn.component is not None:
             found = search_jointly(line, turn.first_trial, turn.moving.index(turn.component), rule)
         else:
             found = search(line, turn.first_trial[0], rule)
         f.searched(found.accepted, line.predicted(turn.first_trial), line.tolerance, self.check_closure)
         if found.accepted:
-            criterion.end(f.base, found.value)
-            for group, size in zip(self.param_groups, turn.sizes(found), strict=True):
-                self._set_rate(group, size)
-        else:  # what the criterion remembers may be the reason that no trial is accepted
-            criterion.load_state_dict({})
-        self._record(turn, line, found, before)
+            self._set_sizes(turn.sizes(found))
         return found
 
     def _move(self, turn: Turn, line: Line, found: Found) -> None:
@@ -211,10 +209,17 @@ class LineSearch(Host):
             self._host_step(sizes, rest)
         if not found.accepted:
             line.put_back()
-        self._moved()
 
-    def _record(self, turn: Turn, line: Line, found: Found, before: Sequence[float]) -> None:
-        group, predicted = self.param_groups[turn.searched], line.predicted(found.sizes)
+    def _learn(self, turn: Turn, line: Line, found: Found, before: Sequence[float]) -> None:
+        """Let the criterion learn from the search, which may set the next step's step sizes, and note the search."""
+        criterion, predicted = self._criterion_of(turn), line.predicted(found.sizes)
+        if not found.accepted:  # what it remembers may be the reason
+            criterion.load_state_dict({})
+        elif found.trials:
+            factor = criterion.end(line.base, found.value, predicted, max(found.sizes), line.tolerance)
+            found = replace(found, sizes=tuple(factor * size for size in found.sizes))
+            self._set_sizes(turn.sizes(found))
+        group = self.param_groups[turn.searched]
         decrease = (found.value - line.base) / predicted if resolves(line, predicted) else math.nan
         self.turns.count(turn, found, line.base, decrease)
         self.counts["searches"] += 1

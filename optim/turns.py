@@ -175,7 +175,17 @@ class Turns:
         """Let the next search be a first one, as nothing that was found holds any longer."""
         self.progress.accepted_once, self.progress.interval = False, 1
 
+    def _is_set(self) -> bool:
+        """Whether the criterion sets step sizes, so that they need not grow to be shrunk."""
+        return getattr(self.preset.criterion, "sets_step_size", False)
+
+    def _grows(self) -> bool:
+        """Whether a step size grows at each search."""
+        return self.preset.search_growth > 1 and not self._is_set()
+
     def _growth(self, steps: int) -> float:
+        if self._is_set():
+            return 1.0
         by_search = self.preset.search_growth
         if self.progress.unresolved:  # every step size is accepted here: nothing would stop its growth
             by_search = 1.0
@@ -230,7 +240,7 @@ class Turns:
         progress.steps_since_search = 0
         progress.last_loss, progress.rises = loss, 0
         # If a step size grows at each search, its second trial is about where the last search ended.
-        at_once = found.accepted and found.trials <= (1 if self.preset.search_growth == 1 else 2)
+        at_once = found.accepted and found.trials <= (2 if self._grows() else 1)
         if turn.component is not None:
             progress.next_component = (turn.component + 1) % len(turn.starts)
             progress.searches += 1
@@ -251,10 +261,10 @@ class Turns:
             progress.fast_average, progress.slow_average = averages
             return steps
         if preset.interval_growth is not None:
-            halved = max(found.sizes) < max(turn.first_trial) / 2
+            changed = not 1 / 2 < max(found.sizes) / max(turn.first_trial) < 2
             # A step size that is about to grow by linear_growth must not stay untested for many steps.
-            jumps = progress.nearly_linear and 1 < preset.search_growth < preset.linear_growth
-            unsettled = progress.accepted_once and (halved or jumps or not found.accepted)
+            jumps = self._grows() and progress.nearly_linear and preset.search_growth < preset.linear_growth
+            unsettled = progress.accepted_once and (changed or jumps or not found.accepted)
             due = math.ceil((progress.steps + 1) / preset.interval_growth)
             return 1 if unsettled else min(due, preset.max_interval)
         at_once = found.accepted and found.trials <= 1

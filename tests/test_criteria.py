@@ -34,7 +34,7 @@ def test_the_smoothed_criterion_without_memory_is_armijos():
     for slope, size, trial in [(-2.0, 0.5, 0.71), (-2.0, 0.5, 0.69), (-0.1, 3.0, 0.9), (-0.1, 3.0, 0.92)]:
         smoothed.begin(slope)
         assert smoothed.accepts(1.0, trial, size * slope, 0.0) == armijo.accepts(1.0, trial, size * slope, 0.0)
-        smoothed.end(1.0, trial)
+        smoothed.end(1.0, trial, -1.0, 1.0, 0.0)
 
 
 def test_the_smoothed_criterion_is_the_average_over_searches_written_as_sums():
@@ -49,19 +49,19 @@ def test_the_smoothed_criterion_is_the_average_over_searches_written_as_sums():
         limit = h / (c * s)  # the largest step size that is accepted
         for size, expected in ((limit * 0.999, True), (limit * 1.001, False)):
             assert criterion.accepts(1.0, 1.0 - decreases[k], size * slopes[k], 0.0) == (expected == (limit > 0))
-        criterion.end(1.0, 1.0 - decreases[k])
+        criterion.end(1.0, 1.0 - decreases[k], -1.0, 1.0, 0.0)
 
 
 def test_one_bad_mini_batch_does_not_shrink_a_smoothed_step_size_and_many_do():
     criterion = Smoothed(0.5, smoothing=0.9)
     for _ in range(30):
         criterion.begin(-1.0)
-        criterion.end(1.0, 0.2)  # decreases by 0.8 of what a step size of 1 predicts
+        criterion.end(1.0, 0.2, -1.0, 1.0, 0.0)  # decreases by 0.8 of what a step size of 1 predicts
     accepted = []
     for _ in range(30):
         criterion.begin(-1.0)
         accepted.append(criterion.accepts(1.0, 1.0, -1.0, 0.0))  # no decrease at all
-        criterion.end(1.0, 1.0)
+        criterion.end(1.0, 1.0, -1.0, 1.0, 0.0)
     assert accepted[0]
     assert accepted == sorted(accepted, reverse=True)
     assert not accepted[-1]
@@ -71,7 +71,7 @@ def test_a_smoothed_criterion_goes_on_from_its_state():
     one, other = Smoothed(0.5, 0.9), Smoothed(0.5, 0.9)
     for value in (0.5, 0.7):
         one.begin(-1.0)
-        one.end(1.0, value)
+        one.end(1.0, value, -1.0, 1.0, 0.0)
     other.load_state_dict(one.state_dict())
     for criterion in (one, other):
         criterion.begin(-2.0)
@@ -84,20 +84,20 @@ def test_a_move_that_rises_on_one_mini_batch_is_accepted_if_it_descends_on_avera
     smoothed = Smoothed(0.5, smoothing=0.9)
     for _ in range(30):
         smoothed.begin(-1.0)
-        smoothed.end(1.0, 0.2)
+        smoothed.end(1.0, 0.2, -1.0, 1.0, 0.0)
     smoothed.begin(0.1)
     assert not smoothed.needs_descent()
     assert smoothed.accepts(1.0, 1.1, 0.1, 0.0)
     assert not Armijo(0.5).accepts(1.0, 1.1, 0.1, 0.0)
     for _ in range(100):
         smoothed.begin(0.1)
-        smoothed.end(1.0, 1.1)
+        smoothed.end(1.0, 1.1, -1.0, 1.0, 0.0)
     assert smoothed.needs_descent()
 
 
 def test_copies_for_an_optimizer_remember_nothing_and_are_equal():
     criterion = Smoothed(0.5, smoothing=0.9)
     criterion.begin(-1.0)
-    criterion.end(1.0, 0.5)
+    criterion.end(1.0, 0.5, -1.0, 1.0, 0.0)
     assert criterion == Smoothed(0.5, smoothing=0.9) != Smoothed(0.4, smoothing=0.9)
     assert Armijo(0.1) == Armijo(0.1) != Armijo(0.2)

@@ -36,8 +36,9 @@ class NonMonotone:
     def needs_descent(self) -> bool:
         return True
 
-    def end(self, base: float, trial: float) -> None:
+    def end(self, base: float, trial: float, predicted: float, size: float, tolerance: float) -> float:
         self.mean, self.weight = self._mean(base), self.smoothing * self.weight + 1
+        return 1.0
 
     def _mean(self, base: float) -> float:
         kept = self.smoothing * self.weight
