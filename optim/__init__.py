@@ -6,15 +6,17 @@ from .extras.salsa import SALSA, SaLSA
 from .guard import is_trial
 from .line_search import LineSearch
 from .optimizers import PLASLS, SGDSLS, AdamSLS, with_line_search
-from .presets import DEFAULT, PAPER, Preset
+from .presets import DEFAULT, FOLLOW, PAPER, SMOOTHED, Preset
 from .search import Search
 
 __all__ = [
     "DEFAULT",
+    "FOLLOW",
     "PAPER",
     "PLASLS",
     "SALSA",
     "SGDSLS",
+    "SMOOTHED",
     "AdamSLS",
     "Armijo",
     "Criterion",

@@ -11,7 +11,7 @@ from .guard import Evaluation
 from .hosts import refuse_host
 from .line_search import UNKNOWN, LineSearch
 from .move import Line
-from .presets import DEFAULT, Preset, chosen
+from .presets import DEFAULT, SMOOTHED, Preset, check, chosen, momentum
 from .turns import Turn
 
 
@@ -52,10 +52,19 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         *,
         search: Preset = DEFAULT,
         betas: tuple[float, float] | None = None,
+        total_steps: int | None = None,
         **settings: Any,
     ) -> None:
         search = chosen(search, betas=betas)
-        super().__init__(params, search=search, betas=search.betas, **settings)
+        check(total_steps=total_steps)
+        own = (momentum(total_steps) if search.betas[0] is None else search.betas[0], search.betas[1])
+        super().__init__(params, search=search, total_steps=total_steps, betas=own, **settings)
+
+    def decay_over(self, total_steps: int) -> None:
+        super().decay_over(total_steps)
+        if self.preset.betas[0] is None:
+            for group in self.param_groups:
+                group["betas"] = (momentum(total_steps), group["betas"][1])
 
     def _line(self, turn: Turn, f: Evaluation) -> Line:
         if self.preset.tested == "move" or not any(group["betas"][0] for group in self.param_groups):
@@ -86,12 +95,14 @@ class PLASLS(AdamSLS):
         self,
         params: Iterable[Any],
         *,
-        search: Preset = DEFAULT,
+        search: Preset | None = None,
         joint: int | str | None = None,
         merge_threshold: float | None = None,
         first_steps: int | str | None = None,
         **settings: Any,
     ) -> None:
+        params = list(params)
+        search = search or (DEFAULT if len(params) == 1 else SMOOTHED)
         search = chosen(search, joint=joint, merge_threshold=merge_threshold, first_steps=first_steps)
         super().__init__(params, search=search, **settings)
 

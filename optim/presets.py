@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from .criteria import Armijo, Criterion, Smoothed
+from .criteria import Armijo, Criterion, Follow, Smoothed
 
 
 class Allowed(NamedTuple):
@@ -28,7 +28,9 @@ def _is_number(value: object) -> bool:
 
 
 def _are_betas(value: object) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_number(b) and 0 <= b < 1 for b in value)
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return False
+    return all(_is_number(b) and 0 <= b < 1 for b in (value[1:] if value[0] is None else value))
 
 
 def _one_of(*values: str, count: bool = False) -> Allowed:
@@ -72,7 +74,7 @@ ALLOWED: dict[str, Allowed] = {
     "rounding": NOT_NEGATIVE,
     "loss_scale": NOT_NEGATIVE.or_none(),
     "max_nonfinite": COUNT,
-    "betas": Allowed(_are_betas, "two numbers from 0, below 1"),
+    "betas": Allowed(_are_betas, "two numbers from 0, below 1; None as the first: by the length of the run"),
     "tested": _one_of("move", "gradient"),
     "first_steps": _one_of("settled", count=True),
     "joint": _one_of("always", "never", count=True),
@@ -136,8 +138,9 @@ class Preset:
     then it is measured, by one evaluation at weights that differ by rounding. So losses may be in any unit"""
     max_nonfinite: int = 10
     """steps in a row without a finite loss and gradient before a step raises FloatingPointError"""
-    betas: tuple[float, float] = (0.0, 0.999)
-    """of Adam: of the mean gradient and of its square. Adam's own, and the paper's, are (0.9, 0.999)"""
+    betas: tuple[float | None, float] = (0.0, 0.999)
+    """of Adam: of the mean gradient and of its square. Adam's own, and the paper's, are (0.9, 0.999). None for the
+    first: by the length of the run (`momentum`)"""
     tested: Literal["move", "gradient"] = "move"
     """the direction that is tested. "move": the host's own move. "gradient": Adam's direction without momentum, though
     the move has it (Eq. 3 to 5)"""
@@ -206,10 +209,32 @@ def chosen(search: Any, **changes: Any) -> Preset:
     return search.but(**{name: value for name, value in changes.items() if value is not None})
 
 
+LONGEST_WINDOW, SHARE_OF_RUN = 10.0, 1 / 60
+
+
+def momentum(total_steps: int | None) -> float:
+    r"""Adam's beta_1 by the length of the run.
+
+    .. math:: \beta_1 = 1 - \frac1m, \qquad m = \min(10, \max(1, K / 60))
+
+    where m is the window of the average, in steps, and K = `total_steps`. So runs of 60 steps have no momentum, and
+    those of 600 have Adam's own, 0.9. In 80 steps of fine-tuning, momentum costs about a point of accuracy, and from
+    scratch it gains several. A run of unknown length is taken for a long one.
+    """
+    window = LONGEST_WINDOW if total_steps is None else SHARE_OF_RUN * total_steps
+    return 1 - 1 / min(LONGEST_WINDOW, max(1.0, window))
+
+
 SETTINGS = frozenset(each.name for each in fields(Preset))
 """the names of all settings of a preset"""
 
-DEFAULT = Preset()
+SMOOTHED = Preset()
+"""accepts on average over searches, and moves without momentum"""
+
+FOLLOW = Preset(criterion=Follow(c=0.75, smoothing=0.8), betas=(None, 0.999))
+"""follows half of the minimum along the move, which has momentum in longer runs"""
+
+DEFAULT = FOLLOW
 """the library's own search"""
 
 PAPER = Preset(
