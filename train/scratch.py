@@ -11,7 +11,6 @@ The tables come last. Of a torch optimizer they show the rate that is best on th
 """
 
 import argparse
-import ast
 import fcntl
 import itertools
 import json
@@ -21,7 +20,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,86 +29,17 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import optim
-from optim import DEFAULT, PLASLS, LineSearch, split, with_line_search
-from optim.presets import SETTINGS, Preset
 
 from .arguments import Parser, any_terminal, unknown
+from .arms import Arm, read_arm
 from .code import commit
-from .errors import InputError, one_line, writing
+from .errors import InputError, writing
 from .problems import OUTSIDE, PROBLEMS
 
 PROG = "python -m train.scratch"
 RATES = "1e-4,3e-4,1e-3,3e-3,1e-2,3e-2,1e-1,3e-1"
 ALL = PROBLEMS | OUTSIDE
 ADAM, SEARCHED = torch.optim.Adam.__name__.lower(), optim.AdamSLS.__name__.lower()
-
-HOSTS = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
-OWN = {kind.__name__.lower(): kind for kind in (optim.SGDSLS, optim.AdamSLS, PLASLS)}
-KINDS = HOSTS.keys() | {f"{name}sls" for name in HOSTS} | OWN.keys()
-PRESETS = {name: value for name, value in vars(optim).items() if isinstance(value, Preset)}
-CRITERIA = {name: kind for name, kind in vars(optim.criteria).items() if is_dataclass(kind)}
-
-
-class Arm(NamedTuple):
-    """An optimizer and its settings, as they were typed and as they were read."""
-
-    text: str
-    kind: type
-    settings: dict[str, Any]
-
-    @property
-    def searches(self) -> bool:
-        return issubclass(self.kind, LineSearch)
-
-    def optimizer(self, model: torch.nn.Module, steps: int, rate: float | None) -> Any:
-        parameters, settings = [p for p in model.parameters() if p.requires_grad], dict(self.settings)
-        if not self.searches:
-            return self.kind(parameters, lr=rate, **settings)
-        changes = {key: settings.pop(key) for key in self.settings if key in SETTINGS | {"c"}}
-        preset = settings.pop("search", DEFAULT).but(**changes)
-        parts = components(model, settings.pop("split", 4)) if issubclass(self.kind, PLASLS) else parameters
-        return self.kind(parts, search=preset, **{"total_steps": steps} | settings)
-
-
-def components(model: torch.nn.Module, count: int) -> list[dict[str, Any]]:
-    """Param groups of about equally many tensors each, in the network's order. Networks without layers have them."""
-    names = [name for name, _ in model.named_parameters()]
-    return split(model, lambda name: f"part_{names.index(name) * count // len(names)}")
-
-
-def read_arm(text: str) -> Arm:
-    """Read NAME or NAME:key=value,key=value.
-
-    Raises:
-        InputError: there is no such optimizer, or a setting cannot be read or taken.
-    """
-    name, _, settings = text.partition(":")
-    if name not in KINDS:
-        raise unknown("arm", [name], sorted(KINDS), PROG)
-    try:
-        call = ast.parse(f"f({settings})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise SyntaxError
-        kind = OWN.get(name) or HOSTS.get(name) or with_line_search(HOSTS[name.removesuffix("sls")])
-        arm = Arm(text, kind, {str(each.arg): _value(each.value) for each in call.keywords})
-        arm.optimizer(torch.nn.TransformerEncoderLayer(4, 1, 4), 1, None if arm.searches else 0.1)
-    except SyntaxError:
-        raise InputError(f"arm {text}: the settings cannot be read; allowed: NAME:key=value,key=value") from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"arm {text}: {one_line(error)}") from None
-    return arm
-
-
-def _value(node: ast.expr) -> Any:
-    """A literal, a preset, NAME(key=value) of a criterion, or another word: inf is infinity."""
-    if isinstance(node, ast.Name):
-        return math.inf if node.id == "inf" else PRESETS.get(node.id, node.id)
-    if not isinstance(node, ast.Call):
-        return ast.literal_eval(node)
-    name = ast.unparse(node.func)
-    if name not in CRITERIA or node.args:
-        raise ValueError(f"{ast.unparse(node)} is no criterion; allowed: {', '.join(CRITERIA)} with key=value")
-    return CRITERIA[name](**{str(each.arg): _value(each.value) for each in node.keywords})
 
 
 class Run(NamedTuple):
@@ -181,6 +110,10 @@ def append(file: Path, record: dict[str, Any]) -> None:
 # -- tables ---------------------------------------------------------------------------------------------------
 
 
+def _sign(problem: str) -> float:
+    return 1.0 if ALL[problem].higher else -1.0
+
+
 class Cell(NamedTuple):
     """An arm on a problem: the figures of its seeds, turned so that higher is better, and its best rate."""
 
@@ -197,8 +130,7 @@ def cell(done: dict[Run, dict[str, Any]], runs: list[Run]) -> Cell:
     found = []
     for rate in dict.fromkeys(run.rate for run in runs):
         figures = [done[run]["figure"] for run in runs if run.rate == rate]
-        sign = 1.0 if ALL[runs[0].problem].higher else -1.0
-        values = [-math.inf if figure is None else sign * figure for figure in figures]
+        values = [-math.inf if figure is None else _sign(runs[0].problem) * figure for figure in figures]
         found.append(Cell(torch.tensor(values, dtype=torch.float64), rate))
     return max(found, key=lambda each: each.mean)
 
@@ -219,9 +151,7 @@ def tables(cells: dict[str, dict[str, Cell]]) -> list[str]:
     first, *others = arms
     rows = [_head("problem (figure)", arms)]
     for problem, row in cells.items():
-        sign = 1.0 if ALL[problem].higher else -1.0
-        shown = [f"{sign * each.mean:.4g}{f' ({each.rate:g})' if each.rate else ''}" for each in row.values()]
-        rows.append(_row(f"{problem} ({ALL[problem].words})", [each.replace("-inf", "failed") for each in shown]))
+        rows.append(_row(f"{problem} ({ALL[problem].words})", [_shown(each, problem) for each in row.values()]))
     means = torch.tensor([ranks([each.mean for each in row.values()]) for row in cells.values()]).mean(0)
     rows.append(_row("mean rank of all", [f"{each:.2f}" for each in means.tolist()]))
     against = [[ranks([row[first].mean, row[arm].mean])[1] for row in cells.values()] for arm in others]
@@ -241,6 +171,12 @@ def _head(name: str, columns: Sequence[str]) -> str:
 
 def _row(name: str, columns: Sequence[str]) -> str:
     return f"| {' | '.join([name, *columns])} |"
+
+
+def _shown(cell: Cell, problem: str) -> str:
+    if not math.isfinite(cell.mean):
+        return "failed"
+    return f"{_sign(problem) * cell.mean:.4g}" + (f" ({cell.rate:g})" if cell.rate else "")
 
 
 def _difference(of: Tensor) -> str:
@@ -277,7 +213,7 @@ def _run(options: argparse.Namespace) -> None:
         rates, seeds = [float(each) for each in options.rates.split(",")], list(map(int, options.seeds.split(",")))
     except ValueError as error:
         raise InputError(f"{error}; --rates takes numbers, --seeds whole numbers, with commas between them") from None
-    arms = {arm.text: arm for arm in map(read_arm, shlex.split(options.arms))}
+    arms = {text: read_arm(text, PROG) for text in shlex.split(options.arms)}
 
     def runs(problem: str, arm: Arm, seeds: list[int]) -> list[Run]:
         each = [None] if arm.searches else rates
