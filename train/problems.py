@@ -67,7 +67,7 @@ def perceptron(*widths: int) -> nn.Sequential:
 
 
 def classifier(model: nn.Module, seed: int, wrong: float = 0.0) -> Task:
-    """Digits. A share of the training rows has labels that are drawn at random."""
+    """Digits. Each training row has a wrong label with the probability `wrong`; validation rows have none."""
     images, labels = digits(seed)
     random, learn = torch.Generator().manual_seed(seed), labels[VALIDATION:].clone()
     chosen = torch.rand(len(learn), generator=random) < wrong
