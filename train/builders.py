@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from optim import DEFAULT, PAPER, PLASLS, SGDSLS, AdamSLS, Armijo, Preset, SaLSA, split, with_line_search
+from optim import PAPER, PLASLS, SGDSLS, SMOOTHED, AdamSLS, Armijo, Preset, SaLSA, split, with_line_search
 
 from .candidates import SEARCHES, find, reads
 from .config import Config
@@ -31,20 +31,20 @@ MENDED = PAPER.but(
 PRESETS: dict[str, Preset] = {"paper": PAPER, "mended": MENDED}
 """a value of `--search` -> its preset"""
 
-# Each lever of the library's default search is set back to what the paper has. Two are alternatives that the paper does
+# Each lever of the search SMOOTHED is set back to what the paper has. Two are alternatives that the paper does
 # not have: "nonmonotone" (PoNoS's criterion) and "average" (instead of a decay). "components" changes no setting, but
 # the number of step sizes.
 LEVERS: dict[str, dict[str, Any]] = {
     "none": {},
-    "criterion": {"search": DEFAULT.but(criterion=Armijo(c=0.1))},
+    "criterion": {"search": SMOOTHED.but(criterion=Armijo(c=0.1))},
     "c": {"c": 0.1},
-    "nonmonotone": {"search": DEFAULT.but(criterion=NonMonotone(c=DEFAULT.criterion.c, smoothing=0.9))},
+    "nonmonotone": {"search": SMOOTHED.but(criterion=NonMonotone(c=SMOOTHED.criterion.c, smoothing=0.9))},
     "momentum": {"betas": (0.9, BETA2)},
     "decay": {"total_steps": None},
     "average": {"total_steps": None, "averaging": 5.0},
     "interval": {"max_interval": 1},
-    "first_search": {"search": DEFAULT.but(first_search="backtrack", initial_step_size=0.1)},
-    "growth": {"search": DEFAULT.but(search_growth=1.0, growth_steps=500.0)},
+    "first_search": {"search": SMOOTHED.but(first_search="backtrack", initial_step_size=0.1)},
+    "growth": {"search": SMOOTHED.but(search_growth=1.0, growth_steps=500.0)},
     "components": {},
 }
 COMPONENTS = 10
@@ -170,9 +170,15 @@ def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLAS
     return PLASLS(groups, search=preset(config), betas=(config.beta1, BETA2), eps=EPSILON, fused=True)
 
 
+def follow(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
+    """The library's default, which is told the number of steps."""
+    return AdamSLS(split(model, 1), total_steps=steps_per_epoch * config.epochs, eps=EPSILON, fused=True)
+
+
 def untuned(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
-    """The library's default, which is told the number of steps. `lever` may change one part of it."""
+    """The search SMOOTHED, which was the default until version 0.2. `lever` may change one part of it."""
     settings: dict[str, Any] = {"total_steps": steps_per_epoch * config.epochs, "eps": EPSILON, "fused": True}
+    settings["search"] = SMOOTHED
     if config.lever == "components":
         return PLASLS(_components(model, COMPONENTS, "--lever=components"), **settings)
     return AdamSLS(split(model, 1), **(settings | LEVERS[config.lever]))
