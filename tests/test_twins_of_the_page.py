@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from optim import PAPER, PLASLS, AdamSLS
-from tests.twins import DefaultTwin, PaperTwin
+from optim import PAPER, PLASLS, SMOOTHED, AdamSLS
+from tests.twins import FollowTwin, PaperTwin, SmoothedTwin
 
 SHAPES = [(16, 6), (16,), (1, 16), (1,)]
 
@@ -39,7 +39,18 @@ def assert_equal_runs(optimizer, parameters, twin, loss, steps, tolerance):
 def test_the_default_is_its_page(seed, total_steps):
     weights, loss = problem(seed)
     parameters = [torch.nn.Parameter(w.clone()) for w in weights]
-    optimizer, twin = AdamSLS(parameters, total_steps=total_steps), DefaultTwin(weights, total_steps)
+    optimizer, twin = AdamSLS(parameters, total_steps=total_steps), FollowTwin(weights, total_steps)
+    assert_equal_runs(optimizer, parameters, twin, loss, steps=300, tolerance=1e-9)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(twin.eta, rel=1e-9)
+
+
+@pytest.mark.parametrize("total_steps", [None, 300])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_smoothed_search_is_its_page(seed, total_steps):
+    weights, loss = problem(seed)
+    parameters = [torch.nn.Parameter(w.clone()) for w in weights]
+    optimizer = AdamSLS(parameters, search=SMOOTHED, total_steps=total_steps)
+    twin = SmoothedTwin(weights, total_steps)
     assert_equal_runs(optimizer, parameters, twin, loss, steps=300, tolerance=1e-9)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(twin.eta, rel=1e-9)
 

@@ -1,6 +1,6 @@
-"""The default and the paper's search once more, a page each: plain loops, no guards, nothing shared with `optim`.
+"""Three searches once more, a page each: plain loops, no guards, nothing shared with `optim`.
 
-Both work on lists of float64 tensors. `step(f)` takes a function of the weights.
+All work on lists of float64 tensors. `step(f)` takes a function of the weights.
 """
 
 import math
@@ -8,13 +8,14 @@ import math
 import torch
 from torch import Tensor
 
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+BETA2, EPS = 0.999, 1e-8
 
 
 class Twin:
-    """What both have: the weights, the gradient at them, Adam's moments with it, and f where the weights have moved."""
+    """What all have: the weights, the gradient at them, Adam's moments with it, and f where the weights have moved."""
 
-    def __init__(self, weights: list[Tensor]) -> None:
+    def __init__(self, weights: list[Tensor], beta1: float) -> None:
+        self.beta1 = beta1
         self.w = [w.detach().clone() for w in weights]
         self.m = [torch.zeros_like(w) for w in self.w]
         self.v = [torch.zeros_like(w) for w in self.w]
@@ -24,12 +25,12 @@ class Twin:
         leaves = [w.clone().requires_grad_() for w in self.w]
         loss = f(leaves)
         self.g = list(torch.autograd.grad(loss, leaves))
-        self.m = [BETA1 * m + (1 - BETA1) * g for m, g in zip(self.m, self.g, strict=True)]
+        self.m = [self.beta1 * m + (1 - self.beta1) * g for m, g in zip(self.m, self.g, strict=True)]
         self.v = [BETA2 * v + (1 - BETA2) * g * g for v, g in zip(self.v, self.g, strict=True)]
         self.k += 1
         root = [(v / (1 - BETA2**self.k)).sqrt() + EPS for v in self.v]
         self.d = [-g / r for g, r in zip(self.g, root, strict=True)]
-        self.taken = [-m / (1 - BETA1**self.k) / r for m, r in zip(self.m, root, strict=True)]
+        self.taken = [-m / (1 - self.beta1**self.k) / r for m, r in zip(self.m, root, strict=True)]
         self.f, self.base = f, float(loss.detach())
         return self.base
 
@@ -44,14 +45,14 @@ class Twin:
         self.w = [w + t * d for w, t, d in zip(self.w, sizes, directions, strict=True)]
 
 
-class DefaultTwin(Twin):
-    r"""AdamSLS as it comes.
+class SmoothedTwin(Twin):
+    r"""AdamSLS with the preset SMOOTHED.
 
     s = b s' + (1 - b) |<g, d>|,   h = b h' + (1 - b) (f(w) - f(w + eta d) + tau),   accept if h >= c eta s
     """
 
-    def __init__(self, weights: list[Tensor], total_steps: int | None = None) -> None:
-        super().__init__(weights)
+    def __init__(self, weights: list[Tensor], total_steps: int | None = None, beta1: float = 0.0) -> None:
+        super().__init__(weights, beta1)
         self.total, self.eta, self.h, self.s = total_steps, math.nan, 0.0, 0.0
         self.wait, self.passed, self.rises, self.before = 1, 0, 0, math.inf
         self.jump = self.flat = False
@@ -60,14 +61,15 @@ class DefaultTwin(Twin):
         base = self.begin(f)
         self.passed += 1
         shaky = self.rises >= 6
-        moves = True
+        moves, self.eta_moved = True, None
         if self.passed >= self.wait or shaky:
             moves = self.search(base, shaky)
         else:
             self.rises = self.rises + 1 if base > self.before else 0
         self.before = base
         decay = 1.0 if self.total is None else (1 + math.cos(math.pi * (self.k - 1) / self.total)) / 2
-        self.move([decay * self.eta if moves else 0.0] * len(self.w), self.d)
+        eta = self.eta if self.eta_moved is None else self.eta_moved
+        self.move([decay * eta if moves else 0.0] * len(self.w), self.d)
 
     def search(self, base: float, shaky: bool) -> bool:
         n, s = len(self.w), -sum(self.slope(j) for j in range(len(self.w)))
@@ -121,6 +123,41 @@ class DefaultTwin(Twin):
             leap = min(10 * leap, 1e4) if tiny or not r > 0 else 10.0
 
 
+class FollowTwin(SmoothedTwin):
+    r"""AdamSLS as it comes: one trial a search, and what it tells sets the next step's eta.
+
+    S = .8 S' - .2 <g, d>,   C = .8 C' + .2 * 2 (f(w + eta d) - f(w) - eta <g, d>) / eta^2,   eta <- S / (2 C)
+    """
+
+    def __init__(self, weights: list[Tensor], total_steps: int | None = None) -> None:
+        window = 10.0 if total_steps is None else min(10.0, max(1.0, total_steps / 60))
+        super().__init__(weights, total_steps, 1 - 1 / window)
+        self.S = self.C = 0.0
+
+    def begin(self, f) -> float:
+        base = super().begin(f)
+        self.d = self.taken
+        return base
+
+    def search(self, base: float, shaky: bool) -> bool:
+        s = -sum(self.slope(j) for j in range(len(self.w)))
+        known = not math.isnan(self.eta)
+        if known:
+            self.eta *= 0.5 if shaky else 1.0
+            value = self.at([self.eta] * len(self.w))
+        else:
+            self.eta, value = self.first(base, s, 4 * 2.0**-52 * abs(base))
+        self.eta_moved = self.eta
+        self.S = 0.8 * self.S + 0.2 * s
+        self.C = 0.8 * self.C + 0.2 * 2 * (value - base + self.eta * s) / self.eta**2
+        wanted = 0.5 if self.S <= 0 else 2.0 if self.C <= 0 else self.S / (2 * self.C) / self.eta
+        factor = min(2.0, max(0.5, wanted))
+        self.eta *= factor
+        self.wait = 1 if known and factor in (0.5, 2.0) else min(math.ceil(self.k / 4), 32)
+        self.passed = self.rises = 0
+        return True
+
+
 class PaperTwin(Twin):
     """PLASLS as in the paper's text: one whole-network search, then one component a step, strict, Eq. 5 to 7.
 
@@ -128,7 +165,7 @@ class PaperTwin(Twin):
     """
 
     def __init__(self, weights: list[Tensor], merge_threshold: float = 1e-12) -> None:
-        super().__init__(weights)
+        super().__init__(weights, beta1=0.9)
         self.threshold, self.groups, self.turn = merge_threshold, [[j] for j in range(len(self.w))], 0
         self.eta = [0.1] * len(self.w)
 
