@@ -51,7 +51,9 @@ class Evidence:
         if runs is None:
             return pd.DataFrame(columns=["run_id", "task", "seed"])
         rows = runs.table
-        return rows[[of.has(row) for row in rows.to_dict("records")]]
+        for key, value in of.settings:
+            rows = rows[rows[key].isin(value if isinstance(value, tuple) else (value,))]
+        return rows
 
     def lines(self, of: Arm) -> pd.DataFrame:
         """The lines of the steps of these runs."""
@@ -66,7 +68,7 @@ class Evidence:
         return runs.epochs[runs.epochs["run_id"].isin(table["run_id"])]
 
     def asked(self, of: Arm) -> list[Config]:
-        return [config for config in self.cells.get(of.part, ()) if of.has(config.as_dict())]
+        return [config for config in self.cells.get(of.part, ()) if of.has(vars(config))]
 
     def missing(self, of: Arm) -> list[Config]:
         there = set(self.table(of)["run_id"])

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from analysis import claims, results
-from analysis.__main__ import main
+from analysis import claims, results, study
 from analysis.claims import CLAIMS
 from analysis.evidence import Claim, Evidence
-from analysis.results import plan
 from analysis.sources.folder import of_manifest
+from sweeps import plan
 from train.config import Config
 from train.folder import SweepFolder
 
@@ -55,7 +54,7 @@ def evidence(out: Path, claim: Claim, summary: Any, lines: Any = None, without: 
                 rows = [json.loads(line) for line in history.read_text().splitlines()]
                 rows = [_changed(row, lines(config, row["step"])) for row in rows]
                 history.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        runs[name] = results._tidy(of_manifest(space.manifest(), SweepFolder(out / space.name)))
+        runs[name] = study.finished(of_manifest(space.manifest(), SweepFolder(out / space.name)))
     return Evidence(cells, runs)
 
 
@@ -139,6 +138,11 @@ OUTCOMES: dict[str, tuple[Any, Any, Any]] = {
         accuracy(lambda c: 0.85 if c.optimizer == "adamsls" else 0.8),
         accuracy(lambda c: 0.85 if c.optimizer == "sgdsls" else 0.8),
         accuracy(lambda c: 0.8 + NOISE * (-1) ** c.seed if c.optimizer == "adamsls" else 0.8),
+    ),
+    "SGDSLS is above ADAM on small sets": (
+        accuracy(lambda c: 0.85 if searches(c) else 0.8),
+        accuracy(lambda c: 0.75 if searches(c) else 0.8),
+        accuracy(lambda c: 0.8 + NOISE * (-1) ** c.seed if searches(c) else 0.8),
     ),
     **{
         f"SGDSLS has the worst loss on {sets} sets": (
@@ -325,68 +329,3 @@ def test_the_tuning_budget_is_the_least_number_of_rates_that_is_as_good(tmp_path
         made = accuracy(lambda c, level=level: by_rate[c.learning_rate] if c.optimizer == "adam" else level)
         found = evidence(tmp_path / str(level), claim, made)
         assert claims.tuning_budget(found, claims.UNTUNED, claims.ADAM_RATES, ["sst2"]) == runs
-
-
-def test_the_committed_page_is_what_make_results_makes_of_the_committed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    text, drawn = results.page("results", "study")
-    assert (ROOT / "docs" / results.PAGE).read_text(encoding="utf-8") == text, "make results makes it anew"
-    pictures = ROOT / "docs" / results.PICTURES
-    assert {path.stem for path in pictures.glob("*.png")} == set(drawn)
-
-
-def test_the_page_shows_who_is_ahead_in_long_runs_and_the_best_rate_once_all_rates_are_there(tmp_path: Path) -> None:
-    def of_part() -> str:
-        return results.page(str(tmp_path), "study")[0].split("### Part long")[1]
-
-    ahead, best = "Who is ahead when", "with the best one of the sweep"
-    cells = plan.spaces("study", {"out": [str(tmp_path)], "task": ["sst2"]})["long"].cells().values()
-    default, *others = [c for c in cells if c.optimizer == "untuned"]
-    write_run(default, 0)
-    assert ahead not in of_part()
-    first, *adam = [c for c in cells if c.optimizer == "adam"]
-    write_run(first, 1)
-    assert ahead in of_part()
-    for config in (*others, *adam[1:]):
-        write_run(config, 0)
-    assert best not in of_part()
-    write_run(adam[0], 0)
-    assert best in of_part()
-
-
-def test_the_page_tests_the_arms_of_a_part_against_the_one_that_the_plan_names(tmp_path: Path) -> None:
-    cells = plan.spaces("study", {"out": [str(tmp_path)], "seed": [0, 1]})["joint"].cells().values()
-    for place, config in enumerate(cells):
-        write_run(config, place % 5)
-    page = results.page(str(tmp_path), "study")[0].split("### Part joint")[1].split("###")[0]
-    assert page.count("difference from joint always, paired over seeds") == 2
-
-
-def test_the_page_shows_peers_beside_the_default_at_their_best_rates_and_those_without_one(tmp_path: Path) -> None:
-    space = plan.spaces("study", {"out": [str(tmp_path)]})["peers"]
-    cells = list(space.cells().values())
-    for place, config in enumerate(cells[:-1]):
-        write_run(config, place % 7)
-
-    def of_part() -> str:
-        return results.page(str(tmp_path), "study")[0].split("### Part peers")[1].split("### Part")[0]
-
-    assert "with the best one of the sweep" not in of_part()
-    write_run(cells[-1], 0)
-    page = of_part()
-    best = page.split("with the best one of the sweep")[1].split("difference from")[0]
-    assert "| all  | UNTUNED        | SCHEDULE-FREE" in best
-    assert "PRODIGY" not in best
-    assert page.count("difference from UNTUNED, paired over seeds") == 2
-    assert page.count("| all  | PRODIGY") == 2
-    assert "ADAMW" not in page.split("difference from UNTUNED")[1]
-
-
-def test_a_folder_that_cannot_be_written_is_one_line_with_the_option(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(results, "page", lambda out, profile: ("text", {}))
-    (tmp_path / "file").touch()
-    assert main(["results", f"--out={tmp_path}", f"--to={tmp_path / 'file'}"]) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert "file cannot be written (Not a directory); --to takes a writable folder" in told
