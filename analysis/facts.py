@@ -12,7 +12,7 @@ from train.candidates import BASELINE
 from . import choices, claims, compare, costs, formats, stats, words
 from .compare import ALL, SCORE, TRIALS, Measure, kinds_of_devices
 from .costs import Hindsight
-from .evidence import Arm, Evidence, arm, whole_tasks
+from .evidence import Arm, Evidence, Finding, arm, whole_tasks
 from .runs import Runs
 from .study import Study
 
@@ -36,9 +36,7 @@ class Facts:
         self._evidence = Evidence({**parts.cells, **beside.cells}, {**parts.runs, **beside.runs})
         self._parts = list(study.evidence.cells)
         self._capped = study.capped()
-        self._verdicts = [
-            (number, each, f"{of.verdict}{'*' * of.mixed}") for number, (each, of) in enumerate(study.findings, 1)
-        ]
+        self._verdicts = list(enumerate(study.findings, 1))
         self._provenance = study.provenance()
 
     def unchosen(self, of: Arm) -> Arm:
@@ -155,6 +153,11 @@ class Facts:
         row = self._best(untuned, tuned, ALL)
         return words.NONE if row is None else words.between(row.over_conditions.low, row.over_conditions.high, 1)
 
+    def wins_over_tasks(self, untuned: Arm, tuned: Arm) -> bool:
+        """Whether it is above 0 with the tasks as the sample."""
+        row = self._best(untuned, tuned, ALL)
+        return row is not None and row.over_conditions.low > 0
+
     def wins(self, untuned: Arm, tuned: Arm, task: str = ALL) -> bool:
         """Whether the interval of the default's lead is above 0."""
         row = self._best(untuned, tuned, task)
@@ -209,10 +212,10 @@ class Facts:
     def claims_of_several(self) -> str:
         """The claims that are asked of several optimizers, with the verdict on each."""
         rows: dict[str, dict[str, str]] = {}
-        for number, claim, verdict in self._verdicts:
+        for number, (claim, finding) in self._verdicts:
             if claim.of in claims.SHORT and claim.arms:
                 whose = claim.of.removesuffix(", as in the paper")
-                rows.setdefault(claim.said, {})[whose] = f"{verdict} ({number})"
+                rows.setdefault(claim.said, {})[whose] = f"{finding.verdict}{_only(finding)} ({number})"
         return formats.pipes(
             pd.DataFrame([{"the paper says": said} | of for said, of in rows.items()]).fillna(words.NONE)
         )
@@ -220,15 +223,15 @@ class Facts:
     def claims_that(self, verdict: str) -> str:
         """The other claims with this verdict."""
         found = [
-            f"{claim.said}{f', {claim.of}' * bool(claim.of)}{'*' * said.endswith('*')} ({number})"
-            for number, claim, said in self._verdicts
-            if said.rstrip("*") == verdict and claim.of not in claims.SHORT
+            f"{claim.said}{f', {claim.of}' * bool(claim.of)}{_only(finding)} ({number})"
+            for number, (claim, finding) in self._verdicts
+            if finding.verdict == verdict and claim.of not in claims.SHORT
         ]
         return "; ".join(found) or "none"
 
     def verdicts(self) -> str:
         """How many claims have which verdict."""
-        said = [verdict.rstrip("*") for *_, verdict in self._verdicts]
+        said = [str(finding.verdict) for _, (_, finding) in self._verdicts]
         return ", ".join(f"{said.count(verdict)} {verb}" for verdict, verb in VERBS.items())
 
     def choices(self) -> str:
@@ -263,6 +266,11 @@ def at_best_rates(evidence: Evidence, untuned: Arm, tuned: Arm) -> list[Hindsigh
     """An arm beside another one at its best rates: task by task, then over them, at these and at one rate."""
     known = rated(evidence, untuned, tuned)
     return [] if known is None else costs.hindsight(known).rows
+
+
+def _only(finding: Finding) -> str:
+    """The tasks of a verdict that is not of all of them, as devices differ."""
+    return f" on {', '.join(finding.tasks)}" if finding.mixed and finding.tasks else "*" * bool(finding.mixed)
 
 
 def _beside_best(row: Hindsight) -> dict[str, str]:

@@ -135,12 +135,12 @@ def _claims(study: Study, commands: Mapping[str, str]) -> list[str]:
         "## The paper's claims",
         "Each claim is a number of every seed; over several tasks it is their mean. It **holds** where the 95 % t "
         "interval of the number's mean over seeds lies within the range that the second table names, **does not hold** "
-        "where the interval lies outside of it, and **cannot be told** where it reaches a border, where runs are "
-        f"missing, or with fewer than {SEEDS_AT_LEAST} seeds. Where runs of some tasks are missing, the number "
-        "and the verdict are of the other tasks, which stand beside it. p (t): paired t-test that the mean is at the "
-        "border. p (exact): sign-flip test of the same, and the least p that so many seeds can give. The p values are "
-        "not adjusted for the number of claims. Where the runs that are compared are of different kinds of devices "
-        "(devices differ), there is no test.",
+        "where the interval lies outside of it, and **cannot be told** where it reaches a border, where no task is "
+        f"left, or with fewer than {SEEDS_AT_LEAST} seeds. A task is left out where it lacks runs, and where the runs "
+        "with the same seed are of different kinds of devices (devices differ): the number and the verdict are of the "
+        "other tasks, which stand beside it. p (t): paired t-test that the mean is at the border. p (exact): sign-flip "
+        "test of the same, and the least p that so many seeds can give. The p values are not adjusted for the number "
+        "of claims.",
         formats.pipes(
             pd.DataFrame([_row(number, *each) for number, each in enumerate(found, 1)]), markdown=("verdict",)
         ),
@@ -159,12 +159,11 @@ def _claims(study: Study, commands: Mapping[str, str]) -> list[str]:
 def _row(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
     found = finding.estimate
     whole, asked = finding.seeds
-    missing = (
-        f" on {', '.join(finding.tasks)}"
-        if finding.tasks
-        else f": runs are missing, {whole} of {asked} seeds are there"
-    )
-    notes = missing * bool(finding.missing or not claim.arms) + ", devices differ" * finding.mixed
+    notes = f" on {', '.join(finding.tasks)}" * bool(finding.tasks and (finding.missing or finding.mixed))
+    if finding.mixed:
+        notes += f"; devices differ on {', '.join(finding.mixed)}"
+    elif not finding.tasks:
+        notes += f": runs are missing, {whole} of {asked} seeds are there"
     digits = words.decimals([found.standard_error], 2)
     return {
         "no.": str(number),

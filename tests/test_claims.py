@@ -22,16 +22,19 @@ ROOT = Path(__file__).parents[1]
 SPLIT_PLACE = {1: 0, 4: 1, 7: 2, 10: 3, "qkv": 3}
 
 
-def evidence(out: Path, claim: Claim, summary: Any, lines: Any = None, without: Any = None) -> Evidence:
+def evidence(
+    out: Path, claim: Claim, summary: Any, lines: Any = None, without: Any = None, tasks: tuple[str, ...] = ()
+) -> Evidence:
     """The runs that a claim needs.
 
     Args:
         summary: a configuration -> what its summary has; noise of the seed comes on top.
         lines: a configuration and a line's step -> what that line has.
         without: a configuration -> whether its run is not there.
+        tasks: those of the runs, if not that of `task_of`.
     """
     epochs = 2 if any(each.part == "epochs" for each in claim.arms) else 1
-    spaces = plan.spaces("study", {"out": [str(out)], "task": [task_of(claim)], "epochs": [epochs]})
+    spaces = plan.spaces("study", {"out": [str(out)], "task": tasks or [task_of(claim)], "epochs": [epochs]})
     cells, runs = {}, {}
     for name in {each.part for each in claim.arms}:
         space = spaces[name]
@@ -256,14 +259,29 @@ def test_a_difference_of_nothing_cannot_be_told(tmp_path: Path) -> None:
     assert (finding.estimate.low, finding.estimate.high, finding.verdict) == (0, 0, "cannot be told")
 
 
-def test_runs_on_different_kinds_of_devices_are_not_tested_and_the_verdict_says_so(tmp_path: Path) -> None:
+def test_a_task_whose_runs_are_on_different_kinds_of_devices_is_not_tested(tmp_path: Path) -> None:
     claim = FIRST["about 3 % better on small sets"]
-    for device, mixed in (("cuda:1", False), ("cpu", True)):
+    for device, mixed in (("cuda:1", []), ("cpu", ["sst2"])):
         of = lambda c, device=device: {"device": "cuda:0" if searches(c) else device}  # noqa: E731
         finding = claim.judge(evidence(tmp_path / device, claim, of))
-        assert finding.devices == sorted({"cuda", device.partition(":")[0]})
-        assert (finding.mixed, math.isnan(finding.p), math.isnan(finding.exact.p)) == (mixed, mixed, mixed)
-        assert ("devices differ" in results._row(1, claim, finding)["verdict"]) == mixed
+        assert finding.mixed == mixed
+        assert finding.devices == ([] if mixed else ["cuda"])
+        assert math.isnan(finding.p) == bool(mixed)
+        told = results._row(1, claim, finding)["verdict"]
+        assert ("devices differ on sst2" in told) == bool(mixed)
+    assert told == "**cannot be told**; devices differ on sst2"
+
+
+def test_a_verdict_is_on_the_tasks_whose_runs_are_on_one_kind_of_device(tmp_path: Path) -> None:
+    claim = FIRST["about 3 % better on small sets"]
+
+    def of(config: Config) -> dict[str, Any]:
+        on_another = searches(config) and config.task == "mrpc"
+        return {"eval/accuracy": 0.84 if searches(config) else 0.8, "device": "cuda:0" if on_another else "cpu"}
+
+    finding = claim.judge(evidence(tmp_path, claim, of, tasks=("sst2", "mrpc")))
+    assert (finding.tasks, finding.mixed, finding.verdict) == (["sst2"], ["mrpc"], "holds")
+    assert results._row(1, claim, finding)["verdict"] == "**holds** on sst2; devices differ on mrpc"
 
 
 @pytest.mark.parametrize("said", OUTCOMES)

@@ -58,7 +58,9 @@ def test_the_page_claims_the_default_on_unseen_seeds_only_once_all_of_their_runs
     whole = told()
     assert "seeds 5, 6, 7, 8, 9" in whole
     assert "at 2e-5, 5e-5, 1e-4, 2e-4, 3e-4, 5e-4" in whole
-    assert "Over all tasks the default is 0.7 points ahead (0.6 to 0.7), over tasks −1.5 to 2.8." in whole
+    assert (
+        "Over all tasks the default is 0.7 points ahead (0.6 to 0.7); the interval over tasks is −1.5 to 2.8." in whole
+    )
     assert whole.count("| 5e-4 |") == 3  # of qnli, of mnli, and of all at one rate
     shutil.rmtree(cells[-1].folder)
     assert "139 of 140 runs have finished, so nothing is claimed yet." in told()
