@@ -75,18 +75,19 @@ def write(folder: str | Path, sweep: str, rows: Iterable[Row]) -> None:
             os.fsync(file.fileno())
 
 
-def add(out: str | Path, to: str | Path, unclean: bool = False) -> dict[str, tuple[int, int]]:
+def add(out: str | Path, to: str | Path, unclean: bool = False, replace: bool = False) -> dict[str, tuple[int, int]]:
     """Add the finished runs of all sweeps in `out` to the archives in `to`. A run that is there already stays.
 
     Args:
         unclean: whether runs are added whose code is not exactly that of a commit.
+        replace: whether a run takes the place of another one with its run id.
 
     Returns:
-        Sweep -> the number of runs that were added, and of runs that were there already.
+        Sweep -> the number of runs that were added or took a place, and of runs that were there already.
 
     Raises:
         InputError: there is no finished run. Or a run is damaged, its code is not that of a commit (unless `unclean`),
-            or the archive has another run with its run id; then nothing is added.
+            or the archive has another run with its run id (unless `replace`); then nothing is added.
     """
     runs = SweepFolder.finished_runs(out)
     if not runs:
@@ -105,11 +106,14 @@ def add(out: str | Path, to: str | Path, unclean: bool = False) -> dict[str, tup
     archives = {sweep: {row["run_id"]: row for row in read(to, sweep)} for sweep in found}
     for sweep, rows in found.items():
         for run_id, row in rows.items():
-            if archives[sweep].get(run_id, row) != row:
-                raise InputError(f"nothing is added: {_path(to, sweep)} has another run with the run id {run_id}")
+            if archives[sweep].get(run_id, row) != row and not replace:
+                raise InputError(
+                    f"nothing is added: {_path(to, sweep)} has another run with the run id {run_id}; "
+                    "with --replace this one takes its place"
+                )
     counts = {}
     for sweep, rows in found.items():
-        new = len(rows.keys() - archives[sweep])
+        new = sum(archives[sweep].get(run_id) != row for run_id, row in rows.items())
         if new:
             write(to, sweep, (archives[sweep] | rows).values())
         counts[sweep] = new, len(rows) - new
@@ -150,8 +154,9 @@ def main(args: list[str]) -> str:
     parser.add_argument("folder", metavar="FOLDER", help="a folder of sweeps: FOLDER/<sweep>/<run id>/")
     parser.add_argument("--to", default="results", help="folder of the archives [results]")
     parser.add_argument("--unclean", action="store_true", help="also runs whose code is not exactly that of a commit")
+    parser.add_argument("--replace", action="store_true", help="a run takes the place of another one with its run id")
     options = parser.parse_args(args)
-    counts = add(options.folder, options.to, options.unclean)
+    counts = add(options.folder, options.to, options.unclean, options.replace)
     return "\n".join(
         f"{_path(options.to, sweep)}: {new} runs added, {there} were there" for sweep, (new, there) in counts.items()
     )

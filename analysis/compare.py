@@ -33,7 +33,6 @@ SCORE = Measure("validation score, %", SCORED, scale=100, digits=1, more_is_bett
 LOSS = Measure("training loss, last epoch", "train/epoch_loss", digits=3)
 TRIALS = Measure("trials a step", "trials a step")
 SECONDS = Measure("seconds a step", "seconds a step", digits=3)
-CPU = Measure("CPU-seconds a step", "CPU-seconds a step")
 
 
 def named(measure: Measure, runs: Runs) -> Measure:
@@ -47,10 +46,8 @@ def with_costs(runs: Runs) -> pd.DataFrame:
     """The table of runs with the mean trials and seconds of a step."""
     table = runs.table.assign(**{TRIALS.column: runs.table["search/trials"] / runs.table["steps"]})
     # This is without the evaluations; time/total of the summary includes them.
-    for measure, logged in ((SECONDS, "time/step"), (CPU, "time/cpu")):
-        if logged in runs.history:  # runs of earlier versions have no CPU time
-            seconds = runs.history.groupby("run_id", sort=False, observed=True)[logged].mean()
-            table[measure.column] = table["run_id"].map(seconds).astype(float)
+    seconds = runs.history.groupby("run_id", sort=False, observed=True)["time/step"].mean()
+    table[SECONDS.column] = table["run_id"].map(seconds).astype(float)
     return table
 
 
@@ -197,7 +194,7 @@ def _pairs(
 
 def kinds_of_devices(devices: pd.Series) -> pd.Series:
     """The kind of each device, without its number: cpu, cuda, ..."""
-    return devices.str.partition(":")[0]
+    return devices.str.split(":").str[0]
 
 
 def _within(values: pd.Series, conditions: list[str], condition: tuple[Any, ...]) -> np.ndarray:

@@ -24,8 +24,8 @@ class Speed(NamedTuple):
         merges: number of components merged in a run.
         pairs: number of runs with a baseline of the same seed; `reached` is the number of them that reached its loss.
         steps, seconds: training until then, over the runs that reached it.
-        in_steps, in_seconds: speed-ups over the baseline's whole run, as geometric mean and its t interval. Seconds of
-            different devices are not compared.
+        in_steps: the speed-up over the baseline's whole run, as geometric mean and its t interval. Of seconds there is
+            none, as the runs were not made side by side.
     """
 
     conditions: Arm
@@ -38,7 +38,6 @@ class Speed(NamedTuple):
     steps: stats.Estimate
     seconds: stats.Estimate
     in_steps: stats.Estimate
-    in_seconds: stats.Estimate
 
 
 class Speeds(NamedTuple):
@@ -78,7 +77,7 @@ def _speed(
     key: Arm, arm: tuple[str, float | None], of_arm: pd.DataFrame, against: float | None, baselines: pd.DataFrame
 ) -> Speed:
     pairs = [run for _, run in of_arm.iterrows() if run["seed"] in baselines.index]
-    steps, seconds, in_steps, in_seconds = [], [], [], []
+    steps, seconds, in_steps = [], [], []
     for run in pairs:
         baseline = baselines.loc[run["seed"]]
         place = np.flatnonzero(run["counted"] <= baseline["counted"][-1])
@@ -86,8 +85,6 @@ def _speed(
             steps.append(place[0] + 1)
             seconds.append(run["seconds"][place[0]])
             in_steps.append(math.log(len(baseline["seconds"]) / steps[-1]))
-            if run["device"] == baseline["device"]:
-                in_seconds.append(math.log(baseline["seconds"][-1] / seconds[-1]))
     return Speed(
         key,
         *arm,
@@ -98,7 +95,6 @@ def _speed(
         stats.estimate(steps),
         stats.estimate(seconds),
         stats.geometric(in_steps),
-        stats.geometric(in_seconds),
     )
 
 
@@ -158,12 +154,11 @@ class Hindsight(NamedTuple):
     Args:
         conditions: conditions of the row, in the order of `Hindsights.by`. If all are ALL, it is the mean over them.
         untuned, tuned: the two arms, without the learning rate.
-        rate: the best rate of this condition; None in the mean.
+        rate: the rate; None in the mean if each condition has its own.
         difference: untuned minus tuned score in points, paired over seeds. In the mean it is over the means of each
             seed.
-        cost: CPU seconds of training of an untuned run over those of a tuned one, as geometric mean over pairs in which
-            both have some. If no run has CPU seconds, it is of seconds.
-        devices: whether the runs of some pair are of different kinds of devices; then the difference has no interval.
+        over_conditions: of the mean, the same difference with the conditions' means as the sample, not the seeds'.
+        devices: whether the runs of some pair are of different kinds of devices; then no difference has an interval.
     """
 
     conditions: Arm
@@ -173,7 +168,7 @@ class Hindsight(NamedTuple):
     score: stats.Estimate
     at_best: stats.Estimate
     difference: stats.Estimate
-    cost: stats.Estimate
+    over_conditions: stats.Estimate
     devices: bool
 
 
@@ -185,58 +180,71 @@ class Hindsights(NamedTuple):
 
 
 def hindsight(runs: Runs) -> Hindsights:
-    """Compare each arm without a learning rate with each arm that has one, at its best rate in each condition."""
+    """Compare each arm without a learning rate with each arm that has one.
+
+    There is a row for each condition, at the best rate in it. If there are several, their mean follows; and if their
+    rates differ, the mean at the one rate that is best on average over the conditions.
+    """
     by = [key for key in runs.compared if key != "learning_rate"]
     conditions = runs.conditions or ["task"]
-    table = runs.table.assign(
-        accuracy=SCORE.scale * runs.table[SCORE.column], cost=runs.table["run_id"].map(_cost(runs))
-    )
-    columns = [*conditions, "seed"]
-    of_arm: dict[Arm, pd.DataFrame] = {}
-    for key, part in table.groupby(by, sort=False, dropna=False):
-        if reads(part["optimizer"].iloc[0], "learning_rate"):
-            mean = part.groupby([*conditions, "learning_rate"], sort=False)["accuracy"].mean()
-            best = mean.groupby(level=conditions, sort=False).idxmax()
-            part = part[pd.MultiIndex.from_frame(part[list(mean.index.names)]).isin(best)]
-        of_arm[runs.arm_of(by, key)] = part.set_index(columns)
-    tuned = {arm: part for arm, part in of_arm.items() if part["learning_rate"].notna().all()}
+    table = runs.table.assign(accuracy=SCORE.scale * runs.table[SCORE.column])
+    parts = {runs.arm_of(by, key): part for key, part in table.groupby(by, sort=False, dropna=False)}
+    tuned = [arm for arm, part in parts.items() if reads(part["optimizer"].iloc[0], "learning_rate")]
     rows = []
-    for arm, part in of_arm.items():
-        for other, best in tuned.items() if arm not in tuned else ():
-            pairs = part.join(best.add_suffix("_tuned"), how="inner")
-            groups: list[tuple[Arm, pd.DataFrame]] = list(pairs.groupby(level=conditions, sort=False))
-            if len(groups) > 1:
-                groups.append((tuple(ALL for _ in conditions), pairs))
+    for arm, part in parts.items():
+        for other in tuned if arm not in tuned else ():
+            pairs = _paired(part, _at_best_rates(parts[other], conditions), conditions)
+            groups = list(pairs.groupby(level=conditions, sort=False))
             rows += [_hindsight(condition, arm, other, each) for condition, each in groups]
+            over_all = tuple(ALL for _ in conditions)
+            if len(groups) > 1:
+                rows.append(_hindsight(over_all, arm, other, pairs))
+            if pairs["learning_rate_tuned"].nunique() > 1:
+                at_one_rate = _paired(part, _at_one_rate(parts[other], conditions), conditions)
+                rows.append(_hindsight(over_all, arm, other, at_one_rate))
     return Hindsights(conditions, by, metrics.name(runs.table["task"].unique()), rows)
+
+
+def _at_best_rates(part: pd.DataFrame, conditions: list[str]) -> pd.DataFrame:
+    """The runs with the rate that is best in their condition."""
+    mean = part.groupby([*conditions, "learning_rate"], sort=False)["accuracy"].mean()
+    best = mean.groupby(level=conditions, sort=False).idxmax()
+    return part[pd.MultiIndex.from_frame(part[list(mean.index.names)]).isin(best)]
+
+
+def _at_one_rate(part: pd.DataFrame, conditions: list[str]) -> pd.DataFrame:
+    """The runs with the rate whose mean over the conditions is best."""
+    of_each = part.groupby([*conditions, "learning_rate"], sort=False)["accuracy"].mean()
+    return part[part["learning_rate"] == of_each.groupby(level="learning_rate").mean().idxmax()]
+
+
+def _paired(part: pd.DataFrame, tuned: pd.DataFrame, conditions: list[str]) -> pd.DataFrame:
+    """A row for each condition and seed that both have; the columns of the second one end in _tuned."""
+    columns = [*conditions, "seed"]
+    return part.set_index(columns).join(tuned.set_index(columns).add_suffix("_tuned"), how="inner")
 
 
 def _hindsight(condition: Arm, arm: Arm, other: Arm, pairs: pd.DataFrame) -> Hindsight:
     seeds = pairs.groupby(level="seed")  # one row for each arm of a condition
     rates = pairs["learning_rate_tuned"].unique()
-    difference = stats.estimate(seeds["accuracy"].mean() - seeds["accuracy_tuned"].mean())
     devices = bool((kinds_of_devices(pairs["device"]) != kinds_of_devices(pairs["device_tuned"])).any())
-    if devices:
-        difference = difference._replace(standard_error=math.nan, low=math.nan, high=math.nan)
+    gains = pairs["accuracy"] - pairs["accuracy_tuned"]
+    in_conditions = gains.groupby(level=[name for name in pairs.index.names if name != "seed"]).mean()
+    over_seeds, over_conditions = (
+        found._replace(standard_error=math.nan, low=math.nan, high=math.nan) if devices else found
+        for found in map(stats.estimate, (gains.groupby(level="seed").mean(), in_conditions))
+    )
     return Hindsight(
         condition,
         arm,
         other,
-        float(rates[0]) if condition[0] != ALL else None,
+        float(rates[0]) if len(rates) == 1 else None,
         stats.estimate(seeds["accuracy"].mean()),
         stats.estimate(seeds["accuracy_tuned"].mean()),
-        difference,
-        stats.geometric(np.log(pairs["cost"] / pairs["cost_tuned"]).dropna()),
+        over_seeds,
+        over_conditions,
         devices,
     )
-
-
-def _cost(runs: Runs) -> pd.Series:
-    """CPU seconds of all steps of a run, by run id. NaN for runs that have none (see `tidy`), if others have some."""
-    steps = runs.steps
-    measured = "time/cpu" in steps and steps["time/cpu"].notna().any()
-    seconds = steps["time/cpu" if measured else "time/step"]
-    return seconds.groupby(steps["run_id"], observed=True).sum(min_count=1).astype(float)
 
 
 def budget(runs: Runs) -> Budget:

@@ -1,9 +1,8 @@
 """The rule by which the paper's claims are judged: each claim is a number of every seed, and a range for its mean.
 
 The claim holds where the 95 % t interval of the number's mean over seeds lies within the range, does not hold where the
-interval lies outside, and cannot be told where it reaches a border, where no task has all of its runs, or where there
-are fewer than five seeds. Where some tasks lack runs, the verdict is on the others. Where the runs of a task that are
-compared are of several kinds of devices, the verdict says so, and nothing is tested.
+interval lies outside, and cannot be told where it reaches a border, where no task is left, or where there are fewer
+than five seeds. A task is left out if it lacks runs, or if its runs with one seed are of several kinds of devices.
 """
 
 import math
@@ -51,7 +50,9 @@ class Evidence:
         if runs is None:
             return pd.DataFrame(columns=["run_id", "task", "seed"])
         rows = runs.table
-        return rows[[of.has(row) for row in rows.to_dict("records")]]
+        for key, value in of.settings:
+            rows = rows[rows[key].isin(value if isinstance(value, tuple) else (value,))]
+        return rows
 
     def lines(self, of: Arm) -> pd.DataFrame:
         """The lines of the steps of these runs."""
@@ -66,7 +67,7 @@ class Evidence:
         return runs.epochs[runs.epochs["run_id"].isin(table["run_id"])]
 
     def asked(self, of: Arm) -> list[Config]:
-        return [config for config in self.cells.get(of.part, ()) if of.has(config.as_dict())]
+        return [config for config in self.cells.get(of.part, ()) if of.has(vars(config))]
 
     def missing(self, of: Arm) -> list[Config]:
         there = set(self.table(of)["run_id"])
@@ -83,8 +84,8 @@ class Finding(NamedTuple):
         missing: part -> cells that the claim needs and that have not finished.
         seeds: how many seeds have all runs, of how many.
         tasks: those that the number and the verdict are of.
-        devices: the kinds of devices of the runs.
-        mixed: whether the runs of some task and seed are of several kinds; then the p values are NaN.
+        devices: the kinds of devices of their runs.
+        mixed: the tasks that have all runs, but whose runs with one seed are of several kinds of devices.
     """
 
     estimate: stats.Estimate
@@ -95,7 +96,7 @@ class Finding(NamedTuple):
     seeds: tuple[int, int]
     tasks: list[str]
     devices: list[str]
-    mixed: bool
+    mixed: list[str]
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Claim:
         return f"below {self.high:g}" if math.isinf(self.low) else f"between {self.low:g} and {self.high:g}"
 
     def judge(self, evidence: Evidence) -> Finding:
-        """The verdict on the tasks of which all runs of all arms are there; none such: it cannot be told."""
+        """The verdict on the tasks of which all runs of all arms are there, those of a seed on one kind of device."""
         missing: dict[str, int] = {}
         asked = {config.seed for each in self.arms for config in evidence.asked(each)}
         whole = set(asked)
@@ -137,16 +138,15 @@ class Claim:
             missing[each.part] = missing.get(each.part, 0) + len(lacking)
             whole -= {config.seed for config in lacking}
         missing = {part: count for part, count in missing.items() if count}
-        tasks = whole_tasks(evidence, self.arms)
+        devices = _devices(evidence, self.arms, whole_tasks(evidence, self.arms))
+        mixed = [task for task, of_seeds in devices.items() if any(len(kinds) > 1 for kinds in of_seeds.values())]
+        tasks = [task for task in devices if task not in mixed]
         values = self.of_seeds(evidence, tasks).dropna() if tasks else pd.Series(dtype=float)
-        devices = _devices(evidence, self.arms, tasks)
-        mixed = any(len(kinds) > 1 for kinds in devices.values())
         estimate = stats.estimate(values)
         border = min((b for b in (self.low, self.high) if math.isfinite(b)), key=lambda b: abs(b - estimate.mean))
         verdict = self._verdict(estimate) if estimate.n >= SEEDS_AT_LEAST else "cannot be told"
-        away = pd.Series(dtype=float) if mixed else values - border
-        kinds = sorted(set().union(*devices.values()))
-        p, exact = stats.paired_t(away).p, stats.sign_flip(away)
+        kinds = sorted(set().union(*(kinds for task in tasks for kinds in devices[task].values())))
+        p, exact = stats.paired_t(values - border).p, stats.sign_flip(values - border)
         return Finding(estimate, p, exact, verdict, missing, (len(whole), len(asked)), tasks, kinds, mixed)
 
     def _verdict(self, found: stats.Estimate) -> Verdict:
@@ -157,17 +157,14 @@ class Claim:
         return "cannot be told"
 
 
-def _devices(evidence: Evidence, arms: Sequence[Arm], tasks: Sequence[str]) -> dict[Any, set[str]]:
-    """Task and seed -> the kinds of devices of their runs."""
-    found: dict[Any, set[str]] = {}
-    for each in arms:
+def _devices(evidence: Evidence, arms: Sequence[Arm], tasks: Sequence[str]) -> dict[str, dict[int, set[str]]]:
+    """Task -> seed -> the kinds of devices of its runs."""
+    found: dict[str, dict[int, set[str]]] = {task: {} for task in tasks}
+    for each in arms if tasks else ():
         table = evidence.table(each)
         table = table[table["task"].isin(tasks)]
-        if len(table):
-            for key, kind in zip(
-                zip(table["task"], table["seed"], strict=True), kinds_of_devices(table["device"]), strict=True
-            ):
-                found.setdefault(key, set()).add(kind)
+        for task, seed, kind in zip(table["task"], table["seed"], kinds_of_devices(table["device"]), strict=True):
+            found[task].setdefault(seed, set()).add(kind)
     return found
 
 

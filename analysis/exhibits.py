@@ -74,7 +74,7 @@ def leads(runs: Runs) -> list[Table]:
 
 def hindsight(runs: Runs) -> list[Table]:
     """Candidates that need no learning rate, compared with the best rate of ADAM."""
-    return [tables.hindsight(costs.hindsight(runs), words.heading(runs))]
+    return [tables.hindsight(costs.hindsight(runs), words.heading(runs, timed=False))]
 
 
 # -- figures

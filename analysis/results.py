@@ -1,13 +1,14 @@
-"""python -m analysis results: the page of measured results, docs/measured.md, from the runs that are committed.
+"""python -m analysis results: docs/measured.md and docs/results.md, from the runs that are committed.
 
-The parts of the study's plan say which runs there should be.
+docs/measured.md has all claims, tables and figures; docs/results.md tells the most of it. Its text is results.md.j2,
+its numbers are of `facts`. The parts of the study's plan say which runs there should be.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,14 @@ from matplotlib.figure import Figure
 from sweeps import plan
 from train.arguments import Parser, folder
 from train.errors import InputError, writing
-from train.folder import SweepFolder
 
-from . import claims, compare, exhibits, figures, formats, stats, tables, words
-from .archive import is_clean
-from .claims import CLAIMS
-from .compare import CPU, LOSS, SCORE, TRIALS
+from . import claims, compare, exhibits, facts, figures, formats, tables, words
+from .compare import LOSS, SCORE, TRIALS
 from .evidence import SEEDS_AT_LEAST, Arm, Claim, Evidence, Finding, whole_tasks
 from .formats import Table
 from .runs import Runs
-from .sources import folder as run_folders
-from .sources.stored import StoredSweep
-from .sources.tidy import tidy
+from .sources.stored import Cell, StoredSweep
+from .study import CAP, Study, finished, read
 
 PAGE, PICTURES = "measured.md", "measured"
 TOGETHER = "table1"
@@ -37,6 +34,15 @@ LONG = "long"
 """the part that asks who is ahead early, who late"""
 PEERS = "peers"
 """the part with what a user would take instead"""
+RATES = {
+    untuned.part: (untuned, tuned)
+    for untuned, tuned in (
+        (claims.UNTUNED, claims.ADAM_RATES),
+        (claims.LONG[claims.DEFAULT], claims.LONG_ADAM_RATES),
+        (claims.UNSEEN_UNTUNED, claims.UNSEEN_RATES),
+    )
+}
+"""part -> its runs of the default, and of ADAM at several rates"""
 FIGURES = {
     "rates": "rates",
     "fig3": TOGETHER,
@@ -58,10 +64,6 @@ FIGURES = {
 """exhibit -> what it is made of"""
 
 
-CAP = 100
-"""trials at which an older version cut the searches of the paper"""
-
-
 def write(out: str, to: str, profile: str) -> list[Path]:
     """Write the page and its figures.
 
@@ -73,41 +75,32 @@ def write(out: str, to: str, profile: str) -> list[Path]:
     Raises:
         InputError: there is no finished run, one is damaged, or the folder cannot be written.
     """
-    text, drawn = page(out, profile)
+    study = read(out, profile)
+    measured, drawn = page(study)
+    texts = {PAGE: measured, facts.PAGE: facts.page(study)}
     pictures = Path(to) / PICTURES
     with writing(to, "--to"):
         pictures.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():
             figures.write(figure, pictures / f"{name}.png", "png")
-        (Path(to) / PAGE).write_text(text, encoding="utf-8")
-    return [Path(to) / PAGE, *(pictures / f"{name}.png" for name in drawn)]
+        for name, text in texts.items():
+            (Path(to) / name).write_text(text, encoding="utf-8")
+    return [*(Path(to) / name for name in texts), *(pictures / f"{name}.png" for name in drawn)]
 
 
-def page(out: str, profile: str) -> tuple[str, dict[str, Figure]]:
-    """The page as Markdown, and its figures by name.
-
-    Raises:
-        InputError: there is no finished run, or one is damaged.
-    """
-    spaces = plan.spaces(profile, {"out": [out]})
-    stored = {
-        name: run_folders.of_manifest(space.manifest(), SweepFolder(Path(out) / space.name))
-        for name, space in spaces.items()
-    }
-    runs = {name: _tidy(each) for name, each in stored.items()}
-    if not any(runs.values()):
-        raise InputError(f"no finished run of the profile {profile} in {out}; make study makes them")
-    evidence = Evidence({name: list(space.cells().values()) for name, space in spaces.items()}, runs)
-    drawn, not_drawn = _figures({**runs, TOGETHER: _tidy(_together(stored))})
-    commands = {name: f".venv/bin/python -m sweeps {name} --profile={profile} --out={out}" for name in spaces}
+def page(study: Study) -> tuple[str, dict[str, Figure]]:
+    """The page of measured results as Markdown, and its figures by name."""
+    drawn, not_drawn = _figures({**study.runs, TOGETHER: finished(_together(study.stored))})
+    commands = {name: study.command(name) for name in study.stored}
     parts = [
         "# Measured results",
         "This page is made by `make results` from the runs in `results/`. Do not edit it: `make study` runs what is "
-        f"missing and makes it anew. It is of {_counted(stored)}.",
-        *_claims(evidence, commands),
-        *_tables(evidence, commands),
+        f"missing and makes it anew. It is of {_counted(study.stored)}.",
+        *_claims(study, commands),
+        *_tables(study, commands),
         *_pictures(drawn, not_drawn, commands),
-        *_provenance(stored, runs),
+        *_provenance(study),
+        *_capped(study.capped(), study.profile),
     ]
     return "\n\n".join(parts) + "\n", drawn
 
@@ -118,12 +111,6 @@ def _counted(stored: Mapping[str, StoredSweep]) -> str:
     finished = {cell.run_id: cell.run.summary for cell in cells if cell.run.summary is not None}
     digest = hashlib.sha256(json.dumps(finished, sort_keys=True).encode()).hexdigest()[:12]
     return f"{len(finished)} finished runs of {len({cell.run_id for cell in cells})} (digest {digest})"
-
-
-def _tidy(stored: StoredSweep) -> Runs | None:
-    if all(cell.run.summary is None for cell in stored.cells):
-        return None
-    return tidy(stored, allow_missing=True)
 
 
 def _together(stored: Mapping[str, StoredSweep]) -> StoredSweep:
@@ -141,25 +128,25 @@ def _together(stored: Mapping[str, StoredSweep]) -> StoredSweep:
 # -- claims
 
 
-def _claims(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
-    found = [(claim, claim.judge(evidence)) for claim in CLAIMS]
+def _claims(study: Study, commands: Mapping[str, str]) -> list[str]:
+    found = study.findings
     missing: dict[str, None] = {part: None for _, finding in found for part in finding.missing}
     shown = [
         "## The paper's claims",
         "Each claim is a number of every seed; over several tasks it is their mean. It **holds** where the 95 % t "
         "interval of the number's mean over seeds lies within the range that the second table names, **does not hold** "
-        "where the interval lies outside of it, and **cannot be told** where it reaches a border, where runs are "
-        f"missing, or with fewer than {SEEDS_AT_LEAST} seeds. Where runs of some tasks are missing, the number "
-        "and the verdict are of the other tasks, which stand beside it. p (t): paired t-test that the mean is at the "
-        "border. p (exact): sign-flip test of the same, and the least p that so many seeds can give. The p values are "
-        "not adjusted for the number of claims. Where the runs that are compared are of different kinds of devices "
-        "(devices differ), there is no test.",
+        "where the interval lies outside of it, and **cannot be told** where it reaches a border, where no task is "
+        f"left, or with fewer than {SEEDS_AT_LEAST} seeds. A task is left out where it lacks runs, and where the runs "
+        "with the same seed are of different kinds of devices (devices differ): the number and the verdict are of the "
+        "other tasks, which stand beside it. p (t): paired t-test that the mean is at the border. p (exact): sign-flip "
+        "test of the same, and the least p that so many seeds can give. The p values are not adjusted for the number "
+        "of claims.",
         formats.pipes(
             pd.DataFrame([_row(number, *each) for number, each in enumerate(found, 1)]), markdown=("verdict",)
         ),
         formats.pipes(pd.DataFrame([_rule(number, *each) for number, each in enumerate(found, 1)])),
-        *_beside_the_paper(evidence),
-        _budgets(evidence),
+        *_beside_the_paper(study.evidence),
+        _budgets(study.evidence),
     ]
     if missing:
         shown += [
@@ -172,12 +159,11 @@ def _claims(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
 def _row(number: int, claim: Claim, finding: Finding) -> dict[str, str]:
     found = finding.estimate
     whole, asked = finding.seeds
-    missing = (
-        f" on {', '.join(finding.tasks)}"
-        if finding.tasks
-        else f": runs are missing, {whole} of {asked} seeds are there"
-    )
-    notes = missing * bool(finding.missing or not claim.arms) + ", devices differ" * finding.mixed
+    notes = f" on {', '.join(finding.tasks)}" * bool(finding.tasks and (finding.missing or finding.mixed))
+    if finding.mixed:
+        notes += f"; devices differ on {', '.join(finding.mixed)}"
+    elif not finding.tasks:
+        notes += f": runs are missing, {whole} of {asked} seeds are there"
     digits = words.decimals([found.standard_error], 2)
     return {
         "no.": str(number),
@@ -227,19 +213,9 @@ def _beside_the_paper(evidence: Evidence) -> list[str]:
     ]
 
 
-def _provenance(stored: Mapping[str, StoredSweep], tidied: Mapping[str, Runs | None]) -> list[str]:
+def _provenance(study: Study) -> list[str]:
     """Which devices and which code the runs are of, and how far runs with the same configuration differ."""
-    runs: dict[tuple[str, str], dict[str, Any]] = {
-        (sweep.folder.name, cell.run_id): cell.run.summary
-        for sweep in stored.values()
-        for cell in sweep.cells
-        if cell.run.summary is not None
-    }
-    rows = pd.DataFrame(
-        {"run_id": run_id, "device": each["device"].partition(":")[0], "code": _code(each.get("commit", ""))}
-        | {"accuracy": each.get("eval/accuracy")}
-        for (_, run_id), each in runs.items()
-    )
+    rows = study.provenance()
     of_each = rows.groupby(["device", "code"]).size().rename("runs").reset_index().astype(str)
     accuracies = SCORE.scale * rows.groupby("run_id")["accuracy"].agg(lambda values: values.max() - values.min())
     several = int((rows["run_id"].value_counts() > 1).sum())
@@ -251,34 +227,29 @@ def _provenance(stored: Mapping[str, StoredSweep], tidied: Mapping[str, Runs | N
         "started, and what differed is not known.",
         formats.pipes(of_each),
         text,
-        *_capped(stored, tidied),
     ]
 
 
-def _capped(stored: Mapping[str, StoredSweep], tidied: Mapping[str, Runs | None]) -> list[str]:
-    """Runs of the paper's search that an older version cut at `CAP` trials; the preset has none such."""
-    histories = [runs.history for runs in tidied.values() if runs is not None and "search/trials" in runs.history]
-    at_cap = {run_id for history in histories for run_id in history.loc[history["search/trials"] == CAP, "run_id"]}
-    names = {
-        f"{sweep.folder.name}: {cell.name}"
-        for sweep in stored.values()
-        for cell in sweep.cells
-        if cell.run_id in at_cap and cell.run.config.get("search") == "paper"
-    }
-    if not names:
+def _capped(cells: Mapping[str, Sequence[Cell]], profile: str) -> list[str]:
+    """Which runs these are, and the commands that make them anew."""
+    if not cells:
         return []
+    calls = {
+        (part, cell.run.config["task"]): f".venv/bin/python -m sweeps {part} --profile={profile} --out=runs"
+        for part, of_part in cells.items()
+        for cell in of_part
+    }
+    for (part, task), call in calls.items():
+        seeds = sorted(cell.run.config["seed"] for cell in cells[part] if cell.run.config["task"] == task)
+        calls[part, task] = f"{call} --task={task} --optimizer=plasls --seed={','.join(map(str, seeds))}"
     return [
-        f"{len(names)} runs of the search as in the paper's text hold searches that were cut at {CAP} trials. That "
-        "search has no such bound: it goes on to where step sizes vanish and components merge. These runs stand in "
-        "all tables and claims until they are run again:",
-        "\n".join(f"- {name}" for name in sorted(names)),
+        f"{sum(map(len, cells.values()))} runs of the search as in the paper's text hold searches that were cut at "
+        f"{CAP} trials. That search has no such bound: it goes on to where step sizes vanish and components merge. "
+        "These runs stand in all tables and claims until they are run again:",
+        "\n".join(sorted(f"- {part}: {cell.name}" for part, of_part in cells.items() for cell in of_part)),
+        "These commands run them again, and put them in the place of the old ones:",
+        "```sh\n" + "\n".join([*calls.values(), ".venv/bin/python -m analysis add runs --replace"]) + "\n```",
     ]
-
-
-def _code(commit: str) -> str:
-    if is_clean(commit):
-        return "a commit"
-    return "a commit, with changes" if is_clean(commit.partition(" ")[0]) else "not known"
 
 
 def _budgets(evidence: Evidence) -> str:
@@ -295,13 +266,13 @@ def _budgets(evidence: Evidence) -> str:
 # -- tables
 
 
-def _tables(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
+def _tables(study: Study, commands: Mapping[str, str]) -> list[str]:
     shown = [
         "## Tables",
-        "CPU-seconds are of the machine that made the run. The runs of a table may be of several machines, so compare "
-        "trials. `python -m train.bench cost` measures a run's cost beside ADAM's, step by step in turn.",
+        "Costs are compared by trials, because the runs are of several machines. `python -m train.bench cost` measures "
+        "the processor time of a run beside that of ADAM, step by step in turn.",
     ]
-    references = plan.references()
+    references, evidence = plan.references(), study.evidence
     for name, runs in evidence.runs.items():
         cells = evidence.cells[name]
         shown.append(f"### Part {name}")
@@ -312,25 +283,21 @@ def _tables(evidence: Evidence, commands: Mapping[str, str]) -> list[str]:
             shown.append(formats.markdown([_means(runs)]).rstrip())
         if name in references and runs is not None:
             shown += _tested(runs, references[name])
-        if name == claims.UNTUNED.part and runs is not None:
-            shown += _hindsight(evidence, runs, claims.UNTUNED, claims.ADAM_RATES)
+        if name in RATES and runs is not None:
+            shown += _hindsight(evidence, *RATES[name])
         if name == PEERS and runs is not None:
             shown += _peers(runs)
         if name == LONG and runs is not None:
-            shown += [*_hindsight(evidence, runs, claims.LONG[claims.DEFAULT], claims.LONG_ADAM_RATES), *_leads(runs)]
+            shown += _leads(runs)
+    for name, runs in study.beside.runs.items():
+        if runs is not None:
+            shown += [f"### Sweep {name}, no part of the study", formats.markdown([_means(runs)]).rstrip()]
     return shown
 
 
 def _means(runs: Runs) -> Table:
     """A row an arm in each task."""
     of = {measure: compare.means(runs, measure) for measure in (compare.named(SCORE, runs), LOSS, TRIALS)}
-    costs = compare.with_costs(runs)
-    if CPU.column in costs:
-        groups = costs.groupby(runs.by, sort=False, dropna=False)[CPU.column]
-        # Runs of earlier versions have none, and no say.
-        of[CPU] = pd.DataFrame(
-            [stats.estimate(values.dropna()) for _, values in groups], columns=stats.Estimate._fields
-        )
     return tables.means(of, runs.by, _heading(runs))
 
 
@@ -359,14 +326,10 @@ def _heading(runs: Runs) -> str:
     return words.heading(dataclasses.replace(runs, missing=[]), timed=False)
 
 
-def _hindsight(evidence: Evidence, runs: Runs, untuned: Arm, tuned: Arm) -> list[str]:
-    """ADAM at its best rate, of the tasks with all seeds of all rates: a best rate of fewer would be another one."""
-    known = whole_tasks(evidence, (untuned, tuned))
-    table = runs.table[runs.table["task"].isin(known) & runs.table["optimizer"].isin((claims.ADAM, claims.DEFAULT))]
-    if table.empty:
-        return []
-    shown = exhibits.hindsight(dataclasses.replace(runs.only(table, runs.varied), missing=[]))
-    return [formats.markdown(shown).rstrip()]
+def _hindsight(evidence: Evidence, untuned: Arm, tuned: Arm) -> list[str]:
+    """ADAM at its best rate, of the tasks with all runs."""
+    known = facts.rated(evidence, untuned, tuned)
+    return [] if known is None else [formats.markdown(exhibits.hindsight(known)).rstrip()]
 
 
 def _leads(runs: Runs) -> list[str]:

@@ -135,15 +135,14 @@ def speeds(found: Speeds, about: str) -> Table:
             "steps": words.mean_error(row.steps, 0),
             "seconds": words.mean_error(row.seconds, 1),
             "speed-up in steps": words.factor(row.in_steps),
-            "speed-up in seconds": words.number(row.in_seconds.mean, 2),
         }
         for row in found.rows
     ]
     text = (
         f"Components merged, and steps and seconds of training until {BASELINE.name}'s final training loss (same seed) "
-        f"is reached, both a moving average over half an epoch. {about} Speed-ups against the whole {BASELINE.name} "
-        "run: geometric mean and 95 % t interval over the runs that reached it. Seconds were not measured side by side "
-        "and have no interval."
+        f"is reached, both a moving average over half an epoch. {about} Speed-up against the whole {BASELINE.name} "
+        "run: geometric mean and 95 % t interval over the runs that reached it. Seconds were not measured side by "
+        "side and are not compared."
     )
     return Table(text, pd.DataFrame(rows))
 
@@ -175,7 +174,7 @@ def leads(found: Leads, about: str) -> Table:
 
 
 def hindsight(found: Hindsights, about: str) -> Table:
-    """Accuracy and cost of arms without a learning rate, beside arms at their best rate."""
+    """Accuracy of arms without a learning rate, beside arms at their best rate."""
     rows: list[dict[str, Any]] = [
         {name: words.level(value) for name, value in zip(found.by, row.conditions, strict=True)}
         | {
@@ -186,16 +185,20 @@ def hindsight(found: Hindsights, about: str) -> Table:
             f"{found.metric} at the best rate": words.mean_error(row.at_best, 1),
             "difference": words.number(row.difference.mean, 1, signed=True),
             "95 % interval": words.between(row.difference.low, row.difference.high, 1),
-            "CPU time": words.number(row.cost.mean, 2),
+            "over tasks": words.between(row.over_conditions.low, row.over_conditions.high, 1),
         }
         for row in found.rows
     ]
     text = (
         f"Validation {found.metric} (%) without a learning rate, and with the best one of the sweep, which is chosen "
-        f"in each row with hindsight. {about} Difference: paired over seeds, t interval. CPU time of a run's training "
-        "steps over that of the other's, geometric mean: not measured side by side, so it has no interval."
-        + (f" {DEVICES}" if any(row.devices for row in found.rows) else "")
+        f"in each row with hindsight. {about} Difference: paired over seeds, t interval."
     )
+    if any(row.conditions[0] == ALL for row in found.rows):
+        text += " Over tasks: the t interval with the tasks as the sample."
+    if any(row.conditions[0] == ALL and row.rate is not None for row in found.rows):
+        text += " A rate in a row of all is the best one on average, taken for all."
+    if any(row.devices for row in found.rows):
+        text += f" {DEVICES}"
     return Table(text, pd.DataFrame(rows))
 
 

@@ -82,7 +82,9 @@ def test_a_damaged_run_or_another_run_of_the_same_id_adds_nothing(folders: list[
     archive.add(tmp_path / "runs", tmp_path)
     before = (tmp_path / "mended.parquet").read_bytes()
     edit(folders[2] / "summary.json", eval__accuracy=0.5)
-    with pytest.raises(InputError, match=f"nothing is added: .* has another run with the run id {folders[2].name}"):
+    with pytest.raises(
+        InputError, match=f"nothing is added: .* has another run with the run id {folders[2].name}; with --replace"
+    ):
         archive.add(tmp_path / "runs", tmp_path)
     lines = (folders[2] / "history.jsonl").read_text().splitlines(keepends=True)
     (folders[2] / "history.jsonl").write_text("".join(lines[:-2]))
@@ -91,6 +93,16 @@ def test_a_damaged_run_or_another_run_of_the_same_id_adds_nothing(folders: list[
     assert (tmp_path / "mended.parquet").read_bytes() == before
     with pytest.raises(InputError, match=r"no finished run in .*; allowed: "):
         archive.add(tmp_path / "nothing", tmp_path)
+
+
+def test_a_run_takes_the_place_of_another_one_only_when_asked_for(folders: list[Path], tmp_path: Path) -> None:
+    archive.add(tmp_path / "runs", tmp_path)
+    edit(folders[2] / "summary.json", eval__accuracy=0.5)
+    shutil.rmtree(folders[0])
+    assert archive.add(tmp_path / "runs", tmp_path, replace=True) == {"mended": (1, 2)}
+    found = archive.finished(tmp_path)
+    assert found.keys() == {folder.name for folder in folders}
+    assert found[folders[2].name]["eval/accuracy"] == 0.5
 
 
 def test_an_archive_that_is_no_parquet_file_is_one_line(tmp_path: Path) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from analysis import claims, results
-from analysis.__main__ import main
+from analysis import claims, results, study
 from analysis.claims import CLAIMS
 from analysis.evidence import Claim, Evidence
-from analysis.results import plan
 from analysis.sources.folder import of_manifest
+from sweeps import plan
 from train.config import Config
 from train.folder import SweepFolder
 
@@ -23,16 +22,19 @@ ROOT = Path(__file__).parents[1]
 SPLIT_PLACE = {1: 0, 4: 1, 7: 2, 10: 3, "qkv": 3}
 
 
-def evidence(out: Path, claim: Claim, summary: Any, lines: Any = None, without: Any = None) -> Evidence:
+def evidence(
+    out: Path, claim: Claim, summary: Any, lines: Any = None, without: Any = None, tasks: tuple[str, ...] = ()
+) -> Evidence:
     """The runs that a claim needs.
 
     Args:
         summary: a configuration -> what its summary has; noise of the seed comes on top.
         lines: a configuration and a line's step -> what that line has.
         without: a configuration -> whether its run is not there.
+        tasks: those of the runs, if not that of `task_of`.
     """
     epochs = 2 if any(each.part == "epochs" for each in claim.arms) else 1
-    spaces = plan.spaces("study", {"out": [str(out)], "task": [task_of(claim)], "epochs": [epochs]})
+    spaces = plan.spaces("study", {"out": [str(out)], "task": tasks or [task_of(claim)], "epochs": [epochs]})
     cells, runs = {}, {}
     for name in {each.part for each in claim.arms}:
         space = spaces[name]
@@ -55,7 +57,7 @@ def evidence(out: Path, claim: Claim, summary: Any, lines: Any = None, without: 
                 rows = [json.loads(line) for line in history.read_text().splitlines()]
                 rows = [_changed(row, lines(config, row["step"])) for row in rows]
                 history.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        runs[name] = results._tidy(of_manifest(space.manifest(), SweepFolder(out / space.name)))
+        runs[name] = study.finished(of_manifest(space.manifest(), SweepFolder(out / space.name)))
     return Evidence(cells, runs)
 
 
@@ -139,6 +141,11 @@ OUTCOMES: dict[str, tuple[Any, Any, Any]] = {
         accuracy(lambda c: 0.85 if c.optimizer == "adamsls" else 0.8),
         accuracy(lambda c: 0.85 if c.optimizer == "sgdsls" else 0.8),
         accuracy(lambda c: 0.8 + NOISE * (-1) ** c.seed if c.optimizer == "adamsls" else 0.8),
+    ),
+    "SGDSLS is above ADAM on small sets": (
+        accuracy(lambda c: 0.85 if searches(c) else 0.8),
+        accuracy(lambda c: 0.75 if searches(c) else 0.8),
+        accuracy(lambda c: 0.8 + NOISE * (-1) ** c.seed if searches(c) else 0.8),
     ),
     **{
         f"SGDSLS has the worst loss on {sets} sets": (
@@ -252,14 +259,29 @@ def test_a_difference_of_nothing_cannot_be_told(tmp_path: Path) -> None:
     assert (finding.estimate.low, finding.estimate.high, finding.verdict) == (0, 0, "cannot be told")
 
 
-def test_runs_on_different_kinds_of_devices_are_not_tested_and_the_verdict_says_so(tmp_path: Path) -> None:
+def test_a_task_whose_runs_are_on_different_kinds_of_devices_is_not_tested(tmp_path: Path) -> None:
     claim = FIRST["about 3 % better on small sets"]
-    for device, mixed in (("cuda:1", False), ("cpu", True)):
+    for device, mixed in (("cuda:1", []), ("cpu", ["sst2"])):
         of = lambda c, device=device: {"device": "cuda:0" if searches(c) else device}  # noqa: E731
         finding = claim.judge(evidence(tmp_path / device, claim, of))
-        assert finding.devices == sorted({"cuda", device.partition(":")[0]})
-        assert (finding.mixed, math.isnan(finding.p), math.isnan(finding.exact.p)) == (mixed, mixed, mixed)
-        assert ("devices differ" in results._row(1, claim, finding)["verdict"]) == mixed
+        assert finding.mixed == mixed
+        assert finding.devices == ([] if mixed else ["cuda"])
+        assert math.isnan(finding.p) == bool(mixed)
+        told = results._row(1, claim, finding)["verdict"]
+        assert ("devices differ on sst2" in told) == bool(mixed)
+    assert told == "**cannot be told**; devices differ on sst2"
+
+
+def test_a_verdict_is_on_the_tasks_whose_runs_are_on_one_kind_of_device(tmp_path: Path) -> None:
+    claim = FIRST["about 3 % better on small sets"]
+
+    def of(config: Config) -> dict[str, Any]:
+        on_another = searches(config) and config.task == "mrpc"
+        return {"eval/accuracy": 0.84 if searches(config) else 0.8, "device": "cuda:0" if on_another else "cpu"}
+
+    finding = claim.judge(evidence(tmp_path, claim, of, tasks=("sst2", "mrpc")))
+    assert (finding.tasks, finding.mixed, finding.verdict) == (["sst2"], ["mrpc"], "holds")
+    assert results._row(1, claim, finding)["verdict"] == "**holds** on sst2; devices differ on mrpc"
 
 
 @pytest.mark.parametrize("said", OUTCOMES)
@@ -325,68 +347,3 @@ def test_the_tuning_budget_is_the_least_number_of_rates_that_is_as_good(tmp_path
         made = accuracy(lambda c, level=level: by_rate[c.learning_rate] if c.optimizer == "adam" else level)
         found = evidence(tmp_path / str(level), claim, made)
         assert claims.tuning_budget(found, claims.UNTUNED, claims.ADAM_RATES, ["sst2"]) == runs
-
-
-def test_the_committed_page_is_what_make_results_makes_of_the_committed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    text, drawn = results.page("results", "study")
-    assert (ROOT / "docs" / results.PAGE).read_text(encoding="utf-8") == text, "make results makes it anew"
-    pictures = ROOT / "docs" / results.PICTURES
-    assert {path.stem for path in pictures.glob("*.png")} == set(drawn)
-
-
-def test_the_page_shows_who_is_ahead_in_long_runs_and_the_best_rate_once_all_rates_are_there(tmp_path: Path) -> None:
-    def of_part() -> str:
-        return results.page(str(tmp_path), "study")[0].split("### Part long")[1]
-
-    ahead, best = "Who is ahead when", "with the best one of the sweep"
-    cells = plan.spaces("study", {"out": [str(tmp_path)], "task": ["sst2"]})["long"].cells().values()
-    default, *others = [c for c in cells if c.optimizer == "untuned"]
-    write_run(default, 0)
-    assert ahead not in of_part()
-    first, *adam = [c for c in cells if c.optimizer == "adam"]
-    write_run(first, 1)
-    assert ahead in of_part()
-    for config in (*others, *adam[1:]):
-        write_run(config, 0)
-    assert best not in of_part()
-    write_run(adam[0], 0)
-    assert best in of_part()
-
-
-def test_the_page_tests_the_arms_of_a_part_against_the_one_that_the_plan_names(tmp_path: Path) -> None:
-    cells = plan.spaces("study", {"out": [str(tmp_path)], "seed": [0, 1]})["joint"].cells().values()
-    for place, config in enumerate(cells):
-        write_run(config, place % 5)
-    page = results.page(str(tmp_path), "study")[0].split("### Part joint")[1].split("###")[0]
-    assert page.count("difference from joint always, paired over seeds") == 2
-
-
-def test_the_page_shows_peers_beside_the_default_at_their_best_rates_and_those_without_one(tmp_path: Path) -> None:
-    space = plan.spaces("study", {"out": [str(tmp_path)]})["peers"]
-    cells = list(space.cells().values())
-    for place, config in enumerate(cells[:-1]):
-        write_run(config, place % 7)
-
-    def of_part() -> str:
-        return results.page(str(tmp_path), "study")[0].split("### Part peers")[1].split("### Part")[0]
-
-    assert "with the best one of the sweep" not in of_part()
-    write_run(cells[-1], 0)
-    page = of_part()
-    best = page.split("with the best one of the sweep")[1].split("difference from")[0]
-    assert "| all  | UNTUNED        | SCHEDULE-FREE" in best
-    assert "PRODIGY" not in best
-    assert page.count("difference from UNTUNED, paired over seeds") == 2
-    assert page.count("| all  | PRODIGY") == 2
-    assert "ADAMW" not in page.split("difference from UNTUNED")[1]
-
-
-def test_a_folder_that_cannot_be_written_is_one_line_with_the_option(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(results, "page", lambda out, profile: ("text", {}))
-    (tmp_path / "file").touch()
-    assert main(["results", f"--out={tmp_path}", f"--to={tmp_path / 'file'}"]) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert "file cannot be written (Not a directory); --to takes a writable folder" in told

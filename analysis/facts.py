@@ -1,0 +1,308 @@
+"""The numbers of docs/results.md: what its template, results.md.j2, asks of the runs. Each answer is a text."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from train.candidates import BASELINE
+
+from . import choices, claims, compare, costs, formats, stats, words
+from .compare import ALL, SCORE, TRIALS, Measure, kinds_of_devices
+from .costs import Hindsight
+from .evidence import Arm, Evidence, Finding, arm, whole_tasks
+from .runs import Runs
+from .study import Study
+
+PAGE, TEMPLATE = "results.md", "results.md.j2"
+MEASURES = {"accuracy": SCORE, "trials": TRIALS}
+COLUMNS = [SCORE.column, "device", "search/trials", "steps"]
+VERBS = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
+CONFIDENCE = 95
+
+
+class Facts:
+    """The questions that the template may ask. An arm is what `arm` makes: a part and settings of its runs."""
+
+    arm = staticmethod(arm)
+    confidence = CONFIDENCE
+    seen = choices.SEEN
+    """the seeds of `rates` that choices were made on"""
+
+    def __init__(self, study: Study) -> None:
+        parts, beside = study.evidence, study.beside
+        self._evidence = Evidence({**parts.cells, **beside.cells}, {**parts.runs, **beside.runs})
+        self._parts = list(study.evidence.cells)
+        self._capped = study.capped()
+        self._verdicts = list(enumerate(study.findings, 1))
+        self._provenance = study.provenance()
+
+    def unchosen(self, of: Arm) -> Arm:
+        """The runs of an arm with seeds that no choice was made on."""
+        seeds = {each.seed for each in self._evidence.asked(of)} - set(choices.SEEN)
+        return Arm(of.part, (*of.settings, ("seed", tuple(sorted(seeds)))))
+
+    # -- means and differences over seeds; over several tasks, of each seed's mean over them
+
+    def mean(self, measure: str, of: Arm, *tasks: str) -> str:
+        """Mean ± standard error of an arm; a dash where runs are missing."""
+        shown = MEASURES[measure]
+        values = self._values(shown, of, tasks)
+        return words.mean_error(stats.estimate(values.groupby(level="seed").mean()), shown.digits)
+
+    def ahead(self, of: Arm, against: Arm, *tasks: str) -> str:
+        """How the accuracy of the first arm compares with that of the second one, in words."""
+        gains, devices = self._gains(of, against, tasks)
+        return _ahead(stats.estimate(gains.groupby(level="seed").mean()), devices)
+
+    def _gains(self, of: Arm, against: Arm, tasks: Sequence[str]) -> tuple[pd.Series, bool]:
+        """By how much the first arm is above the second one in each task and seed, and whether some devices differ."""
+        known = whole_tasks(self._evidence, (of, against))
+        tables = [self._table(each, [task for task in known if not tasks or task in tasks]) for each in (of, against)]
+        pairs = tables[0].join(tables[1].add_suffix("_other"), how="inner")
+        differ = kinds_of_devices(pairs["device"]) != kinds_of_devices(pairs["device_other"])
+        return SCORE.scale * (pairs[SCORE.column] - pairs[f"{SCORE.column}_other"]), bool(differ.any())
+
+    def _values(self, shown: Measure, of: Arm, tasks: Sequence[str]) -> pd.Series:
+        """A value for each task and seed; of tasks without all runs there is none."""
+        known = [task for task in whole_tasks(self._evidence, (of,)) if not tasks or task in tasks]
+        table = self._table(of, known)
+        if shown is TRIALS:
+            return table["search/trials"] / table["steps"]
+        return shown.scale * table[shown.column].astype(float)
+
+    def _table(self, of: Arm, tasks: Sequence[str]) -> pd.DataFrame:
+        """Of the summaries what is asked, by task and seed."""
+        table = self._evidence.table(of)
+        return (
+            table[table["task"].isin(tasks)]
+            .set_index(["task", "seed"])
+            .reindex(columns=COLUMNS)
+            .astype({"device": str})
+        )
+
+    # -- what runs there are
+
+    def setting(self, part: str) -> str:
+        """What all runs of a part share."""
+        runs = self._evidence.runs[part]
+        return words.NONE if runs is None else words.setting(runs)
+
+    def rows(self, part: str) -> str:
+        """The training rows of each task of a part, and the epochs."""
+        runs = self._evidence.runs[part]
+        if runs is None:
+            return words.NONE
+        of_task = dict(zip(runs.table["task"], runs.table["samples"] // runs.table["epochs"], strict=True))
+        told = ", ".join(f"{count:,} rows of {task}" for task, count in of_task.items())
+        return f"{told}, {runs.table['epochs'].iloc[0]} epochs"
+
+    def seeds(self, part: str) -> str:
+        runs = self._evidence.runs[part]
+        return words.NONE if runs is None else words.seeds(runs)
+
+    def rates_of(self, of: Arm) -> str:
+        """The learning rates that an arm asks for."""
+        return ", ".join(words.rate(rate) for rate in sorted({each.learning_rate for each in self._evidence.asked(of)}))
+
+    def seeds_of(self, of: Arm) -> str:
+        """The seeds that an arm asks for."""
+        return ", ".join(map(str, sorted({each.seed for each in self._evidence.asked(of)})))
+
+    def there(self, part: str) -> str:
+        """How many runs of a part there are, of how many."""
+        cells = len(self._evidence.cells[part])
+        runs = self._evidence.runs[part]
+        return f"{0 if runs is None else len(runs.table)} of {cells} runs"
+
+    def incomplete(self) -> list[str]:
+        """The parts that lack runs, with what is there."""
+        return [f"`{part}` ({self.there(part)})" for part in self._parts if self._lacking(part)]
+
+    def is_complete(self, part: str) -> bool:
+        return not self._lacking(part)
+
+    def _lacking(self, part: str) -> int:
+        runs = self._evidence.runs[part]
+        return len(self._evidence.cells[part]) - (0 if runs is None else len(runs.table))
+
+    def provenance(self) -> str:
+        """How many runs are of which kind of device and code."""
+        counts = self._provenance.groupby(["device", "code"]).size()
+        return "; ".join(f"{count} on {device}, {code}" for (device, code), count in counts.items())
+
+    def capped(self) -> str:
+        """How many runs of the paper's search an older version cut, and of which parts."""
+        return ", ".join(f"{len(cells)} of `{part}`" for part, cells in self._capped.items())
+
+    # -- tables
+
+    def best_rates(self, untuned: Arm, tuned: Arm) -> str:
+        """The default beside an arm at its best rates, task by task and over tasks."""
+        return formats.pipes(pd.DataFrame([_beside_best(row) for row in at_best_rates(self._evidence, untuned, tuned)]))
+
+    def ahead_of_best(self, untuned: Arm, tuned: Arm, task: str = ALL) -> str:
+        """How the default compares with an arm at its best rates, in words."""
+        row = self._best(untuned, tuned, task)
+        return words.NONE if row is None else _ahead(row.difference, row.devices)
+
+    def over_tasks(self, untuned: Arm, tuned: Arm) -> str:
+        """The interval of the mean lead with the tasks as the sample."""
+        row = self._best(untuned, tuned, ALL)
+        return words.NONE if row is None else words.between(row.over_conditions.low, row.over_conditions.high, 1)
+
+    def wins_over_tasks(self, untuned: Arm, tuned: Arm) -> bool:
+        """Whether it is above 0 with the tasks as the sample."""
+        row = self._best(untuned, tuned, ALL)
+        return row is not None and row.over_conditions.low > 0
+
+    def wins(self, untuned: Arm, tuned: Arm, task: str = ALL) -> bool:
+        """Whether the interval of the default's lead is above 0."""
+        row = self._best(untuned, tuned, task)
+        return row is not None and row.difference.low > 0
+
+    def tops_out(self, untuned: Arm, tuned: Arm) -> str:
+        """The tasks on which the highest rate tried is the best one."""
+        rows = [row for row in at_best_rates(self._evidence, untuned, tuned) if row.conditions != (ALL,)]
+        highest = max(each.learning_rate for each in self._evidence.asked(tuned))
+        return ", ".join(str(row.conditions[0]) for row in rows if row.rate == highest) or "none"
+
+    def _best(self, untuned: Arm, tuned: Arm, task: str) -> Hindsight | None:
+        rows = at_best_rates(self._evidence, untuned, tuned)
+        return next((row for row in rows if row.conditions == (task,)), None)
+
+    def peers(self, rated: Mapping[str, tuple[Arm, Arm]], rateless: Mapping[str, tuple[Arm, Arm]]) -> str:
+        """The default beside others over all tasks.
+
+        Args:
+            rated: name -> the default and an arm with several rates: at the best of each task, and at the best for all.
+            rateless: name -> the default and another arm.
+        """
+        rows = []
+        for name, (default, tuned) in rated.items():
+            found = [row for row in at_best_rates(self._evidence, default, tuned) if row.conditions == (ALL,)]
+            for row in found:
+                said = "best rates" if row.rate is None else f"{words.rate(row.rate)} on all"
+                rows.append(_row(f"{name}, {said}", row.at_best, row.difference, row.over_conditions, row.devices))
+        for name, (default, other) in rateless.items():
+            score, (gains, devices) = self._values(SCORE, other, ()), self._gains(default, other, ())
+            of_seeds, lead = (stats.estimate(each.groupby(level="seed").mean()) for each in (score, gains))
+            over_tasks = stats.estimate(gains.groupby(level="task").mean())
+            rows.append(_row(name, of_seeds, lead, over_tasks, devices))
+        return formats.pipes(pd.DataFrame(rows))
+
+    def levers(self, meanings: Mapping[str, str]) -> str:
+        """What each lever changes, and by how much the accuracy is then above the default's."""
+        runs = self._evidence.runs["levers"]
+        tested = None if runs is None else compare.differences_from(runs, SCORE, {"lever": "none"})
+        if tested is None:
+            return ""
+        rows = [
+            {
+                "changed": meanings[row.lever],
+                "difference": words.number(row.difference, 1, signed=True),
+                "interval": words.between(row.low, row.high, 1),
+            }
+            for row in tested.rows.itertuples()
+        ]
+        return formats.pipes(pd.DataFrame(rows))
+
+    def claims_of_several(self) -> str:
+        """The claims that are asked of several optimizers, with the verdict on each."""
+        rows: dict[str, dict[str, str]] = {}
+        for number, (claim, finding) in self._verdicts:
+            if claim.of in claims.SHORT and claim.arms:
+                whose = claim.of.removesuffix(", as in the paper")
+                rows.setdefault(claim.said, {})[whose] = f"{finding.verdict}{_only(finding)} ({number})"
+        return formats.pipes(
+            pd.DataFrame([{"the paper says": said} | of for said, of in rows.items()]).fillna(words.NONE)
+        )
+
+    def claims_that(self, verdict: str) -> str:
+        """The other claims with this verdict."""
+        found = [
+            f"{claim.said}{f', {claim.of}' * bool(claim.of)}{_only(finding)} ({number})"
+            for number, (claim, finding) in self._verdicts
+            if finding.verdict == verdict and claim.of not in claims.SHORT
+        ]
+        return "; ".join(found) or "none"
+
+    def verdicts(self) -> str:
+        """How many claims have which verdict."""
+        said = [str(finding.verdict) for _, (_, finding) in self._verdicts]
+        return ", ".join(f"{said.count(verdict)} {verb}" for verdict, verb in VERBS.items())
+
+    def choices(self) -> str:
+        return formats.pipes(pd.DataFrame(choices.rows(self._evidence.runs)))
+
+
+def page(study: Study) -> str:
+    """The page as Markdown."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    facts = Facts(study)
+    names = {name: getattr(facts, name) for name in dir(Facts) if not name.startswith("_")}
+    return environment.get_template(TEMPLATE).render(names)
+
+
+def rated(evidence: Evidence, untuned: Arm, tuned: Arm) -> Runs | None:
+    """The runs of both arms, of the tasks with all of them: a best rate of fewer would be another one."""
+    known = whole_tasks(evidence, (untuned, tuned))
+    runs = evidence.runs[tuned.part]
+    if runs is None or not known:
+        return None
+    table = pd.concat([evidence.table(untuned), evidence.table(tuned)])
+    return dataclasses.replace(runs.only(table[table["task"].isin(known)], runs.varied), missing=[])
+
+
+def at_best_rates(evidence: Evidence, untuned: Arm, tuned: Arm) -> list[Hindsight]:
+    """An arm beside another one at its best rates: task by task, then over them, at these and at one rate."""
+    known = rated(evidence, untuned, tuned)
+    return [] if known is None else costs.hindsight(known).rows
+
+
+def _only(finding: Finding) -> str:
+    """The tasks of a verdict that is not of all of them, as devices differ."""
+    return f" on {', '.join(finding.tasks)}" if finding.mixed and finding.tasks else "*" * bool(finding.mixed)
+
+
+def _beside_best(row: Hindsight) -> dict[str, str]:
+    found = row.difference
+    return {
+        "task": words.level(row.conditions[0]),
+        "default, %": words.mean_error(row.score, 1),
+        f"{BASELINE.name}, %": words.mean_error(row.at_best, 1),
+        "rate": "best of each" if row.rate is None else words.rate(row.rate),
+        "difference": words.number(found.mean, 1, signed=True),
+        "interval": words.between(found.low, found.high, 1),
+    }
+
+
+def _row(
+    name: str, score: stats.Estimate, difference: stats.Estimate, over_tasks: stats.Estimate, devices: bool
+) -> dict[str, str]:
+    return {
+        "optimizer": name,
+        "accuracy, %": words.mean_error(score, 1),
+        "the default minus it": words.number(difference.mean, 1, signed=True),
+        "interval": "devices differ" if devices else words.between(difference.low, difference.high, 1),
+        "over tasks": words.NONE if devices else words.between(over_tasks.low, over_tasks.high, 1),
+    }
+
+
+def _ahead(found: stats.Estimate, devices: bool) -> str:
+    """In words. Level: the interval holds 0."""
+    if found.n == 0:
+        return "not compared, as runs are missing"
+    text = f"{words.number(abs(found.mean), 1)} points {'behind' if found.mean < 0 else 'ahead'}"
+    if devices:
+        return f"{text} (devices differ)"
+    level = "level, " * (found.low <= 0 <= found.high)
+    return f"{level}{text} ({words.between(found.low, found.high, 1)})"

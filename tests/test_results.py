@@ -1,0 +1,167 @@
+"""The pages of results are made of the runs alone, and follow them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis import choices, facts, results
+from analysis.__main__ import main
+from analysis.evidence import arm
+from analysis.study import read
+from sweeps import plan
+from train.tasks import TASKS
+
+from .fake_runs import edit, write_run
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_committed_pages_are_what_make_results_makes_of_the_committed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    committed = read("results", "study")
+    measured, drawn = results.page(committed)
+    for name, text in ((results.PAGE, measured), (facts.PAGE, facts.page(committed))):
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, "make results makes it anew"
+    pictures = ROOT / "docs" / results.PICTURES
+    assert {path.stem for path in pictures.glob("*.png")} == set(drawn)
+
+
+def test_no_digit_of_the_page_is_written_by_hand() -> None:
+    text = (ROOT / "analysis" / facts.TEMPLATE).read_text(encoding="utf-8")
+    by_hand = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", text, flags=re.DOTALL)  # what the build puts in
+    by_hand = re.sub(r"\]\([^)]*\)", "", by_hand)  # addresses
+    by_hand = re.sub(rf"\b({'|'.join(TASKS)})\b", "", by_hand)  # names
+    assert re.findall(r".*\d.*", by_hand) == []
+
+
+def test_the_page_is_short() -> None:
+    text = (ROOT / "docs" / facts.PAGE).read_text(encoding="utf-8")
+    assert len(re.findall(r"\S*[a-zA-Z]\S*", text)) <= 1500  # numbers and the marks of tables are no words
+
+
+def test_the_page_claims_the_default_on_unseen_seeds_only_once_all_of_their_runs_are_there(tmp_path: Path) -> None:
+    cells = list(plan.spaces("study", {"out": [str(tmp_path)]})["confirm"].cells().values())
+    best = {"sst2": 5e-5, "mrpc": 2e-4, "qnli": 5e-4, "mnli": 5e-4}
+    for config in cells:
+        write_run(config, 0)
+        of_adam = 0.7 if config.learning_rate == best[config.task] else 0.6
+        of_default = 0.72 + 0.001 * config.seed if config.task == "sst2" else 0.7
+        edit(config.folder / "summary.json", eval__accuracy=of_adam if config.optimizer == "adam" else of_default)
+
+    def told() -> str:
+        page = facts.page(read(str(tmp_path), "study"))
+        return " ".join(page.split("## Claimed on seeds")[1].split("## Beside other")[0].split())
+
+    whole = told()
+    assert "seeds 5, 6, 7, 8, 9" in whole
+    assert "at 2e-5, 5e-5, 1e-4, 2e-4, 3e-4, 5e-4" in whole
+    assert (
+        "Over all tasks the default is 0.7 points ahead (0.6 to 0.7); the interval over tasks is −1.5 to 2.8." in whole
+    )
+    assert whole.count("| 5e-4 |") == 3  # of qnli, of mnli, and of all at one rate
+    shutil.rmtree(cells[-1].folder)
+    assert "139 of 140 runs have finished, so nothing is claimed yet." in told()
+    assert "points ahead" not in told()
+
+
+def test_the_page_tells_of_arms_on_different_devices_without_an_interval(tmp_path: Path) -> None:
+    spaces = plan.spaces("study", {"out": [str(tmp_path)], "task": ["sst2"]})
+    for name in ("rates", "paper"):
+        for config in spaces[name].cells().values():
+            if not config.folder.exists():
+                write_run(config, 0)
+            accuracy = 0.8 if config.optimizer == "adam" else 0.75
+            edit(config.folder / "summary.json", eval__accuracy=accuracy)
+    ours, adam = (arm("paper", optimizer=key, task="sst2") for key in ("plasls", "adam"))
+    assert facts.Facts(read(str(tmp_path), "study")).ahead(ours, adam) == "5.0 points behind (−5.0 to −5.0)"
+    for config in spaces["paper"].cells().values():
+        if config.optimizer == "plasls":
+            edit(config.folder / "summary.json", device="cuda:0")
+    assert facts.Facts(read(str(tmp_path), "study")).ahead(ours, adam) == "5.0 points behind (devices differ)"
+
+
+@pytest.mark.parametrize("most", [100, 101])
+def test_a_run_of_the_papers_search_that_was_cut_is_named_with_what_makes_it_anew(tmp_path: Path, most: int) -> None:
+    cells = plan.spaces("study", {"out": [str(tmp_path)]})["paper"].cells().values()
+    cut = next(config for config in cells if (config.optimizer, config.task, config.seed) == ("plasls", "qnli", 3))
+    write_run(cut, 0)
+    history = cut.folder / "history.jsonl"
+    rows = [json.loads(line) for line in history.read_text().splitlines()]
+    rows[3]["search/trials"], rows[7]["search/trials"] = 100, most
+    history.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read(str(tmp_path), "study")
+    page = results.page(found)[0]
+    assert (cut.run_id in page.split("## Where the runs are from")[1]) == (most == 100)
+    again = ".venv/bin/python -m sweeps paper --profile=study --out=runs --task=qnli --optimizer=plasls --seed=3"
+    assert (again in page) == (most == 100)
+    assert ("in 1 of `paper`." in facts.page(found)) == (most == 100)
+
+
+def test_a_choice_is_shown_beside_the_runs_that_claim_it(tmp_path: Path) -> None:
+    for config in plan.spaces("study", {"out": [str(tmp_path)], "seed": [0, 1]})["joint"].cells().values():
+        write_run(config, 0)
+    rows = {row["choice"]: row for row in choices.rows(read(str(tmp_path), "study").runs)}
+    assert rows["the test of the joint move"]["claimed on"] == "joint (sst2, 2 seeds (0, 1), not complete)"
+    assert rows["no momentum in longer runs"]["claimed on"] == "long (no run yet)"
+
+
+def test_the_page_shows_who_is_ahead_in_long_runs_and_the_best_rate_once_all_rates_are_there(tmp_path: Path) -> None:
+    def of_part() -> str:
+        return results.page(read(str(tmp_path), "study"))[0].split("### Part long")[1]
+
+    ahead, best = "Who is ahead when", "with the best one of the sweep"
+    cells = plan.spaces("study", {"out": [str(tmp_path)], "task": ["sst2"]})["long"].cells().values()
+    default, *others = [c for c in cells if c.optimizer == "untuned"]
+    write_run(default, 0)
+    assert ahead not in of_part()
+    first, *adam = [c for c in cells if c.optimizer == "adam"]
+    write_run(first, 1)
+    assert ahead in of_part()
+    for config in (*others, *adam[1:]):
+        write_run(config, 0)
+    assert best not in of_part()
+    write_run(adam[0], 0)
+    assert best in of_part()
+
+
+def test_the_page_tests_the_arms_of_a_part_against_the_one_that_the_plan_names(tmp_path: Path) -> None:
+    cells = plan.spaces("study", {"out": [str(tmp_path)], "seed": [0, 1]})["joint"].cells().values()
+    for place, config in enumerate(cells):
+        write_run(config, place % 5)
+    page = results.page(read(str(tmp_path), "study"))[0].split("### Part joint")[1].split("###")[0]
+    assert page.count("difference from joint always, paired over seeds") == 2
+
+
+def test_the_page_shows_peers_beside_the_default_at_their_best_rates_and_those_without_one(tmp_path: Path) -> None:
+    space = plan.spaces("study", {"out": [str(tmp_path)]})["peers"]
+    cells = list(space.cells().values())
+    for place, config in enumerate(cells[:-1]):
+        write_run(config, place % 7)
+
+    def of_part() -> str:
+        return results.page(read(str(tmp_path), "study"))[0].split("### Part peers")[1].split("### Part")[0]
+
+    assert "with the best one of the sweep" not in of_part()
+    write_run(cells[-1], 0)
+    page = of_part()
+    best = page.split("with the best one of the sweep")[1].split("difference from")[0]
+    assert "| all  | UNTUNED        | SCHEDULE-FREE" in best
+    assert "PRODIGY" not in best
+    assert page.count("difference from UNTUNED, paired over seeds") == 2
+    assert page.count("| all  | PRODIGY") == 2
+    assert "ADAMW" not in page.split("difference from UNTUNED")[1]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_with_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(results, "read", lambda out, profile: None)
+    monkeypatch.setattr(results, "page", lambda study: ("text", {}))
+    monkeypatch.setattr(facts, "page", lambda study: "text")
+    (tmp_path / "file").touch()
+    assert main(["results", f"--out={tmp_path}", f"--to={tmp_path / 'file'}"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "file cannot be written (Not a directory); --to takes a writable folder" in told
