@@ -96,13 +96,13 @@ wheel-check: $(INSTALLED)  ## the wheel in new environments, oldest torch and ne
 
 install: $(INSTALLED)  ## make .venv with the pinned packages; every target installs what it needs
 
-# $(call installed_from,FILE,WHAT): install what FILE names, in the versions of requirements.txt; pip shows its progress.
+# $(call installed_from,FILE,WHAT): install what FILE names, in the versions of requirements.txt. A new environment shows how far pip is.
 define installed_from
 	@$(call quoted,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "error: PYTHON=$(PYTHON) is no Python of version 3.11 or newer; try make PYTHON=python3.11" >&2; exit 1; }
 	@echo "installing $(2) into $(VENV), some minutes"
-	@test -x $(VENV)/bin/python || $(call quoted,$(PYTHON)) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --disable-pip-version-check --requirement $(1) --constraint requirements.txt
+	@said=--quiet; test -x $(VENV)/bin/python || { said= && $(call quoted,$(PYTHON)) -m venv $(VENV); } && \
+		$(VENV)/bin/python -m pip install $$said --disable-pip-version-check --requirement $(1) --constraint requirements.txt
 	@touch $@
 endef
 

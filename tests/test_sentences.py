@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis import exhibits, load, sentences
@@ -78,9 +79,11 @@ def test_a_figure_beside_rates_has_the_default_as_a_level_and_adam_as_a_line_ove
     of_arm = [json.loads((folder / "summary.json").read_text())["eval/accuracy"] for folder in folders]
     left, right = exhibits.main_figure(load(tmp_path, "first-look")).axes
     adam, untuned = left.lines
-    assert list(adam.get_xdata()) == [2e-5, 2e-4]
-    assert list(adam.get_ydata()) == pytest.approx([100 * sum(of_arm[:3]) / 3, 100 * sum(of_arm[3:6]) / 3])
-    assert list(untuned.get_ydata()) == pytest.approx(2 * [100 * sum(of_arm[6:]) / 3])
+    assert np.asarray(adam.get_xdata()).tolist() == [2e-5, 2e-4]
+    assert np.asarray(adam.get_ydata()).tolist() == pytest.approx(
+        [100 * sum(of_arm[:3]) / 3, 100 * sum(of_arm[3:6]) / 3]
+    )
+    assert np.asarray(untuned.get_ydata()).tolist() == pytest.approx(2 * [100 * sum(of_arm[6:]) / 3])
     assert [line.get_label() for line in right.lines] == [
         "ADAM, learning rate 2e-5",
         "ADAM, learning rate 2e-4",
