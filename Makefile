@@ -59,7 +59,7 @@ notebook: $(INSTALLED)  ## the notebook of the ablations, executed on the sweeps
 results study: PROFILE = study
 results study: OUT = results
 
-study: $(INSTALLED)  ## run what is missing of the whole study, then make results; days, any part resumable
+study: $(INSTALLED)  ## run what is missing of the whole study, then make results; takes days, goes on after any stop
 	@$(VENV)/bin/python -m sweeps study $(SETTINGS)
 	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE)))
 
