@@ -131,7 +131,7 @@ def one_sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str)
     cores, workers = len(os.sched_getaffinity(0)), _workers(call)
     storage = Storage(call.storage, positive("heartbeat", call.heartbeat))
     trials = positive("trials", call.trials) if call.trials else None
-    # One run with one thread on each core, not one run on all cores: with small matrices threads wait (LOG.md).
+    # One run with one thread on each core, not one run on all cores: with small matrices threads wait (log/archive.md).
     changes.setdefault("threads", [str(max(1, cores // workers))])
     if trials and not (call.name or "").startswith(STUDY):
         raise InputError(f"--trials={trials}: the cells of a grid all run; allowed: with study-NAME")

@@ -35,7 +35,7 @@ MEASURED: dict[tuple[Any, ...], dict[str, Cost]] = {
         "qnli": Cost(0.100, 0.040),
         "mnli": Cost(0.094, 0.045),
     },
-    # Packed rows: ADAM's steps as in LOG.md; a forward is 0.37 of them, as in `make bench`.
+    # Packed rows: ADAM's steps as in log/archive.md; a forward is 0.37 of them, as in `make bench`.
     ("bge-small-en-v1.5", 256, "packed"): {
         "sst2": Cost(0.044, 0.016),
         "mrpc": Cost(0.156, 0.058),
