@@ -12,6 +12,8 @@ ARGS ?=
 
 VENV := .venv
 INSTALLED := $(VENV)/installed
+# Sweeps need less than the tests do. If all is there, that is enough.
+FOR_SWEEPS := $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(VENV)/installed-for-sweeps)
 
 # 'a value' in single quotes reaches the program as it is, whatever it has in it
 quoted = '$(subst ','\'',$(1))'
@@ -33,13 +35,13 @@ help:
 	@printf 'NAME of a tuning study: %s\n\n' '$(patsubst study-%,%,$(STUDIES))'
 	@echo 'make sweep-splits PROFILE=paper SEEDS=0,1,2 WORKERS=2 ARGS="--epochs=3"   and MODEL, DATA, OUT'
 
-$(SWEEPS): sweep-%: $(INSTALLED)  ## run what is missing of a sweep, print its table, draw its figures
+$(SWEEPS): sweep-%: $(FOR_SWEEPS)  ## run what is missing of a sweep, print its table, draw its figures
 	@$(VENV)/bin/python -m sweeps $(call quoted,$*) --analyse $(SETTINGS)
 
-$(STUDIES): study-%: $(INSTALLED)  ## choose settings run by run
+$(STUDIES): study-%: $(FOR_SWEEPS)  ## choose settings run by run
 	@$(VENV)/bin/python -m sweeps $(call quoted,$@) $(SETTINGS)
 
-sweeps: $(INSTALLED)  ## list the sweeps: what each asks, its cells, what is missing, estimated time
+sweeps: $(FOR_SWEEPS)  ## list the sweeps: what each asks, its cells, what is missing, estimated time
 	@$(VENV)/bin/python -m sweeps $(SETTINGS)
 
 live: $(INSTALLED)  ## look at the sweep in OUT that ran last, or at SWEEP, while it runs: queue and report
@@ -57,7 +59,7 @@ notebook: $(INSTALLED)  ## the notebook of the ablations, executed on the sweeps
 results study: PROFILE = study
 results study: OUT = results
 
-study: $(INSTALLED)  ## run what is missing of the whole study, then make results; days, any part resumable
+study: $(INSTALLED)  ## run what is missing of the whole study, then make results; takes days, goes on after any stop
 	@$(VENV)/bin/python -m sweeps study $(SETTINGS)
 	@$(if $(findstring --dry-run,$(ARGS)),,$(VENV)/bin/python -m analysis results $(call option,out,$(OUT)) $(call option,profile,$(PROFILE)))
 
@@ -92,12 +94,20 @@ faults: $(INSTALLED)  ## kill and stop runs and sweeps, spoil their files: docs/
 wheel-check: $(INSTALLED)  ## the wheel in new environments, oldest torch and newest: some GB, an hour
 	@$(VENV)/bin/python -m nox $(ARGS)
 
-install: $(INSTALLED)  ## make .venv with the pinned packages; every target does so where needed
+install: $(INSTALLED)  ## make .venv with the pinned packages; every target installs what it needs
 
-$(INSTALLED): requirements.txt
+# $(call installed_from,FILE,WHAT): install what FILE names, in the versions of requirements.txt. A new environment shows how far pip is.
+define installed_from
 	@$(call quoted,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "error: PYTHON=$(PYTHON) is no Python of version 3.11 or newer; try make PYTHON=python3.11" >&2; exit 1; }
-	@echo "installing the pinned packages into $(VENV), some minutes"
-	@test -x $(VENV)/bin/python || $(call quoted,$(PYTHON)) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --requirement requirements.txt
+	@echo "installing $(2) into $(VENV), some minutes"
+	@said=--quiet; test -x $(VENV)/bin/python || { said= && $(call quoted,$(PYTHON)) -m venv $(VENV); } && \
+		$(VENV)/bin/python -m pip install $$said --disable-pip-version-check --requirement $(1) --constraint requirements.txt
 	@touch $@
+endef
+
+$(INSTALLED): requirements.txt
+	$(call installed_from,$<,all pinned packages)
+
+$(VENV)/installed-for-sweeps: requirements-sweeps.txt requirements.txt
+	$(call installed_from,$<,what sweeps need of the pinned packages)

@@ -15,6 +15,7 @@ import argparse
 import importlib
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from train.arguments import Parser, any_terminal, folder
 from train.errors import InputError, one_line
@@ -64,6 +65,7 @@ def _show(args: list[str]) -> None:
     parser.add_argument("--sweep", help="the sweep to take, where it is not NAME or the one that is usual")
     parser.add_argument("--profile", help="whose runs are taken, where there are several profiles")
     parser.add_argument("--allow-missing", action="store_true", help="a partial look, before all cells have finished")
+    parser.add_argument("--tests", action="store_true", help="of a sweep: print all tests, which its .md file has")
     options = parser.parse_args(args)
     folder("out", options.out)
     if options.name == ALL:
@@ -71,9 +73,10 @@ def _show(args: list[str]) -> None:
         return
     if options.name in EXHIBITS:
         text, files = exhibit(options.name, options.out, options.sweep, options.allow_missing, options.profile)
-    else:
-        text, files = sweep_tables(options.out, options.sweep or options.name, options.allow_missing, options.profile)
-    print(*filter(None, [text, *map(str, files)]), sep="\n")
+        print(*filter(None, [text, *map(str, files)]), sep="\n")
+        return
+    shown = sweep_tables(options.out, options.sweep or options.name, options.allow_missing, options.profile)
+    print(shown.tests if options.tests else shown.text)
 
 
 def exhibit(name: str, out: str, sweep: str | None, allow_missing: bool, profile: str | None) -> tuple[str, list[Path]]:
@@ -93,29 +96,36 @@ def exhibit(name: str, out: str, sweep: str | None, allow_missing: bool, profile
     return formats.markdown(shown) if isinstance(shown, list) else "", files
 
 
-def sweep_tables(
-    out: str | Path, sweep: str, allow_missing: bool = False, profile: str | None = None
-) -> tuple[str, list[Path]]:
-    """Write the sweep's tables, runs and figures to `<out>/<sweep>/figures/`.
+class SweepTables(NamedTuple):
+    """Attributes: what a sweep says in short, all its tables and tests in Markdown, and the files written."""
 
-    Returns:
-        The tables in Markdown, and the files written.
+    text: str
+    tests: str
+    files: list[Path]
+
+
+def sweep_tables(out: str | Path, sweep: str, allow_missing: bool = False, profile: str | None = None) -> SweepTables:
+    """Write the sweep's tables, tests, runs and figures to `<out>/<sweep>/figures/`.
 
     Raises:
         InputError: as in `analysis.load`, or the folder cannot be written.
     """
-    from . import exhibits, formats, sources
+    from . import exhibits, formats, sentences, sources
 
     runs = sources.load(out, sweep, allow_missing, profile)
     shown = exhibits.of_sweep(runs)
     name = f"{runs.name}-{runs.label}"
-    files = [
-        *exhibits.save(name, exhibits.convergence(runs), runs),
-        *exhibits.save(f"{name}-step-sizes", exhibits.step_sizes(runs), runs),
-        *exhibits.save(name, shown, runs),
-        *exhibits.save_runs(name, runs),
+    figure, *others = exhibits.save(name, exhibits.main_figure(runs), runs)
+    tables, *texts = exhibits.save(name, shown, runs)
+    others += exhibits.save(f"{name}-step-sizes", exhibits.step_sizes(runs), runs)
+    others += [*texts, *exhibits.save_runs(name, runs)]
+    parts = [
+        formats.markdown(shown[:1]).rstrip(),
+        "\n".join(sentences.of_sweep(runs)),
+        f"figure: {figure}\ntests:  {tables}, and beside it more figures and the numbers of each run",
     ]
-    return formats.markdown(shown), files
+    text = "\n\n".join(filter(None, parts))
+    return SweepTables(text, formats.markdown(shown), [figure, tables, *others])
 
 
 def _everything(options: argparse.Namespace) -> None:

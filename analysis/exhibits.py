@@ -86,6 +86,24 @@ def convergence(runs: Runs) -> Figure:
     return _pairs(runs, curves.training_loss, curves.score, what)
 
 
+def beside_rates(runs: Runs) -> Figure:
+    """Accuracy over ADAM's learning rate with the level of what needs none, and training loss beside it."""
+    lines = runs.compared
+    what = (
+        f"Left: {words.score(runs)} after the last epoch over the peak learning rate of {BASELINE.name}, and as levels "
+        f"that of optimizers that need none. Right: training loss ({words.smoothing(runs)})"
+    )
+    shown = _parts(runs, lines, lambda part: (costs.rates(part), curves.training_loss(part)))
+    looks_of = (_looks(runs, [key for key in lines if key != "learning_rate"]), _looks(runs, lines))
+    return figures.pairs(shown, looks_of, words.caption(runs, lines, what), (drawing.rates, drawing.curves))
+
+
+def main_figure(runs: Runs) -> Figure:
+    """The figure that is a sweep's own."""
+    rated = {"optimizer", "learning_rate"} <= set(runs.compared) and runs.table["learning_rate"].isna().any()
+    return beside_rates(runs) if rated else convergence(runs)
+
+
 def merging(runs: Runs) -> Figure:
     """The paper's Fig. 2: training loss, and the components that are left, for each merge threshold."""
     what = f"Training loss ({words.smoothing(runs)}) and components left"
@@ -200,7 +218,7 @@ def _pairs(runs: Runs, left: Callable[[Runs], Curves], right: Callable[[Runs], C
     """Two numbers of the alternatives side by side, with a row of panels for each condition."""
     shown = _parts(runs, runs.compared, lambda part: (left(part), right(part)))
     caption = words.caption(runs, runs.compared, what, _errors([each for panel in shown for each in panel.numbers]))
-    return figures.pairs(shown, _looks(runs, runs.compared), caption)
+    return figures.pairs(shown, (_looks(runs, runs.compared),) * 2, caption)
 
 
 def _errors(shown: Sequence[Any]) -> str:

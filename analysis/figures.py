@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from . import drawing
 from .compare import Measure
-from .curves import Curves, StepSizes
+from .curves import StepSizes
 from .looks import VERMILION, Looks
 
 SIZE = (7.0, 2.6)
@@ -83,23 +83,31 @@ def panels(
             axes.set_ylabel("" if place % columns else axes.get_ylabel())
         for axes in grid[len(shown) :]:
             axes.set_visible(False)
-        _frame(figure, looks, caption)
+        _frame(figure, caption)
         return figure
 
 
-def pairs(shown: Sequence[Panel], looks: Looks, caption: str) -> Figure:
-    """Two measures side by side, with a row for each Panel, whose numbers are two Curves."""
+def pairs(
+    shown: Sequence[Panel],
+    looks: tuple[Looks, Looks],
+    caption: str,
+    draw: tuple[Callable[[Axes, Any, Looks], None], ...] = (drawing.curves, drawing.curves),
+) -> Figure:
+    """Two measures side by side, with a row for each Panel, whose numbers are a pair of what `draw` takes: Curves.
+
+    Args:
+        looks: of the left panels and of the right ones.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(SIZE[0], SIZE[1] + ROW * (len(shown) - 1)))
         grid = figure.subplots(len(shown), 2, squeeze=False)
         for panel, row in zip(shown, grid, strict=True):
-            both: tuple[Curves, Curves] = panel.numbers
-            for axes, numbers in zip(row, both, strict=True):
-                drawing.curves(axes, numbers, looks)
+            for axes, numbers, look, draw_panel in zip(row, panel.numbers, looks, draw, strict=True):
+                draw_panel(axes, numbers, look)
             row[0].set_title(panel.title, loc="left")
         for axes in grid[:-1].flat:
             axes.set_xlabel("")
-        _frame(figure, looks, caption)
+        _frame(figure, caption)
         return figure
 
 
@@ -172,7 +180,7 @@ def write(figure: Figure, file: Any, ending: str) -> None:
         figure.savefig(file, format=ending)
 
 
-def _frame(figure: Figure, looks: Looks, caption: str) -> None:
+def _frame(figure: Figure, caption: str) -> None:
     """Add the legend above the panels and the caption below. The figure grows; the panels keep their height.
 
     All panels share one legend outside of the data. It has what any panel has, but each thing once.

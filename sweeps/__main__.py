@@ -65,6 +65,7 @@ def arguments(
     parser.add_argument("--retry-failed", action="store_true", help="run failed cells again")
     parser.add_argument("--trials", default=None, help="of a tuning study: choices to try [its file's run_cap / seeds]")
     parser.add_argument("--analyse", action="store_true", help="then print and draw what the finished cells show")
+    parser.add_argument("--tests", action="store_true", help="with --analyse: print all its tests")
     parser.add_argument("--dry-run", action="store_true", help="only list the cells and their command lines")
     group = parser.add_argument_group("any field of train.config.Config, with one value or several")
     fields = [field.name for field in dataclasses.fields(Config) if field.name != "profile"]
@@ -130,7 +131,7 @@ def one_sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str)
     cores, workers = len(os.sched_getaffinity(0)), _workers(call)
     storage = Storage(call.storage, positive("heartbeat", call.heartbeat))
     trials = positive("trials", call.trials) if call.trials else None
-    # One run with one thread on each core, not one run on all cores: with small matrices threads wait (LOG.md).
+    # One run with one thread on each core, not one run on all cores: with small matrices threads wait (log/archive.md).
     changes.setdefault("threads", [str(max(1, cores // workers))])
     if trials and not (call.name or "").startswith(STUDY):
         raise InputError(f"--trials={trials}: the cells of a grid all run; allowed: with study-NAME")
@@ -156,13 +157,13 @@ def one_sweep(call: argparse.Namespace, changes: dict[str, list[str]], run: str)
         with reachable(storage):
             status = run_grid(space, storage, workers, call.retry_failed, run)
         # Within, as another call's manifest would make it another call's table.
-        return status or (_analyse(space.name, folder.path.parent) if call.analyse else 0)
+        return status or (_analyse(space.name, folder.path.parent, call.tests) if call.analyse else 0)
 
 
-def _analyse(name: str, out: Path) -> int:
+def _analyse(name: str, out: Path, tests: bool) -> int:
     """In a process of its own: analysis/ is no part of what runs a sweep. A terminal's Ctrl-C comes here alone."""
     sys.stdout.flush()
-    command = [sys.executable, "-m", "analysis", name, f"--out={out}"]
+    command = [sys.executable, "-m", "analysis", name, f"--out={out}", *(["--tests"] if tests else [])]
     with stopping.held(), subprocess.Popen(command, process_group=0) as process:
         while process.poll() is None:
             if stopping.asked():

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections import Counter
 from contextlib import suppress
+from statistics import mean
 from typing import Any
 
 from tqdm import tqdm
@@ -20,6 +21,9 @@ from .space import Space
 from .storage import Storage
 from .team import TRIES, Team, Tell, Worker, ended_by, send_output_to
 
+SMOOTHED_STEPS = 4  # over which the shown losses are averaged
+SHOWN_ARMS = 6  # whose losses fit into a line
+
 
 def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
     """Run one waiting cell after the other, in this process.
@@ -31,8 +35,8 @@ def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
         space: the sweep.
         storage: as in `Queue`.
         run: importable name of train.run.run, or of another function of its kind.
-        tell: takes (what, run id, ...), where what is "started", "step" (then steps done, steps in all), "finished" or
-            "failed".
+        tell: takes (what, run id, ...), where what is "started", "step" (then steps done, steps in all, loss),
+            "finished" or "failed".
     """
     queue = Queue(space, storage)
     run_cell = pkgutil.resolve_name(run)
@@ -177,7 +181,9 @@ class _Owner:
 
 
 class Progress:
-    """One bar over the steps of all cells. The time left comes from the steps done since the first one of this call.
+    """One bar over the steps of all cells, with the losses of the arms.
+
+    The time left comes from the steps done since the first one of this call.
 
     A cell that has not yet told its number of steps counts with the mean of those that have.
     """
@@ -186,16 +192,19 @@ class Progress:
         self.name, self.queue = name, queue
         self.done: dict[str, int] = {}
         self.total: dict[str, int] = {}
+        self.losses: dict[str, float] = {}
         self.fresh: set[str] = set()
         self.stepping = False
         terminal = sys.stderr.isatty()
-        bar = "{percentage:3.0f}%|{bar}| " if terminal else ""
+        bar = ["{percentage:3.0f}%|{bar}| "] if terminal else []
+        told = ["{desc}, ", *bar, "{n_fmt}/{total_fmt} steps, {elapsed} so far, about {remaining} left{postfix}"]
         self.bar = tqdm(
             file=None if terminal else _Lines(),
             mininterval=0.5 if terminal else 30,
             miniters=0,
             smoothing=0,
-            bar_format="{desc}, " + bar + "{n_fmt}/{total_fmt} steps, {elapsed} so far, about {remaining} left",
+            bar_format="".join(told),
+            dynamic_ncols=terminal,  # a narrow terminal cuts the losses off
             delay=0.001,  # it shows nothing before the first step
         )
         self.bar._time = time.monotonic  # tqdm's own clock may be changed, and then it knows no time left
@@ -207,7 +216,7 @@ class Progress:
     def started(self, run_id: str) -> None:
         self.fresh.add(run_id)
 
-    def step(self, run_id: str, done: int, total: int) -> None:
+    def step(self, run_id: str, done: int, total: int, loss: float) -> None:
         if run_id in self.fresh:  # the steps of its checkpoint were not done in this call
             self.fresh.remove(run_id)
             self.bar.initial += done - self.done.get(run_id, 0)
@@ -215,6 +224,8 @@ class Progress:
             self.stepping = True
             self.bar.start_t = time.monotonic()
         self.done[run_id], self.total[run_id] = done, total
+        before = self.losses.get(run_id, loss)
+        self.losses[run_id] = before + (loss - before) / SMOOTHED_STEPS
 
     def show(self) -> None:
         for run_id in self.queue.finished() - self.done.keys():  # by another process
@@ -248,7 +259,20 @@ class Progress:
         cells = len(self.queue.cells)
         self.bar.total = round(sum(self.total.values()) / len(self.total) * cells)
         self.bar.set_description_str(f"{self.name}: {len(self.queue.finished())}/{cells} cells", refresh=False)
+        self.bar.set_postfix_str(self._shown_losses(), refresh=False)
         self.bar.update(sum(self.done.values()) - self.bar.n)
+
+    def _shown_losses(self) -> str:
+        """The lowest losses of the arms. An arm's loss is the mean over those of its runs that have come farthest."""
+        arms: dict[str, list[str]] = {}
+        for run_id in self.losses:
+            arms.setdefault(self.queue.arm(run_id), []).append(run_id)
+        of_arm = {}
+        for arm, runs in arms.items():
+            farthest = max(self.done[run_id] for run_id in runs)
+            of_arm[arm] = mean(self.losses[run_id] for run_id in runs if self.done[run_id] == farthest)
+        lowest = sorted(of_arm, key=of_arm.__getitem__)[:SHOWN_ARMS]
+        return f"loss: {', '.join(f'{arm} {of_arm[arm]:.2f}' for arm in lowest)}" if lowest else ""
 
 
 class _Lines(io.TextIOBase):

@@ -50,7 +50,7 @@ class Queue:
 
     def __init__(self, space: Space, storage: Storage = Storage()) -> None:  # noqa: B008
         self.cells = space.cells()
-        self.measure, self.describe_cell = space.measure, space.describe
+        self.measure, self.describe_cell, self.name_arm = space.measure, space.describe, space.arm
         self.folder = SweepFolder(next(iter(self.cells.values())).folder.parent)
         self.folders = {run_id: RunFolder(config.folder) for run_id, config in self.cells.items()}
         self.distributions = {
@@ -215,6 +215,10 @@ class Queue:
         errors = {run_id: trials[-1].user_attrs.get("error", "") for run_id, trials in self._trials().items() if trials}
         finished = self.finished()
         return {run_id: error for run_id, error in errors.items() if error and run_id not in finished}
+
+    def arm(self, run_id: str) -> str:
+        """The cell without its seed, in few words."""
+        return self.name_arm(self.cells[run_id])
 
     def describe(self, run_id: str) -> str:
         return self.describe_cell(self.cells[run_id])

@@ -25,6 +25,8 @@ CUT_DOWN = ("task", "subset", "seed")
 """fields of which a profile may take fewer values than the sweep file has"""
 SIZE = ("model", "data", "epochs", "batch_size", "max_length", *CUT_DOWN)
 """fields that a profile may change although the sweep file sets them; the others are what the sweep is about"""
+SPEAKING = ("optimizer", "learning_rate", "task", "subset")
+"""fields whose values need no name beside them"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ class Space:
 
     def describe(self, config: Config) -> str:
         return ", ".join(f"{key}={value}" for key, value in self._place(config).items())
+
+    def arm(self, config: Config) -> str:
+        """The varied settings that its optimizer reads, in few words: adam 2e-05, or split=4."""
+        read = {key: getattr(config, key) for key in self.varied if reads(config.optimizer, key)}
+        return " ".join(str(value) if key in SPEAKING else f"{key}={value}" for key, value in read.items())
 
     def _place(self, config: Config) -> dict[str, Any]:
         """The cell's varied settings and seed. None: its optimizer does not read the setting."""

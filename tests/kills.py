@@ -69,7 +69,7 @@ def _train(
         del os.environ[key]
     os.environ["HOME"] = home
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int, loss: float) -> None:
         if killed_at is not None and done == killed_at - 1:
             time.sleep(pause)
         if done == killed_at:

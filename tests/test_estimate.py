@@ -46,7 +46,7 @@ def test_the_list_has_every_sweep_with_its_cells_and_time(tmp_path: Path, capsys
 
 def test_the_time_is_that_of_the_rows(tmp_path: Path) -> None:
     cells = list(load("mended", "embedded", {"out": [str(tmp_path)], "seed": [0]}).cells().values())
-    cost = MEASURED["minilm-l6", 40]["sst2"]
+    cost = MEASURED["minilm-l6", 40, "packed"]["sst2"]
     trials = sum(CANDIDATES[config.optimizer].trials for config in cells)
     trained = len(cells) * 3 * 500 * cost.step + 3 * 500 * trials * cost.forward
     evaluated = len(cells) * 3 * 300 * cost.forward

@@ -40,7 +40,7 @@ STEPS = 8
 # -- a run that takes no training: same folder, same contract as train.run.run ---------------------------------
 
 
-def stand_in(config: Config, progress: Callable[[int, int], None]) -> None:
+def stand_in(config: Config, progress: Callable[[int, int, float], None]) -> None:
     """Count in a checkpoint; files beside the sweep's folder say how a cell goes wrong."""
     orders, folder = Path(config.out), config.folder
     with (folder / "attempts").open("a") as file:
@@ -61,7 +61,7 @@ def stand_in(config: Config, progress: Callable[[int, int], None]) -> None:
             file.write(f"{done} ")
         (folder / "partial").write_text(json.dumps([number, done]))
         os.replace(folder / "partial", checkpoint)
-        progress(done, STEPS)
+        progress(done, STEPS, 1 / done)
     with (folder / "finishes").open("a") as file:
         file.write("x")
     (folder / "config.json").write_text(json.dumps(config.described() | {"run_id": config.run_id}))
@@ -520,7 +520,7 @@ def finish(out: Path) -> list[Config]:
     done = list(open_queue(out).cells.values())
     for config in done:
         config.folder.mkdir(parents=True)
-        stand_in(config, lambda done, total: None)
+        stand_in(config, lambda *_: None)
     return done
 
 
@@ -590,7 +590,7 @@ def test_a_sweeps_own_table_is_made_before_another_call_may_be_about_other_runs(
     assert len(called) == 1
 
 
-def damaged(config: Config, progress: Callable[[int, int], None]) -> None:
+def damaged(config: Config, progress: Callable[[int, int, float], None]) -> None:
     if config.split == 4:
         raise DamagedRun("the checkpoint cannot be read; remove it")
     stand_in(config, progress)
@@ -627,11 +627,26 @@ def test_the_time_left_is_known_after_the_clock_was_set(tmp_path: Path, monkeypa
     progress = grid.Progress("splits", queue, set())
     progress.started(run_id := next(iter(queue.cells)))
     for step in (1, 2):
-        progress.step(run_id, step, 8)
+        progress.step(run_id, step, 8, 0.7)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 3600)
     progress.show()
     assert re.search(r"2/48 steps, 00:\d\d so far, about \d\d:\d\d left", str(progress.bar))
+
+
+def test_the_bar_shows_each_arms_loss_of_the_runs_that_have_come_farthest(tmp_path: Path) -> None:
+    queue = open_queue(tmp_path)
+    progress = grid.Progress("splits", queue, set())
+    of_arm: dict[str, list[str]] = {}
+    for run_id in queue.cells:
+        of_arm.setdefault(queue.arm(run_id), []).append(run_id)
+    (low, (one, other)), (high, (third, *_)) = list(of_arm.items())[:2]
+    for run_id, step, loss in ((one, 1, 0.4), (one, 2, 0.4), (other, 1, 9.0), (third, 1, 0.6)):
+        progress.started(run_id)
+        progress.step(run_id, step, 8, loss)
+    progress.show()
+    assert str(progress.bar).endswith(f"left, loss: {low} 0.40, {high} 0.60")
+    assert (low, high) == ("split=1", "split=4")
 
 
 def test_a_failed_cell_is_shown_and_runs_again_only_on_request(tmp_path: Path, unkilled: dict[str, str]) -> None:

@@ -151,7 +151,7 @@ def test_a_stopped_regression_resumes_to_the_identical_result(
 ) -> None:
     expected = read(run(regression(tiny, pairs, tmp_path / "whole", pack=pack)).folder)
 
-    def stopping(done: int, total: int) -> None:
+    def stopping(done: int, total: int, loss: float) -> None:
         if done == 8:
             raise KeyboardInterrupt
 

@@ -46,7 +46,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def test_every_candidate_learns_and_leaves_a_whole_run_folder(tiny, tmp_path, optimizer):
     settings = config(tiny, tmp_path, optimizer=optimizer, learning_rate=1e-3, epochs=6)
     seen = []
-    result = run(settings, lambda done, total: seen.append((done, total)))
+    result = run(settings, lambda done, total, loss: seen.append((done, total)))
     assert seen == [(step, 36) for step in range(1, 37)]
     history = [json.loads(line) for line in (result.folder / "history.jsonl").read_text().splitlines()]
     steps = [row for row in history if "train/loss" in row]
@@ -126,7 +126,7 @@ def test_a_stopped_run_resumes_to_the_identical_result(tiny, tmp_path, optimizer
     settings: dict[str, Any] = {"optimizer": optimizer, "dropout": 0.2, "merge_threshold": 1.0, "search": "paper"}
     expected = read(run(config(tiny, tmp_path / "whole", **settings)).folder)
 
-    def stopping(done: int, total: int) -> None:
+    def stopping(done: int, total: int, loss: float) -> None:
         if done == stop:
             raise Stopped
 
@@ -146,7 +146,7 @@ def test_a_history_that_has_lost_its_last_line_is_made_again(tiny, tmp_path, dam
     """The checkpoint has that step, the history has it no more: a run of both would have a gap."""
     expected = read(run(config(tiny, tmp_path / "whole")).folder)
 
-    def stopping(done: int, total: int) -> None:
+    def stopping(done: int, total: int, loss: float) -> None:
         if done == 8:
             raise Stopped
 
@@ -162,7 +162,7 @@ def test_a_history_that_has_lost_its_last_line_is_made_again(tiny, tmp_path, dam
 
 @pytest.fixture
 def checkpoint_size(tiny, tmp_path) -> int:
-    def stopping(done: int, total: int) -> None:
+    def stopping(done: int, total: int, loss: float) -> None:
         if done == 7:
             raise Stopped
 
@@ -206,7 +206,7 @@ def test_a_disk_that_becomes_read_only_is_one_line_and_loses_nothing(tiny, tmp_p
     expected = read(run(config(tiny, tmp_path / "whole")).folder)
     settings = config(tiny, mounted("size=50m"), checkpoint_minutes=0)
 
-    def stopping(done: int, total: int) -> None:
+    def stopping(done: int, total: int, loss: float) -> None:
         if done == 8:
             raise Stopped
 
@@ -249,7 +249,7 @@ def test_a_run_leaves_neither_its_model_nor_its_threads_behind(tiny, tmp_path, m
         models.append(weakref.ref(model))
         return model
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int, loss: float) -> None:
         if fails:
             raise Stopped
 
@@ -268,7 +268,7 @@ def test_a_run_leaves_neither_its_model_nor_its_threads_behind(tiny, tmp_path, m
 def test_a_resume_on_other_threads_is_said_and_kept_with_the_run(tiny, tmp_path, monkeypatch, capsys):
     import train.run as module
 
-    def stopping(done: int, total: int) -> None:
+    def stopping(done: int, total: int, loss: float) -> None:
         if done == 7:
             raise Stopped
 

@@ -29,7 +29,7 @@ from .test_sweeps import ROOT, wait_for, workers_of
 RUN = "tests.test_tuning:stand_in"
 
 
-def stand_in(config: Config, progress: Callable[[int, int], None] | None = None) -> None:
+def stand_in(config: Config, progress: Callable[[int, int, float], None] | None = None) -> None:
     """A run whose accuracy is known: best at a learning rate of 1e-4; warm-up hardly matters."""
     out, folder = Path(config.out), config.folder
     if (folder / "summary.json").exists():

@@ -218,7 +218,7 @@ SLOW = """
 import sys, time
 from train.config import Config
 from train.run import run
-run(Config.from_args(sys.argv[1:]), lambda done, total: time.sleep(1.5))
+run(Config.from_args(sys.argv[1:]), lambda *_: time.sleep(1.5))
 """
 
 

@@ -75,7 +75,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
 
 def test_the_readmes_example_runs_from_the_wheel_with_torch_alone(wheel, tmp_path):
     readme = (HERE / "README.md").read_text("utf-8")
-    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "from plasls" in block)
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "print(" in block)
     pinned = re.findall(r"^([A-Za-z_\-]+)==", (HERE / "requirements.txt").read_text("utf-8"), re.MULTILINE)
     refused = {"optim", "yaml", *(name.replace("-", "_") for name in pinned)} - {"torch", "numpy"}
     script = TORCH_ONLY.format(installed=str(wheel), refused=refused) + example.rstrip() + AFTERWARDS
@@ -84,3 +84,20 @@ def test_the_readmes_example_runs_from_the_wheel_with_torch_alone(wheel, tmp_pat
     )
     assert ran.returncode == 0, ran.stderr
     assert Path(ran.stdout.splitlines()[-1]).is_relative_to(wheel)
+
+
+def test_what_sweeps_install_is_pinned_and_is_enough_to_run_and_analyse_them():
+    def names(file):
+        return set(re.findall(r"^([A-Za-z_\-]+)", (HERE / file).read_text("utf-8"), re.MULTILINE))
+
+    everything, for_sweeps = names("requirements.txt"), names("requirements-sweeps.txt")
+    assert for_sweeps < everything
+    refused = {"IPython", *(name.replace("-", "_") for name in everything - for_sweeps)} - {"setuptools", "sphinx"}
+    script = f"""
+import sys
+sys.modules |= dict.fromkeys({sorted(refused)}, None)
+import sweeps.__main__, sweeps.grid, train.run, train.builders, train.peers
+import analysis.exhibits, analysis.sentences, analysis.sources.folder
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=HERE, check=False)
+    assert ran.returncode == 0, ran.stderr

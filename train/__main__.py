@@ -28,8 +28,9 @@ def main(args: list[str]) -> int:
             tqdm(desc=config.run_id, unit="step", disable=None if first else True) as bar,
         ):
 
-            def progress(step: int, total: int) -> None:
+            def progress(step: int, total: int, loss: float) -> None:
                 bar.total = total
+                bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
                 bar.update(step - bar.n)
 
             result = run(config, progress)

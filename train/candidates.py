@@ -98,6 +98,9 @@ CANDIDATES = {row.key: row for row in _ROWS}
 BASELINE = next(row for row in _ROWS if not row.searches)
 """the candidate that is tuned and with which the line searches are compared"""
 
+DEFAULT = CANDIDATES["untuned"]
+"""the candidate that is the library's default"""
+
 USED_BY = {
     setting: tuple(row.key for row in _ROWS if setting in row.settings) for row in _ROWS for setting in row.settings
 }

@@ -28,7 +28,7 @@ from .packing import check_packing, pack
 from .tasks import METRICS, TASKS
 from .tracking import Tracker, check_wandb
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def run(config: Config, progress: Progress | None = None) -> Result:
 
     Args:
         config: the run.
-        progress: called with (steps done, steps in all) after each optimizer step.
+        progress: called with (steps done, steps in all, mini-batch loss) after each optimizer step.
 
     Under torchrun all processes train this one run, each on a share of every mini-batch; rank 0 writes. A stop (see
     `stopping.listening`) ends the run after the present step, with a checkpoint. Within an evaluation it ends the
@@ -142,7 +142,7 @@ class Training:
                 if tracker is not None:
                     tracker.log(row)
                     if progress is not None:
-                        progress(self.done.step, total_steps)
+                        progress(self.done.step, total_steps, row["train/loss"])
                 if self.done.step % self.steps_per_epoch == 0:  # the end of an epoch is saved with its evaluation
                     break
                 if stopped or overdue:
