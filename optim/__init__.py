@@ -2,6 +2,7 @@
 
 from .components import split
 from .criteria import Armijo, Criterion, Follow, Smoothed
+from .extras.handover import handover
 from .extras.salsa import SALSA, SaLSA
 from .guard import is_trial
 from .line_search import LineSearch
@@ -27,6 +28,7 @@ __all__ = [
     "Search",
     "Smoothed",
     "__version__",
+    "handover",
     "is_trial",
     "split",
     "with_line_search",

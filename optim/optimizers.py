@@ -20,8 +20,9 @@ class SGDSLS(LineSearch, torch.optim.SGD):
 
     .. math:: w_{k+1} = w_k - \eta_k g_k, \qquad f_k(w_k - \eta_k g_k) \le f_k(w_k) - c\,\eta_k \|g_k\|^2
 
-    where g_k is the gradient of the mini-batch loss f_k at w_k and eta_k is the accepted step size. With momentum, the
-    move of torch.optim.SGD takes the place of -g, in the test and in the move.
+    where g_k is the gradient of the mini-batch loss f_k at w_k and eta_k is the step size. With momentum, the move of
+    torch.optim.SGD takes the place of -g, in the test and in the move. The preset of the paper accepts by this
+    condition. By default the step size follows the minimum along the move instead (`Follow`).
 
     The arguments are those of `LineSearch`, and torch.optim.SGD's own without lr.
     """
@@ -36,14 +37,15 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         w_{k+1} = w_k + \eta_k d_k
 
     where m and v are Adam's moments, with this step's gradient in them, and a hat means that the bias is corrected. By
-    default the move has no momentum (betas[0] is 0), so m is g. The paper tests the direction without momentum and
-    takes the one with it: `search=PAPER` does.
+    default no move is rejected: one trial at a search tells where the minimum along the move is, and the next steps'
+    step size follows it (`Follow`). The paper tests the direction without momentum and takes the one with it:
+    `search=PAPER` does.
 
     With a weight_decay of lambda the search tests :math:`f + \lambda/2\,\|w\|^2`. A decoupled weight decay is not the
     gradient of any function. Then the search tests f itself, along the move with the decay in it.
 
-    The arguments are those of `LineSearch`, and torch.optim.Adam's own (eps, fused, ...) without lr. The betas are
-    (0, 0.999), unless they or the preset say otherwise.
+    The arguments are those of `LineSearch`, and torch.optim.Adam's own (eps, fused, ...) without lr. If no betas are
+    given, they are the preset's. By default the momentum depends on the length of the run (`presets.momentum`).
     """
 
     def __init__(
@@ -86,7 +88,9 @@ class PLASLS(AdamSLS):
         params: param groups, each one a component (see `split`).
         joint, merge_threshold, first_steps: change these settings of the preset.
 
-    The other arguments are those of `AdamSLS`.
+    The other arguments are those of `AdamSLS`. Without `search` the preset is `SMOOTHED`, or `DEFAULT` for a single
+    component: where all move in a trial, `Follow` knows one parabola for all of them. With `FOLLOW.but(joint="never")`
+    each component follows its own (Eq. 6, with the move that is made).
     """
 
     has_components = True

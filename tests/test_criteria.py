@@ -1,10 +1,12 @@
 """optim/criteria.py: what accepts a trial, on numbers."""
 
 import math
+import operator
+import random
 
 import pytest
 
-from optim import Armijo, Smoothed
+from optim import Armijo, Follow, Smoothed
 
 
 @pytest.mark.parametrize("criterion", [Armijo(0.1), Smoothed(0.1, smoothing=0.0)])
@@ -101,3 +103,58 @@ def test_copies_for_an_optimizer_remember_nothing_and_are_equal():
     criterion.end(1.0, 0.5, -1.0, 1.0, 0.0)
     assert criterion == Smoothed(0.5, smoothing=0.9) != Smoothed(0.4, smoothing=0.9)
     assert Armijo(0.1) == Armijo(0.1) != Armijo(0.2)
+
+
+def parabola(size, slope=-3.0, curvature=8.0, base=1.0):
+    """What a search along f = base + slope t + curvature t^2 / 2 hands to a criterion."""
+    return base, base + slope * size + curvature * size**2 / 2, slope * size, size, 0.0
+
+
+@pytest.mark.parametrize("c", [0.5, 0.65, 0.75])
+def test_the_step_size_goes_where_the_parabola_has_fallen_by_c_of_what_its_slope_predicts(c):
+    minimum = 3 / 8
+    size = minimum * 2 * (1 - c) * 1.3
+    size *= Follow(c, smoothing=0.8).end(*parabola(size))
+    base, value, predicted, *_ = parabola(size)
+    assert size == pytest.approx(2 * (1 - c) * minimum)
+    assert (value - base) / predicted == pytest.approx(c)
+
+
+def test_a_step_size_that_follows_is_the_ratio_of_averages_written_as_sums():
+    generator, criterion, b, size = random.Random(3), Follow(0.7, smoothing=0.8), 0.8, 0.1
+    slopes, curvatures = [], []
+    for k in range(40):
+        slopes.append(-generator.uniform(0.5, 3.0))
+        curvatures.append(generator.uniform(2.0, 20.0))
+        factor = criterion.end(*parabola(size, slopes[-1], curvatures[-1]))
+        weights = [b ** (k - j) for j in range(k + 1)]
+        ratio = -sum(map(operator.mul, weights, slopes)) / sum(map(operator.mul, weights, curvatures))
+        assert factor == pytest.approx(min(2.0, max(0.5, 0.6 * ratio / size)))
+        size *= factor
+
+
+def test_one_search_changes_a_step_size_by_a_factor_of_two_at_most():
+    assert Follow(0.75, 0.8).end(*parabola(1e-6)) == 2.0
+    assert Follow(0.75, 0.8).end(*parabola(1e6)) == 0.5
+    assert Follow(0.75, 0.8).end(*parabola(0.1, curvature=-1.0)) == 2.0  # no minimum is in sight
+    assert Follow(0.75, 0.8).end(*parabola(0.1, slope=1.0)) == 0.5  # moves do not descend
+
+
+def test_a_change_within_rounding_tells_nothing_of_the_minimum():
+    criterion = Follow(0.75, 0.8)
+    assert criterion.end(1.0, 1.0 + 1e-8, -1e-9, 1e-9, 1e-8) == 1.0
+    assert criterion.state_dict() == Follow(0.75, 0.8).state_dict()
+
+
+def test_a_step_size_that_follows_goes_on_from_its_state():
+    one, other = Follow(0.75, 0.8), Follow(0.75, 0.8)
+    one.end(*parabola(0.2))
+    other.load_state_dict(one.state_dict())
+    assert one.end(*parabola(0.2, slope=-1.0)) == other.end(*parabola(0.2, slope=-1.0)) != 1.0
+
+
+def test_nothing_but_a_loss_that_is_not_finite_is_rejected_by_a_step_size_that_follows():
+    criterion = Follow(0.75, 0.8)
+    criterion.begin(-1.0)
+    assert criterion.accepts(1.0, 1e9, -1.0, 0.0)
+    assert not any(criterion.accepts(1.0, bad, -1.0, 0.0) for bad in (math.inf, math.nan))

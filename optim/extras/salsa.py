@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..optimizers import AdamSLS
-from ..presets import DEFAULT, Preset
+from ..presets import SMOOTHED, Preset
 
-SALSA = DEFAULT.but(
+SALSA = SMOOTHED.but(
     first_search="backtrack",
     initial_step_size=1.0,
     first_backtracking=0.8,
