@@ -151,7 +151,7 @@ class Follow:
     changes the step size by a factor of 2 at most, and not at all where the loss changes by no more than its rounding.
 
     Args:
-        c: 1/2 goes to the minimum, 3/4 to half of it.
+        c: the step size goes to the share 2 (1 - c) of the minimum: with 1/2 to the minimum, with 0.65 to 0.7 of it.
         smoothing: beta, 0 <= beta < 1.
     """
 
