@@ -4,6 +4,7 @@ python -m train.bench                                         on a random BERT, 
 python -m train.bench --only="adamsls; plasls joint=never"    some of them; settings are those of python -m train
 python -m train.bench cost --optimizer=untuned --key=value    a whole run on a task, beside that of ADAM (train.cost)
 python -m train.bench memory                                  what a search holds beside its host (train.memory)
+python -m train.bench gpu                                     on a GPU: BERT-base and a decoder of 1 B (train.gpu)
 
 Every candidate trains a copy of one model on the same batches. All run in one process and take one step each in turn,
 so that other work of the machine slows all of them alike. Times are medians over the rounds after the first searches.
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from . import cost, memory
+from . import cost, gpu, memory
 from .arguments import Parser, positive
 from .candidates import BASELINE, CANDIDATES, find
 from .clock import Clock, extra_memory
@@ -196,10 +197,9 @@ def table(result: dict[str, Any]) -> str:
 
 def main(args: Sequence[str]) -> int:
     """Exit status: 0, or 2 with one line for bad input."""
-    if args[:1] == ["cost"]:
-        return cost.main(args[1:])
-    if args[:1] == ["memory"]:
-        return memory.main(args[1:])
+    for name, command in {"cost": cost, "memory": memory, "gpu": gpu}.items():
+        if args[:1] == [name]:
+            return command.main(args[1:])
     try:
         _bench(_flags(args))
     except InputError as error:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
@@ -99,3 +100,15 @@ def extra_memory(step: Step, closure: Closure, parameters: Sequence[Tensor]) -> 
         if backwards and not inside:
             peak = max(peak, live - gradients)
     return peak
+
+
+def calls(step: Step, closure: Closure) -> int:
+    """Calls of kernels in a step outside of forward and backward passes; on a CPU, of torch's operators."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with profile(activities=activities) as profiler:
+        Clock(time.perf_counter).step(step, closure)
+    events = profiler.profiler.kineto_results.events()
+    inside = [(e.start_ns(), e.end_ns()) for e in events if e.name() in ("evaluation", "backward")]
+    names = ("cudaLaunchKernel", "cuLaunchKernel") if torch.cuda.is_available() else ("aten::",)
+    made = [event.start_ns() for event in events if event.name().startswith(names)]
+    return sum(not any(start <= at <= end for start, end in inside) for at in made)
