@@ -8,6 +8,7 @@ made to take about ten minutes.
 
 import argparse
 import gc
+import importlib
 import statistics
 import sys
 import time
@@ -70,7 +71,7 @@ def optimizers() -> dict[str, Callable[[Any], Any]]:
         "SaLSA": partial(SaLSA, fused=True),
     }
     try:
-        import schedulefree
+        schedulefree = importlib.import_module("schedulefree")
     except ImportError:
         print("Schedule-Free: left out: schedulefree is not installed", file=sys.stderr)
     else:
