@@ -41,6 +41,7 @@ class Groups(torch.optim.Optimizer):
     averaging: float | None
     clip_norm: float | None
     check_closure: bool
+    offload: bool
     criteria: dict[str, Criterion]
     turns: Turns
     search: Search | None
@@ -175,7 +176,7 @@ class Groups(torch.optim.Optimizer):
 
 
 _OWN = (
-    *("preset", "averaging", "clip_norm", "check_closure"),
+    *("preset", "averaging", "clip_norm", "check_closure", "offload"),
     *("criteria", "turns", "search", "counts", "guard", "given"),
 )
 

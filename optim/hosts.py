@@ -204,7 +204,8 @@ class Host(Averaged):
 
     def _given(self, turn: Turn, f: Evaluation) -> tuple[list[Part], list[Tensor], Evaluation, float]:
         """What moves in this step's trials, the parameters that do not, f, and how much of its changes is rounding."""
-        parts = [Part(group, coupled_decay(self, group)) for group in (self.param_groups[j] for j in turn.moving)]
+        groups = [self.param_groups[j] for j in turn.moving]
+        parts = [Part(group, coupled_decay(self, group), self.offload) for group in groups]
         still = [p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]]
         return parts, still, f, self._tolerance(f, self.preset.rounding)
 

@@ -59,6 +59,7 @@ class LineSearch(Host):
         clip_norm: the gradient is scaled to at most this norm before the search, as by torch's `clip_grad_norm_`.
         check_closure: whether the first step, and steps after several failed searches, evaluate the unmoved weights
             once more, and say what is wrong where the loss differs; at most one forward in a hundred evaluations.
+        offload: whether a search keeps its copy of the weights in CPU memory. The results are the same, bit for bit.
         grad_scaler: a torch.amp.GradScaler for float16, which scales the loss for the backward pass. Closures must be
             forward only. Do not call `grad_scaler.step`. You save its state yourself, as with torch's optimizers.
         c, max_interval: change these settings of the preset.
@@ -83,6 +84,7 @@ class LineSearch(Host):
         averaging: float | None = None,
         clip_norm: float | None = None,
         check_closure: bool = True,
+        offload: bool = False,
         grad_scaler: Any = None,
         c: float | None = None,
         max_interval: int | None = None,
@@ -90,7 +92,7 @@ class LineSearch(Host):
     ) -> None:
         refuse(host)
         preset = chosen(search, c=c, max_interval=max_interval)
-        self._prepare(preset, total_steps, averaging, clip_norm, check_closure, grad_scaler)
+        self._prepare(preset, total_steps, averaging, clip_norm, check_closure, offload, grad_scaler)
         super().__init__(params, lr=preset.initial_step_size or UNKNOWN, **host)  # type: ignore[call-arg]
 
     def _prepare(
@@ -100,11 +102,14 @@ class LineSearch(Host):
         averaging: float | None = None,
         clip_norm: float | None = None,
         check_closure: bool = True,
+        offload: bool = False,
         grad_scaler: Any = None,
     ) -> None:
         """All that a line search has beside its host, before the host has param groups."""
-        check(total_steps=total_steps, averaging=averaging, clip_norm=clip_norm, check_closure=check_closure)
-        self.preset, self.averaging, self.clip_norm, self.check_closure = preset, averaging, clip_norm, check_closure
+        check(total_steps=total_steps, averaging=averaging, clip_norm=clip_norm)
+        check(check_closure=check_closure, offload=offload)
+        self.preset, self.averaging, self.clip_norm = preset, averaging, clip_norm
+        self.check_closure, self.offload = check_closure, offload
         self.turns = Turns(preset, self.has_components, total_steps)
         self.criteria = {"all": preset.new_criterion()}
         self.search, self.counts, self.given = None, Counter(), {}

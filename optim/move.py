@@ -41,22 +41,33 @@ class Part:
 
     Args:
         decay: lambda of a coupled weight decay.
+        offload: whether copies of weights are kept in CPU memory.
 
     Attributes:
         weights: this rank's piece of each, the very memory that the parameter holds.
-        start: copies of them at w_k.
         size: the step size at which they stand now.
         slope: <g, d>; <g + lambda w, d> with a coupled weight decay.
         wd, dd: <w, d> and |d|^2, with a coupled weight decay.
     """
 
-    def __init__(self, group: Group, decay: float) -> None:
+    def __init__(self, group: Group, decay: float, offload: bool = False) -> None:
         self.parameters = [p for p in group["params"] if p.grad is not None]
         self.weights = [local(p.detach()) for p in self.parameters]
-        self.start = [w.clone() for w in self.weights]
-        self.decay = decay
+        self.decay, self.offload = decay, offload
+        self._start = self.copies()
         self.size = self.slope = self.wd = self.dd = 0.0
         self._away: list[Tensor] | None = None  # where the host's step led, while the weights are at w_k again
+
+    def copies(self) -> list[Tensor]:
+        """Copies of the weights as they stand; with `offload` in CPU memory, pinned where the weights are on CUDA."""
+        if not self.offload:
+            return [w.clone() for w in self.weights]
+        return [torch.empty_like(w, device="cpu", pin_memory=w.is_cuda).copy_(w) for w in self.weights]
+
+    @property
+    def start(self) -> Iterator[Tensor]:
+        """w_k, one weight at a time, on the device of the weights."""
+        return (held.to(w.device, non_blocking=True) for held, w in zip(self._start, self.weights, strict=True))
 
     def gradients(self) -> list[Tensor]:
         """This rank's piece of each gradient. A closure with a backward pass of its own makes another tensor of it."""
@@ -64,24 +75,29 @@ class Part:
 
     def scale(self, size: float) -> None:
         """Scale the move in place: w <- w_k + size / self.size (w - w_k)."""
-        if not self.start or self.size == 0:
+        if not self.weights or self.size == 0:
             return
         if size == 0:  # what is scaled to 0 cannot be scaled back
-            self._away = self._away or [w.clone() for w in self.weights]
-            torch._foreach_copy_(self.weights, self.start)
+            self._away = self._away or self.copies()
+            torch._foreach_copy_(self.weights, self._start)
             return
         if self._away is not None:
             torch._foreach_copy_(self.weights, self._away)
             self._away = None
-        if size != self.size:
-            torch._foreach_lerp_(self.weights, self.start, 1 - size / self.size)
-            self.size = size
+        if size == self.size:
+            return
+        if self.offload:
+            for w, start in zip(self.weights, self.start, strict=True):
+                w.lerp_(start, 1 - size / self.size)
+        else:
+            torch._foreach_lerp_(self.weights, self._start, 1 - size / self.size)
+        self.size = size
 
     def put_back(self) -> None:
         """w_k again, bit for bit, for good."""
         self._away, self.size = None, 0.0
-        if self.start:
-            torch._foreach_copy_(self.weights, self.start)
+        if self.weights:
+            torch._foreach_copy_(self.weights, self._start)
 
     def seen(self) -> list[tuple[int, int]]:
         """Which memory the parameters hold, and how often it was written to."""
@@ -189,7 +205,7 @@ class Line:
         A change above sqrt(eps) |f| is large for rounding. It must show between such points as well, else the loss
         jumps at w itself, and what is measured is the larger change between w' and two further points.
         """
-        here = [[w.clone() for w in part.weights] for part in self.parts]
+        here = [part.copies() for part in self.parts]
         sizes, slopes = [part.size for part in self.parts], [(part.slope, part.wd, part.dd) for part in self.parts]
         precision = max(torch.finfo(w.dtype).eps for part in self.parts for w in part.weights)
         share = min(1.0, self.size_that_moves_by(precision) / max(sizes))
@@ -211,7 +227,7 @@ class Line:
 
     def lengths(self) -> tuple[float, float]:
         """|w_k|, and how far the weights are from there."""
-        weights = [inner(zip(part.parameters, part.start, part.start, strict=True)) for part in self.parts]
+        weights = [inner((p, w, w) for p, w in zip(part.parameters, part.start, strict=True)) for part in self.parts]
         moves = [part.inner() for part in self.parts]
         return math.sqrt(sum(total(weights, self.f.mean))), math.sqrt(sum(total(moves, self.f.mean)))
 

@@ -177,7 +177,7 @@ class _Hosted(LineSearch):
         self, search: Preset = DEFAULT, c: float | None = None, max_interval: int | None = None, **settings: Any
     ) -> None:
         """Search with the param groups and the state of an optimizer that is there already."""
-        own = ("total_steps", "averaging", "clip_norm", "check_closure", "grad_scaler")
+        own = ("total_steps", "averaging", "clip_norm", "check_closure", "offload", "grad_scaler")
         if unknown := sorted(settings.keys() - set(own)):
             raise TypeError(f"unknown setting {unknown[0]}; allowed: search, c, max_interval, {', '.join(own)}")
         self._prepare(chosen(search, c=c, max_interval=max_interval), **settings)

@@ -53,6 +53,7 @@ ALLOWED: dict[str, Allowed] = {
     "averaging": NOT_NEGATIVE.or_none(),
     "clip_norm": ABOVE_0.or_none(),
     "check_closure": SWITCH,
+    "offload": SWITCH,
     # of a preset
     "c": SHARE,
     "criterion": Allowed(

@@ -81,6 +81,32 @@ def steps_of(model, optimizer, data):
 
 
 @by_default
+def test_copies_that_are_kept_in_cpu_memory_change_no_bit(make):
+    one, other = network().to(CUDA), network().to(CUDA)
+    plain, offloaded = make(one), make(other)
+    offloaded.offload = True
+    data = [(x.to(CUDA), y.to(CUDA)) for x, y in batches(20)]
+    assert steps_of(one, plain, data) == steps_of(other, offloaded, data)
+    assert torch.equal(weights(one), weights(other))
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_trial_holds_one_copy_of_the_weights_on_the_device_or_none_with_offload(offload):
+    weight = torch.nn.Parameter(torch.randn(2**20, device=CUDA))
+    optimizer, held = optim.SGDSLS([weight], search=optim.DEFAULT.but(max_interval=1), offload=offload), []
+
+    def closure():
+        held.append(torch.cuda.memory_allocated())
+        return weight.square().mean()
+
+    for _ in range(3):
+        optimizer.step(closure)
+    first, *trials = held[-1 - optimizer.search.trials :]
+    copies = (min(trials) - first) / weight.nbytes
+    assert copies == pytest.approx(1 if offload else 2, abs=0.1)  # one of them is the gradient
+
+
+@by_default
 def test_a_resumed_run_is_bit_identical(make):
     model = network(dropout=0.3).to(CUDA)
     optimizer, data = make(model), [(x.to(CUDA), y.to(CUDA)) for x, y in batches(12)]

@@ -81,6 +81,24 @@ def test_accumulated_micro_batches_are_the_whole_batch(tmp_path, texts, micro_ba
     assert trainer.state.global_step == 12
 
 
+def of_text(folder, collate=None, **changes):
+    """The losses of a language model."""
+    model = language_model()
+    trainer = LineSearchTrainer(
+        model, arguments(folder, num_train_epochs=1, **changes), train_dataset=Rows(texts=True), data_collator=collate,
+        optimizers=(AdamSLS(model.parameters()), None),
+    )  # fmt: skip
+    trainer.train()
+    return logged(trainer, "loss")
+
+
+def test_a_language_model_takes_the_same_steps_packed_and_with_its_activations_computed_twice(tmp_path):
+    losses = of_text(tmp_path)
+    assert losses[-1] < losses[0]
+    assert of_text(tmp_path, activation_checkpointing=True) == pytest.approx(losses, rel=1e-5)
+    assert of_text(tmp_path, hf.DataCollatorWithFlattening()) == pytest.approx(losses, rel=1e-4)
+
+
 def test_a_batch_that_is_not_full_at_the_epochs_end_is_a_batch(tmp_path):
     trainer = trained(tmp_path, classifier(), rows=Rows(40), gradient_accumulation_steps=2, num_train_epochs=1)
     assert trainer.state.global_step == 3
@@ -156,6 +174,16 @@ def test_without_an_optimizer_of_ours_the_error_shows_one(tmp_path):
             LineSearchTrainer(model, arguments(tmp_path), train_dataset=Rows(), optimizers=(given, None))
 
 
+def test_other_ways_of_sharding_are_refused_with_what_to_use(tmp_path):
+    model = classifier()
+    trainer = LineSearchTrainer(
+        model, arguments(tmp_path), train_dataset=Rows(), optimizers=(AdamSLS(model.parameters()), None)
+    )
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(ValueError, match=r"DeepSpeed, FSDP1 and FSDP of XLA are not supported; allowed: fsdp=True"):
+        trainer._check()
+
+
 def test_nothing_is_clipped_but_by_the_optimizer_before_the_search(tmp_path):
     norms = logged(trained(tmp_path, classifier()), "grad_norm")
     assert max(norms) > 0.1
@@ -166,11 +194,39 @@ def test_nothing_is_clipped_but_by_the_optimizer_before_the_search(tmp_path):
         trained(tmp_path, classifier(), max_grad_norm=0.5)
 
 
-def test_fp16_is_refused_and_bf16_learns(tmp_path):
+class Scaled(LineSearchTrainer):
+    """With the GradScaler that accelerate makes for fp16 on a GPU."""
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", growth_interval=4)
+        self.accelerator.native_amp = True
+
+
+def test_fp16_learns_with_the_loss_scaled_by_trainers_own_scaler_and_resumes_to_the_same_bits(tmp_path):
+    def run(resume=None):
+        model = classifier()
+        args = arguments(tmp_path, fp16=True, max_grad_norm=0, save_strategy="steps", save_steps=4)
+        optimizers = (optim.AdamSLS(model.parameters()), None)
+        trainer = Scaled(model, args, train_dataset=Rows(), optimizers=optimizers)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer, weights(model)
+
+    trainer, whole = run()
+    losses = logged(trainer, "loss")
+    assert losses[-1] < 0.8 * losses[0]
+    assert trainer._search().guard.grad_scaler is trainer.accelerator.scaler
+    assert trainer.accelerator.scaler.get_scale() != 65536.0  # it has followed the gradients
+    plain = logged(trained(tmp_path / "float32", classifier(), max_grad_norm=0), "grad_norm")
+    assert logged(trainer, "grad_norm")[0] == pytest.approx(plain[0], rel=0.01)  # unscaled again
+    again, resumed = run(str(tmp_path / "checkpoint-4"))
+    assert logged(again, "loss") == losses
+    assert torch.equal(whole, resumed)
+
+
+def test_bf16_learns_and_weights_in_float16_are_refused(tmp_path):
     losses = logged(trained(tmp_path, classifier(), bf16=True), "loss")
     assert losses[-1] < 0.8 * losses[0]
-    with pytest.raises(ValueError, match="fp16 is not supported"):
-        trained(tmp_path, classifier(), fp16=True)
     with pytest.raises(
         ValueError, match=r"weights are float16.*allowed: float32 weights"
     ):  # as checkpoints may be saved
@@ -405,15 +461,15 @@ def test_a_descendant_that_never_asks_for_its_loss_is_one_error_and_moves_nothin
     assert torch.equal(weights(model), before)
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path):
+def test_two_processes_take_the_steps_of_one_also_with_weights_sharded_by_fsdp2(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*command, "-m", distributed.__module__, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for texts, (state, losses) in enumerate(torch.load(tmp_path / "found.pt")):
+    for texts, (state, losses) in zip((False, True, True), torch.load(tmp_path / "found.pt"), strict=True):
         alone, together = (language_model() if texts else classifier() for _ in range(2))
-        trainer = trained(tmp_path / "alone", alone, rows=Rows(texts=bool(texts)), num_train_epochs=1)
+        trainer = trained(tmp_path / "alone", alone, rows=Rows(texts=texts), num_train_epochs=1)
         together.load_state_dict(state)
         assert losses == pytest.approx(logged(trainer, "loss"), rel=1e-2)
         assert_close(together, alone)

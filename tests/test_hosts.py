@@ -2,6 +2,7 @@
 
 import math
 
+import peft
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -128,6 +129,44 @@ def test_a_learning_rate_in_a_tensor_stays_one():
         assert in_tensor.search.trials == number.search.trials
         assert in_tensor.search.after == pytest.approx(number.search.after, rel=1e-9)
     assert torch.allclose(weights(one), weights(other), rtol=1e-9)
+
+
+@pytest.mark.parametrize("package", ["torchao", "bitsandbytes"])
+@pytest.mark.filterwarnings("ignore")  # torch's compiler on the packages' tensors
+def test_moments_in_eight_bits_are_the_hosts_own_and_train(package):
+    host = pytest.importorskip(f"{package}.optim", reason=f"{package} is not installed").AdamW8bit
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 128), torch.nn.Tanh(), torch.nn.Linear(128, 64), torch.nn.Tanh())
+    model.append(torch.nn.Linear(64, 3))
+    optimizer = with_line_search(host)(model.parameters(), total_steps=60)
+    losses = train(model, optimizer, batches(60))
+    assert mean(losses[-10:]) < 0.6 * losses[0]
+    state = optimizer.state[model[2].weight]
+    kinds = {inner.dtype for value in state.values() if isinstance(value, torch.Tensor) for inner in parts_of(value)}
+    assert torch.uint8 in kinds
+
+
+def parts_of(tensor):
+    """The plain tensors of which a quantised one is made."""
+    names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else []
+    return [getattr(tensor, name) for name in names] or [tensor]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_learn_on_a_base_in_four_bits_which_stays_as_it_is():
+    quantised = pytest.importorskip("bitsandbytes.nn", reason="bitsandbytes is not installed")
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(quantised.Linear4bit(64, 64, compute_dtype=torch.float32), torch.nn.Tanh())
+    base.append(torch.nn.Linear(64, 3))
+    base.to("cpu")
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["0"], modules_to_save=["2"]))
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    optimizer = AdamSLS(model.parameters(), total_steps=60)
+    generator = torch.Generator().manual_seed(0)
+    data = [(x, x[:, :3].argmax(1)) for x in torch.randn(60, 24, 64, generator=generator)]
+    losses = train(model, optimizer, data)
+    assert mean(losses[-10:]) < 0.8 * losses[0]
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
 
 
 EVEN = {

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import DEFAULT, PAPER, SGDSLS, AdamSLS, with_line_search
-from tests.small import classic, network, train, weights
+from optim import DEFAULT, PAPER, PLASLS, SGDSLS, AdamSLS, split, with_line_search
+from optim.move import Part
+from tests.small import by_layer, classic, network, train, weights
 
 HOSTS = {
     "SGD": (torch.optim.SGD, {"momentum": 0.9}),
@@ -113,6 +114,42 @@ def test_a_step_leaves_the_weights_in_the_memory_where_they_were(make):
     places = [p.data_ptr() for p in model.parameters()]
     train(model, make(model.parameters()))
     assert [p.data_ptr() for p in model.parameters()] == places
+
+
+# -- the copy of the weights --------------------------------------------------------------------------------
+
+
+def adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+OFFLOADED = {
+    "SGD": lambda model, **more: SGDSLS(model.parameters(), weight_decay=0.1, max_interval=1, **more),
+    "Adam": lambda model, **more: AdamSLS(model.parameters(), total_steps=30, max_interval=1, **more),
+    "classic": lambda model, **more: classic(AdamSLS)(model.parameters(), **more),
+    "components": lambda model, **more: PLASLS(split(model, by_layer), first_steps=2, max_interval=1, **more),
+    "an instance": lambda model, **more: with_line_search(adamw(model), max_interval=1, **more),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", OFFLOADED.values(), ids=OFFLOADED.keys())
+def test_copies_that_are_kept_elsewhere_change_no_bit(make, dtype, monkeypatch):
+    one, other = network().to(dtype), network().to(dtype)
+    plain = train(one, make(one))
+    monkeypatch.setattr(torch, "_foreach_lerp_", None)  # it takes no tensors of two devices
+    monkeypatch.setattr(Part, "start", property(elsewhere))
+    assert train(other, make(other, offload=True)) == plain
+    assert torch.equal(weights(one), weights(other))
+    assert sum(trials for trials, *_ in plain) > 12
+
+
+def elsewhere(part):
+    """As `Part.start`, which brings the copies of one weight at a time to the weights' device."""
+    for held, w in zip(part._start, part.weights, strict=True):
+        assert held.device.type == "cpu"
+        assert held.data_ptr() != w.data_ptr()
+        yield held.clone()
 
 
 # -- closures that change the weights -----------------------------------------------------------------------

@@ -38,6 +38,7 @@ OF_OPTIMIZER: dict[str, list[object]] = {
     "averaging": [-1, math.nan],
     "clip_norm": [0, -1.0, math.inf],
     "check_closure": [1, None],
+    "offload": [1, None],
 }
 
 

@@ -4,13 +4,14 @@ import sys
 
 import torch
 import transformers as hf
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
 import optim
 from optim.hf import LineSearchTrainer
-from tests.small import classic
-
-AdamSLS = classic(optim.AdamSLS)
+from tests.small import CLASSIC
 
 SIZES = {
     "hidden_size": 16,
@@ -20,6 +21,24 @@ SIZES = {
     "initializer_range": 0.3,
 }
 WORDS = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+SHARDED = {
+    "fsdp": True,
+    "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
+}
+
+
+class OnTheCPU(LineSearchTrainer):
+    """Sharded by FSDP2, which accelerate takes up on accelerators only."""
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            state = self.accelerator.state
+            state.distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
 
 
 class Rows(Dataset):
@@ -63,15 +82,17 @@ def arguments(folder, kind=hf.TrainingArguments, **changes):
 
 
 def distributed(folder):
-    """Train both models as one of several processes and keep their weights and losses."""
+    """Train models as one of several processes, the last one sharded by FSDP2; keep their weights and losses."""
     found = []
-    for texts in (False, True):
+    for texts, more in ((False, {}), (True, {}), (True, SHARDED)):
         model = language_model() if texts else classifier()
-        args = arguments(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=1)
-        optimizers = (AdamSLS(model.parameters()), None)
-        trainer = LineSearchTrainer(model, args, train_dataset=Rows(texts=texts), optimizers=optimizers)
+        changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 1, **more}
+        args, chosen = arguments(folder, **changes), (optim.AdamSLS, {"search": CLASSIC})
+        trainer = OnTheCPU(model, args, train_dataset=Rows(texts=texts), optimizer_cls_and_kwargs=chosen)
         trainer.train()
-        found.append((model.state_dict(), [row["loss"] for row in trainer.state.log_history[:-1]]))
+        assert any(isinstance(p, DTensor) for p in trainer.model.parameters()) == bool(more)
+        weights = get_model_state_dict(trainer.model, options=StateDictOptions(full_state_dict=True))
+        found.append((weights, [row["loss"] for row in trainer.state.log_history[:-1]]))
     if trainer.is_world_process_zero():
         torch.save(found, f"{folder}/found.pt")
     torch.distributed.destroy_process_group()  # its threads may abort a process that ends before them

@@ -3,6 +3,8 @@
 python -m train.bench                                         on a random BERT, batches of random tokens
 python -m train.bench --only="adamsls; plasls joint=never"    some of them; settings are those of python -m train
 python -m train.bench cost --optimizer=untuned --key=value    a whole run on a task, beside that of ADAM (train.cost)
+python -m train.bench memory                                  what a search holds beside its host (train.memory)
+python -m train.bench gpu                                     on a GPU: BERT-base and a decoder of 1 B (train.gpu)
 
 Every candidate trains a copy of one model on the same batches. All run in one process and take one step each in turn,
 so that other work of the machine slows all of them alike. Times are medians over the rounds after the first searches.
@@ -12,13 +14,11 @@ Ratios are to ADAM's step.
 import argparse
 import copy
 import json
-import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,23 +26,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.profiler import record_function
-from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel
 
-from . import cost
+from . import cost, gpu, memory
 from .arguments import Parser, positive
 from .candidates import BASELINE, CANDIDATES, find
+from .clock import Clock, extra_memory
 from .config import Config
 from .errors import InputError, writing
 from .model import Classifier, drop_pooler, load_classifier
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler reports each start and stop on stderr
-
 Batch = dict[str, Tensor]
-Closure = Callable[[], Tensor]
-Step = Callable[[Closure], Tensor]
-"""one training step on a closure that returns the mini-batch loss"""
 
 ARMS = [f"{row.key} {settings}".strip() for row in CANDIDATES.values() for settings in row.timed]
 """what is compared: the study's candidates, each with settings that differ from the defaults"""
@@ -58,92 +52,6 @@ def configuration(arm: str) -> Config:
     """
     key, *settings = arm.split()
     return Config.from_dict({"optimizer": key, "epochs": 1} | dict(each.split("=", 1) for each in settings))
-
-
-# -- where the time goes -----------------------------------------------------------------------------------
-
-
-@dataclass
-class Clock:
-    """Seconds of one step: of its first evaluation, its backward passes, and its further evaluations (the trials)."""
-
-    now: Callable[[], float]
-    forward: float = 0.0
-    backward: float = 0.0
-    trial: float = 0.0
-    trials: int = 0
-    total: float = 0.0
-
-    @property
-    def arithmetic(self) -> float:
-        return self.total - self.forward - self.backward - self.trial
-
-    def step(self, step: Step, closure: Closure) -> None:
-        evaluations = 0
-
-        def timed() -> Tensor:
-            nonlocal evaluations
-            evaluations += 1
-            start = self.now()
-            with record_function("evaluation"):
-                loss = closure()
-            elapsed = self.now() - start
-            if evaluations == 1:
-                self.forward += elapsed
-            else:
-                self.trial, self.trials = self.trial + elapsed, self.trials + 1
-            return loss
-
-        with self._timing_backward():
-            start = self.now()
-            step(timed)
-            self.total = self.now() - start
-
-    @contextmanager
-    def _timing_backward(self) -> Iterator[None]:
-        backward = Tensor.backward
-
-        def timed(*args: Any, **kwargs: Any) -> None:
-            start = self.now()
-            with record_function("backward"):
-                backward(*args, **kwargs)
-            self.backward += self.now() - start
-
-        Tensor.backward = timed  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            Tensor.backward = backward  # type: ignore[method-assign]
-
-
-def extra_memory(step: Step, closure: Closure, parameters: Sequence[Tensor]) -> int:
-    """Peak bytes of a step outside of forward and backward passes, without weights, gradients and older memory.
-
-    It is computed from the allocator's events. The model's activations exist only within evaluations and the backward
-    pass, so they are not counted.
-    """
-    gradients = sum(p.numel() * p.element_size() for p in parameters if p.grad is not None)
-    for p in parameters:
-        p.grad = None  # else the step would use this memory, which is there already, for other things
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        Clock(time.perf_counter).step(step, closure)
-    marks: list[tuple[int, int, Any]] = []
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            marks.append((event.start_ns(), 0, event.nbytes()))
-        elif event.name() in ("evaluation", "backward"):
-            marks.append((event.start_ns(), 1, event.name()))
-            marks.append((event.start_ns() + event.duration_ns(), 2, event.name()))
-    live, peak, inside, backwards = 0, 0, 0, 0
-    for _, kind, value in sorted(marks, key=lambda mark: mark[:2]):
-        if kind == 0:
-            live += value
-        else:
-            inside += 1 if kind == 1 else -1
-            backwards += kind == 2 and value == "backward"
-        if backwards and not inside:
-            peak = max(peak, live - gradients)
-    return peak
 
 
 # -- the runs ----------------------------------------------------------------------------------------------
@@ -289,8 +197,9 @@ def table(result: dict[str, Any]) -> str:
 
 def main(args: Sequence[str]) -> int:
     """Exit status: 0, or 2 with one line for bad input."""
-    if args[:1] == ["cost"]:
-        return cost.main(args[1:])
+    for name, command in {"cost": cost, "memory": memory, "gpu": gpu}.items():
+        if args[:1] == [name]:
+            return command.main(args[1:])
     try:
         _bench(_flags(args))
     except InputError as error:

@@ -84,8 +84,8 @@ class LineSearchMixin:
     - The move is made when the last micro-batch has come, so the callbacks on_pre_optimizer_step and on_optimizer_step
       both come after it.
 
-    Checkpoints, resuming (bit for bit), load_best_model_at_end, evaluation, bf16 and DistributedDataParallel are
-    Trainer's own.
+    Checkpoints, resuming (bit for bit), load_best_model_at_end, evaluation, bf16, fp16 (Trainer's GradScaler scales the
+    loss for the backward pass), DistributedDataParallel and FSDP2 are Trainer's own.
 
     Args:
         optimizers: (one of this library's optimizers, None or a scheduler).
@@ -97,8 +97,8 @@ class LineSearchMixin:
     Raises:
         TypeError: the optimizer has no line search.
         ValueError: a schedule that sets step sizes, an argument of another optimizer (`adam_beta1`, `optim`, ...),
-            clipping by Trainer, fp16, DeepSpeed or FSDP is asked for, or the weights are float16. The error says what
-            is allowed.
+            clipping by Trainer, DeepSpeed or FSDP1 is asked for, or the weights are float16. The error says what is
+            allowed.
     """
 
     def __init__(self, *args: Any, optimizer_cls_and_kwargs: tuple[Any, Any] | None = None, **kwargs: Any) -> None:
@@ -136,15 +136,17 @@ class LineSearchMixin:
                 f"max_grad_norm={args.max_grad_norm} clips after the search; allowed: 0, or the default 1.0, neither "
                 f"of which clips, and the optimizer's clip_norm={args.max_grad_norm}"
             )
-        if args.fp16:
-            raise ValueError("fp16 is not supported in Trainer; allowed: bf16=True, or neither")
         if any(p.dtype == torch.float16 for p in self.model.parameters() if p.requires_grad):
             raise ValueError(
                 "the trainable weights are float16, in which Adam's step and a loss's decrease are lost; allowed: "
                 "from_pretrained(..., dtype=torch.float32), and bf16=True where speed is needed"
             )
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.is_fsdp_xla_enabled:
-            raise ValueError("sharded parameters are not supported; allowed: DistributedDataParallel, by torchrun")
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if self.is_deepspeed_enabled or self.is_fsdp_xla_enabled or getattr(plugin, "fsdp_version", 2) != 2:
+            raise ValueError(
+                "DeepSpeed, FSDP1 and FSDP of XLA are not supported; allowed: fsdp=True with "
+                "fsdp_config={'version': 2}, which is FSDP2, or DistributedDataParallel, both by torchrun"
+            )
 
     def _refuse_unread(self: Any, kind: type[LineSearch]) -> None:
         """Refuse what a plain Trainer's optimizer would read, and this one does not."""
@@ -199,6 +201,7 @@ class LineSearchMixin:
     def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
         """No schedule unless one is asked for. Trainer has wrapped the optimizer when it calls this before training."""
         self._held = []
+        self._search().guard.grad_scaler = self.accelerator.scaler  # of fp16, else None
         if self.optimizer is not self._search():
             self.optimizer.step = _moved_already
         if self.lr_scheduler is None:
@@ -222,6 +225,12 @@ class LineSearchMixin:
 
     def _clip_grad_norm(self: Any, model: Any) -> None:
         """Do nothing: the optimizer clips, if it is asked to."""
+
+    def _get_grad_norm(self: Any, model: Any, grad_norm: Any = None) -> Any:
+        if grad_norm is None and self.accelerator.scaler is not None:  # accelerate would unscale once more
+            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
 
     # -- the step -----------------------------------------------------------------------------------------
 

@@ -310,7 +310,7 @@ class Evaluation:
         types = {self._modules.autocast or self.value.dtype, *(p.dtype for p in self._parameters)}
         coarse = max(torch.finfo(dtype).eps for dtype in types)
         if coarse > precision:
-            pieces = [(p, local(p.detach()) * local(p.grad, p)) for p in self._parameters if p.grad is not None]
+            pieces = ((p, local(p.detach()) * local(p.grad, p)) for p in self._parameters if p.grad is not None)
             error += coarse * total([inner((p, piece, piece) for p, piece in pieces)], lambda sums: sums)[0] ** 0.5
         return self._ranks.mean(lambda: error)
 
