@@ -22,7 +22,7 @@ SEEN = (0, 1)
 SMALL, OTHER = "the study's", "MiniLM"
 CHOICES = (
     Choice(
-        "the default's parts",
+        "UNTUNED's parts",
         "sst2, mrpc; 600 rows of qnli, mnli",
         SMALL,
         "0; on sst2 also 1",
@@ -42,6 +42,13 @@ CHOICES = (
         f"{OTHER}; none",
         "0, 1; 0 to 2",
         ("long",),
+    ),
+    Choice(
+        "FOLLOW, its share 0.7, its average and its momentum",
+        "sst2, mrpc; characters and ten small problems",
+        f"{SMALL}; none",
+        "10 to 12",
+        ("confirm",),
     ),
     Choice("the test of the joint move", "sst2, mrpc, qnli", OTHER, "0 to 2", ("joint",)),
 )

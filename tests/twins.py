@@ -61,14 +61,14 @@ class SmoothedTwin(Twin):
         base = self.begin(f)
         self.passed += 1
         shaky = self.rises >= 6
-        moves, self.eta_moved = True, None
+        moves, self.eta_moved = True, math.nan
         if self.passed >= self.wait or shaky:
             moves = self.search(base, shaky)
         else:
             self.rises = self.rises + 1 if base > self.before else 0
         self.before = base
         decay = 1.0 if self.total is None else (1 + math.cos(math.pi * (self.k - 1) / self.total)) / 2
-        eta = self.eta if self.eta_moved is None else self.eta_moved
+        eta = self.eta if math.isnan(self.eta_moved) else self.eta_moved
         self.move([decay * eta if moves else 0.0] * len(self.w), self.d)
 
     def search(self, base: float, shaky: bool) -> bool:

@@ -98,7 +98,7 @@ CANDIDATES = {row.key: row for row in _ROWS}
 BASELINE = next(row for row in _ROWS if not row.searches)
 """the candidate that is tuned and with which the line searches are compared"""
 
-DEFAULT = CANDIDATES["untuned"]
+DEFAULT = CANDIDATES["follow"]
 """the candidate that is the library's default"""
 
 USED_BY = {
