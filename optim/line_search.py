@@ -30,8 +30,7 @@ from .turns import Turn, Turns
 # The first search starts from a step size that changes the weights by this share at least. A loss may be 0 where its
 # slope is not, as a policy gradient's is: then the tangent's zero says nothing, and no trial beside it is resolved.
 LEAST_START = 1e-4
-# The step size that a param group shows before the first search, if no start was given.
-UNKNOWN = 0.1
+UNKNOWN = 0.1  # the step size that a param group shows before the first search, if no start was given
 # At the same weights the loss may differ by this many rounding errors: accelerators sum in another order each time.
 REPEATED = 25.0
 
@@ -40,8 +39,7 @@ class LineSearch(Host):
     r"""Mix-in over a torch optimizer: `class AdamSLS(LineSearch, torch.optim.Adam)`.
 
     The search chooses each param group's step size, `group["lr"]`. Where components have step sizes of their own
-    (PLASLS), each step searches one of them (Eq. 6). Otherwise all groups share one. If no trial is accepted, what was
-    searched stays where it is, bit for bit.
+    (PLASLS), each step searches one of them (Eq. 6). Otherwise all groups share one. What has no accepted trial stays.
 
     Step sizes may be set between steps, by hand or by torch's schedulers. The next search starts there; where groups
     share one step size, from that of the first. A group whose step size is set to 0 stays where it is. While one of
@@ -217,7 +215,7 @@ class LineSearch(Host):
             line.put_back()
 
     def _learn(self, turn: Turn, line: Line, found: Found, before: Sequence[float]) -> None:
-        """Let the criterion learn from the search, which may set the next step's step sizes, and note the search."""
+        """Let the criterion learn from the search, as it may set the next step's step sizes. Note the search."""
         criterion, predicted = self._criterion_of(turn), line.predicted(found.sizes)
         if not found.accepted:  # what it remembers may be the reason
             criterion.load_state_dict({})
