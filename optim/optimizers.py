@@ -1,6 +1,6 @@
 """The optimizers: each one pairs one of torch's with the line search. `with_line_search` does so for any other."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import torch
@@ -105,8 +105,9 @@ class PLASLS(AdamSLS):
         first_steps: int | str | None = None,
         **settings: Any,
     ) -> None:
-        params = list(params)
-        search = search or (DEFAULT if len(params) == 1 else SMOOTHED)
+        if search is None:
+            params = list(params) if isinstance(params, Iterator) else params
+            search = SMOOTHED if isinstance(params, Sequence) and len(params) > 1 else DEFAULT
         search = chosen(search, joint=joint, merge_threshold=merge_threshold, first_steps=first_steps)
         super().__init__(params, search=search, **settings)
 

@@ -210,7 +210,7 @@ def chosen(search: Any, **changes: Any) -> Preset:
     return search.but(**{name: value for name, value in changes.items() if value is not None})
 
 
-LONGEST_WINDOW, SHARE_OF_RUN = 10.0, 1 / 60
+LONGEST_WINDOW, SHARE_OF_RUN, UNKNOWN_LENGTH = 10.0, 1 / 60, 2.0
 
 
 def momentum(total_steps: int | None) -> float:
@@ -220,9 +220,10 @@ def momentum(total_steps: int | None) -> float:
 
     where m is the window of the average, in steps, and K = `total_steps`. So runs of 60 steps have no momentum, and
     those of 600 have Adam's own, 0.9. In 80 steps of fine-tuning, momentum costs about a point of accuracy, and from
-    scratch it gains several. A run of unknown length is taken for a long one.
+    scratch it gains several. In a run of unknown length moves do not decay. With a long momentum a step size that
+    follows then stays too large, so m is 2.
     """
-    window = LONGEST_WINDOW if total_steps is None else SHARE_OF_RUN * total_steps
+    window = UNKNOWN_LENGTH if total_steps is None else SHARE_OF_RUN * total_steps
     return 1 - 1 / min(LONGEST_WINDOW, max(1.0, window))
 
 

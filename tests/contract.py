@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import DEFAULT, PLASLS, SGDSLS, AdamSLS, with_line_search
+from optim import FOLLOW, PLASLS, SGDSLS, SMOOTHED, AdamSLS, with_line_search
 from tests.small import CLASSIC, on
 
 
@@ -38,7 +38,7 @@ def mean(values):
     return sum(values) / len(values)
 
 
-EQ6 = DEFAULT.but(joint="never", first_steps=1)
+EQ6 = SMOOTHED.but(joint="never", first_steps=1)
 """The components' own searches from the second step on, each of that component alone."""
 
 
@@ -52,6 +52,8 @@ CLASSES = {
     "PLASLS, classic": on(PLASLS, CLASSIC),
     "PLASLS, Eq. 6, classic": on(PLASLS, CLASSIC.but(joint="never", first_steps=1)),
     "AdamW": on(with_line_search(torch.optim.AdamW)),
+    "SGDSLS, follow": on(SGDSLS, FOLLOW),
+    "AdamSLS, follow": on(AdamSLS, FOLLOW),
 }
 eq6 = CLASSES["PLASLS, Eq. 6"]
 every_class = pytest.mark.parametrize("make", CLASSES.values(), ids=CLASSES.keys())

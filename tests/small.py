@@ -5,7 +5,7 @@ from dataclasses import fields
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import DEFAULT, PAPER, Preset
+from optim import PAPER, SMOOTHED, Preset
 
 
 def batches(count, seed=0, rows=24):
@@ -51,7 +51,7 @@ CLASSIC = PAPER.but(
 """A search at every step by the paper's criterion, which the slow reference knows, with its first search mended."""
 
 
-def on(optimizer, preset=DEFAULT):
+def on(optimizer, preset=SMOOTHED):
     """The optimizer on this preset. The preset's settings may be given beside the optimizer's own."""
     of_preset = {"c", *(each.name for each in fields(Preset))}
 

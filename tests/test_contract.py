@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import SWALR
 
-from optim import PLASLS, SGDSLS, AdamSLS, split
+from optim import PLASLS, SGDSLS, SMOOTHED, AdamSLS, Follow, split
 from tests.contract import batches, by_layer, eq6, every_class, mean, network, step_sizes, train, weights
 from tests.small import classic
 
@@ -189,7 +189,7 @@ def test_each_group_is_tested_along_the_direction_that_its_own_settings_take(cas
 def test_sgds_move_is_torchs_and_an_undampened_momentum_that_has_yet_to_build_up_is_made_up_for(settings):
     """After k steps of the same gradient the undampened momentum is (1 - mu^k) times what it will be."""
     one, other = network().double(), network().double()
-    searched = SGDSLS(one.parameters(), weight_decay=0.01, **settings)
+    searched = SGDSLS(one.parameters(), search=SMOOTHED, weight_decay=0.01, **settings)
     sgd = torch.optim.SGD(other.parameters(), weight_decay=0.01, **settings)
     for k, (x, y) in enumerate(batches(20, dtype=torch.float64), 1):
         searched.step(lambda x=x, y=y: cross_entropy(one(x), y))
@@ -278,7 +278,11 @@ def test_the_next_search_starts_from_a_step_size_that_is_set_between_steps(make,
     optimizer.param_groups[0]["lr"] = value
     train(model, optimizer, batches(1, seed=5))
     assert optimizer.search.before == 1e-3
-    assert optimizer.search.after == pytest.approx(1e-3 * 0.9 ** (optimizer.search.trials - 1), rel=1e-12)
+    if isinstance(optimizer.preset.criterion, Follow):
+        assert optimizer.search.trials == 1
+        assert 1 / 2 <= optimizer.search.after / 1e-3 <= 2
+    else:
+        assert optimizer.search.after == pytest.approx(1e-3 * 0.9 ** (optimizer.search.trials - 1), rel=1e-12)
     assert type(optimizer.param_groups[0]["lr"]) is type(value)  # a host may keep it in a tensor
 
 

@@ -89,7 +89,7 @@ def test_the_unit_of_the_loss_changes_no_step_size_of_adam(scale):
 
 
 @pytest.mark.parametrize(
-    ("steps", "window"), [(1, 1.0), (60, 1.0), (120, 2.0), (600, 10.0), (10_000, 10.0), (None, 10.0)]
+    ("steps", "window"), [(1, 1.0), (60, 1.0), (120, 2.0), (600, 10.0), (10_000, 10.0), (None, 2.0)]
 )
 def test_the_window_of_the_momentum_is_a_sixtieth_of_the_run_from_one_to_ten_steps(steps, window):
     assert 1 / (1 - momentum(steps)) == pytest.approx(window)

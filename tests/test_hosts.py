@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import DEFAULT, PLASLS, SGDSLS, AdamSLS, LineSearch, split, with_line_search
+from optim import DEFAULT, PLASLS, SGDSLS, SMOOTHED, AdamSLS, LineSearch, split, with_line_search
 from tests.contract import batches, by_layer, mean, train, weights
 
 KINDS = [
@@ -182,7 +182,7 @@ EVEN = {
 def test_under_equal_gradients_the_first_move_is_as_long_as_later_ones_of_the_same_step_size(host, settings):
     """RMSprop's first one would be ten times too long, that of a momentum of 0.9 ten times too short."""
     w = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
-    preset = DEFAULT.but(
+    preset = SMOOTHED.but(
         first_search="backtrack", initial_step_size=0.01, search_growth=1.0, linear_growth=1.0, growth_steps=math.inf
     )
     optimizer = with_line_search(host)([w], search=preset, **settings)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import optim
-from optim import PAPER, split
+from optim import PAPER, SMOOTHED, split
 from optim.groups import COUNTS
 from tests.reference import Reference
 from tests.searching import NEVER_GROW, PLASLS, SGDSLS, AdamSLS, every_optimizer, network, torch_problem, train
@@ -427,8 +427,23 @@ def test_a_regression_is_solved_up_to_rounding_whatever_the_unit_of_its_targets(
     x = torch.randn(256, 10)
     y = unit * x.sum(1, keepdim=True)
     model = torch.nn.Linear(10, 1)
-    optimizer = make(model.parameters())
+    optimizer = make(model.parameters(), search=SMOOTHED)
     for _ in range(400):
         loss = optimizer.step(lambda: (model(x) - y).square().mean())
     assert loss < 1e-11 * unit**2
     assert optimizer.counts["trials"] < 60
+
+
+@pytest.mark.parametrize("make", [optim.SGDSLS, optim.AdamSLS])
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3, 1e6])
+def test_a_step_size_that_follows_solves_a_regression_whatever_the_unit_of_its_targets(make, unit):
+    """As far as Adam's own momentum lets it in so many steps."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 10)
+    y = unit * x.sum(1, keepdim=True)
+    model = torch.nn.Linear(10, 1)
+    optimizer = make(model.parameters())
+    for _ in range(400):
+        loss = optimizer.step(lambda: (model(x) - y).square().mean())
+    assert loss < 1e-9 * unit**2
+    assert optimizer.counts["trials"] < 40

@@ -7,7 +7,20 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from optim import DEFAULT, PAPER, PLASLS, SALSA, AdamSLS, Armijo, Preset, SaLSA, Smoothed, with_line_search
+from optim import (
+    DEFAULT,
+    PAPER,
+    PLASLS,
+    SALSA,
+    SMOOTHED,
+    AdamSLS,
+    Armijo,
+    Follow,
+    Preset,
+    SaLSA,
+    Smoothed,
+    with_line_search,
+)
 
 BAD: dict[str, list[object]] = {
     "c": [0, 1, -0.1, math.nan, "0.1"],
@@ -91,7 +104,7 @@ def test_but_changes_this_setting_and_no_other_and_leaves_the_preset(name):
     before = DEFAULT.as_dict()
     changed = DEFAULT.but(**{name: GOOD[name]})
     if name == "c":
-        assert changed == replace(DEFAULT, criterion=Smoothed(c=0.3, smoothing=0.9))
+        assert changed == replace(DEFAULT, criterion=Follow(c=0.3, smoothing=0.8))
     else:
         assert getattr(changed, name) == GOOD[name]
         assert changed == replace(DEFAULT, **{name: GOOD[name]}) != DEFAULT
@@ -155,4 +168,4 @@ def test_settings_as_plain_values_name_the_criterion():
     shown = PAPER.but(c=0.25).as_dict()
     assert shown["criterion"] == "Armijo(c=0.25)"
     assert shown.keys() == {each.name for each in fields(Preset)}
-    assert "smoothing=0.9" in DEFAULT.as_dict()["criterion"]
+    assert "smoothing=0.9" in SMOOTHED.as_dict()["criterion"]

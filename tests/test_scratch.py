@@ -66,7 +66,7 @@ def test_two_may_write_at_once(tmp_path):
         ("adamsls:c", "arm adamsls:c: the settings cannot be read; allowed: NAME:key=value,key=value"),
         ("adamsls:colour=1", "arm adamsls:colour=1: .*unexpected keyword argument 'colour'"),
         ("adamsls:c=1+x", r"arm adamsls:c=1\+x: 1 \+ x is no value; allowed: "),
-        ("adamsls:criterion=open(c=1)", r".*: open\(c=1\) is no criterion; allowed: Armijo, .*Smoothed with key=value"),
+        ("adamsls:criterion=open(c=1)", r".*: open\(c=1\) is no criterion; allowed: Armijo, .*with key=value"),
         ("adamsls:search=OURS", "arm adamsls:search=OURS: search is 'OURS'; allowed: a preset"),
         ("adam:lr=1", "arm adam:lr=1: lr is no setting; allowed: --rates"),
     ],

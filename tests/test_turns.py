@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from optim import DEFAULT
+from optim import SMOOTHED
 from optim.search import Found
 from optim.turns import Progress, Turns
 from tests.small import CLASSIC
@@ -54,7 +54,7 @@ def test_the_whole_network_is_searched_until_three_first_trials_in_a_row():
 
 
 def test_where_searches_grow_a_second_trial_is_settled_too():
-    turns, sizes, whole = turns_of(DEFAULT, components=True), [0.1, 0.1], []
+    turns, sizes, whole = turns_of(SMOOTHED, components=True), [0.1, 0.1], []
     for trials in (1, 3, 1, 2, 2, 1):
         while (turn := turns.next(sizes)) is None:
             turns.skip(1.0)
@@ -111,31 +111,31 @@ def searched_steps(preset, steps, shrink=()):
 
 
 def test_searches_grow_apart_with_the_steps_done_up_to_the_largest_distance():
-    searched = searched_steps(DEFAULT.but(max_interval=16, interval_growth=8), 400)
+    searched = searched_steps(SMOOTHED.but(max_interval=16, interval_growth=8), 400)
     assert searched[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15]
     assert sum(step <= 80 for step in searched) == 24
     assert {b - a for a, b in itertools.pairwise(searched) if a > 128} == {16}
 
 
 def test_a_search_that_more_than_halves_the_step_size_is_followed_by_another_at_once():
-    plain = searched_steps(DEFAULT.but(max_interval=16, interval_growth=8), 80)
-    unsettled = searched_steps(DEFAULT.but(max_interval=16, interval_growth=8), 80, shrink=[plain[-2]])
+    plain = searched_steps(SMOOTHED.but(max_interval=16, interval_growth=8), 80)
+    unsettled = searched_steps(SMOOTHED.but(max_interval=16, interval_growth=8), 80, shrink=[plain[-2]])
     assert plain[-2] + 1 in unsettled
     assert plain[-2] + 1 not in plain
 
 
 def test_a_step_size_doubles_where_its_trial_was_nearly_linear_and_grows_less_otherwise():
     for decrease, growth in ((0.95, 2.0), (0.6, 1.1)):
-        turns = turns_of(DEFAULT)
+        turns = turns_of(SMOOTHED)
         turns.count(turns.next([1.0]), found([1.0]), 1.0, decrease)
         assert turns.next([1.0]).starts == [growth]
-    turns = turns_of(DEFAULT.but(search_growth=1.0))  # the paper's: nothing but Eq. 2
+    turns = turns_of(SMOOTHED.but(search_growth=1.0))  # the paper's: nothing but Eq. 2
     turns.count(turns.next([1.0]), found([1.0]), 1.0, 0.95)
     assert turns.next([1.0]).starts == [1.0]
 
 
 def test_a_step_size_that_is_about_to_double_is_tested_at_the_next_step():
-    turns = turns_of(DEFAULT)
+    turns = turns_of(SMOOTHED)
     turns.progress.steps, turns.progress.accepted_once = 400, True
     turns.count(turns.next([1.0]), found([1.0]), 1.0, 0.6)
     assert turns.next([1.0]) is None
@@ -145,7 +145,7 @@ def test_a_step_size_that_is_about_to_double_is_tested_at_the_next_step():
 
 
 def test_moves_fall_along_half_a_cosine_where_the_number_of_steps_is_known():
-    turns = Turns(DEFAULT, has_components=False, total_steps=4)
+    turns = Turns(SMOOTHED, has_components=False, total_steps=4)
     factors = []
     for _ in range(4):
         factors.append(turns.move_factor())
@@ -153,7 +153,7 @@ def test_moves_fall_along_half_a_cosine_where_the_number_of_steps_is_known():
     assert factors == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2], abs=1e-15)
     with pytest.warns(UserWarning, match="after the last of total_steps=4, and moves nothing; give the number of all"):
         assert turns.move_factor() == 0
-    assert turns_of(DEFAULT).move_factor() == 1.0
+    assert turns_of(SMOOTHED).move_factor() == 1.0
 
 
 def test_a_measured_error_falls_with_the_loss_but_does_not_rise_with_it():
@@ -189,7 +189,7 @@ def test_a_component_whose_step_size_is_0_has_no_turn_and_does_not_move():
             assert sizes[1] == 0
         assert seen == [0, 2, 0, 2]
     assert turns.next([0.0, 0.0, 0.0]) is None
-    whole = turns_of(DEFAULT).next([0.0, 0.1, 0.1])
+    whole = turns_of(SMOOTHED).next([0.0, 0.1, 0.1])
     assert (whole.moving, whole.searched) == ([1, 2], 1)
 
 
@@ -206,7 +206,7 @@ def skipped_before_a_search(preset, losses):
 
 
 def test_six_rises_in_a_row_bring_a_search_at_once_from_half_the_step_size():
-    apart = DEFAULT.but(max_interval=16, interval_growth=4)
+    apart = SMOOTHED.but(max_interval=16, interval_growth=4)
     rising = list(range(1, 17))
     assert skipped_before_a_search(apart, rising) == (6, 0.5)
     interrupted = [1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9, 10, 11, 12]

@@ -130,7 +130,7 @@ class FollowTwin(SmoothedTwin):
     """
 
     def __init__(self, weights: list[Tensor], total_steps: int | None = None) -> None:
-        window = 10.0 if total_steps is None else min(10.0, max(1.0, total_steps / 60))
+        window = 2.0 if total_steps is None else min(10.0, max(1.0, total_steps / 60))
         super().__init__(weights, total_steps, 1 - 1 / window)
         self.S = self.C = 0.0
 
