@@ -275,7 +275,7 @@ def test_the_next_search_starts_from_a_step_size_that_is_set_between_steps(make,
     model = network()
     optimizer = make(model.parameters(), growth_steps=math.inf, search_growth=1.0, backtracking=0.9)
     train(model, optimizer, batches(3))
-    optimizer.param_groups[0]["lr"] = copy.copy(value)
+    optimizer.param_groups[0]["lr"] = copy.deepcopy(value)
     train(model, optimizer, batches(1, seed=5))
     assert optimizer.search.before == 1e-3
     if isinstance(optimizer.preset.criterion, Follow):
