@@ -191,7 +191,7 @@ ADAM_PAPER = arm("rates", optimizer=ADAM, learning_rate=PAPERS_RATE)
 ADAM_RATES = arm("rates", optimizer=ADAM)
 UNTUNED = arm("rates", optimizer=DEFAULT)
 SGDSLS_PAPER, ADAMSLS_PAPER, PLASLS_PAPER = (arm("paper", optimizer=key) for key in ("sgdsls", *SEARCHES))
-UNSEEN_UNTUNED, UNSEEN_RATES = arm("confirm", optimizer=DEFAULT), arm("confirm", optimizer=ADAM)
+UNSEEN_FOLLOW, UNSEEN_RATES = arm("confirm", optimizer="follow"), arm("confirm", optimizer=ADAM)
 """on seeds that no choice has seen"""
 LONG_ADAM = arm("long", optimizer=ADAM, learning_rate=PAPERS_RATE)
 LONG_ADAM_RATES = arm("long", optimizer=ADAM)

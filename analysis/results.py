@@ -39,7 +39,7 @@ RATES = {
     for untuned, tuned in (
         (claims.UNTUNED, claims.ADAM_RATES),
         (claims.LONG[claims.DEFAULT], claims.LONG_ADAM_RATES),
-        (claims.UNSEEN_UNTUNED, claims.UNSEEN_RATES),
+        (claims.UNSEEN_FOLLOW, claims.UNSEEN_RATES),
     )
 }
 """part -> its runs of the default, and of ADAM at several rates"""

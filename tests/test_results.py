@@ -44,7 +44,7 @@ def test_the_page_is_short() -> None:
 
 def test_the_page_claims_the_default_on_unseen_seeds_only_once_all_of_their_runs_are_there(tmp_path: Path) -> None:
     cells = list(plan.spaces("study", {"out": [str(tmp_path)]})["confirm"].cells().values())
-    best = {"sst2": 5e-5, "mrpc": 2e-4, "qnli": 5e-4, "mnli": 5e-4}
+    best = {"sst2": 1e-4, "mrpc": 1e-4, "qnli": 2e-4, "mnli": 2e-4}
     for config in cells:
         write_run(config, 0)
         of_adam = 0.7 if config.learning_rate == best[config.task] else 0.6
@@ -56,14 +56,13 @@ def test_the_page_claims_the_default_on_unseen_seeds_only_once_all_of_their_runs
         return " ".join(page.split("## Claimed on seeds")[1].split("## Beside other")[0].split())
 
     whole = told()
-    assert "seeds 5, 6, 7, 8, 9" in whole
-    assert "at 2e-5, 5e-5, 1e-4, 2e-4, 3e-4, 5e-4" in whole
-    assert (
-        "Over all tasks the default is 0.7 points ahead (0.6 to 0.7); the interval over tasks is −1.5 to 2.8." in whole
+    assert "at 1e-4, 2e-4, seeds 5, 6, 7," in whole
+    assert re.search(
+        r"FOLLOW is 0\.[67] points ahead \(0\.6 to 0\.7\), .* interval over tasks is −1\.4 to 2\.7\.", whole
     )
-    assert whole.count("| 5e-4 |") == 3  # of qnli, of mnli, and of all at one rate
+    assert whole.count("| 2e-4 |") >= 2  # of qnli and of mnli
     shutil.rmtree(cells[-1].folder)
-    assert "139 of 140 runs have finished, so nothing is claimed yet." in told()
+    assert "35 of 36 runs have finished, so nothing is claimed yet." in told()
     assert "points ahead" not in told()
 
 

@@ -12,7 +12,7 @@ from analysis.__main__ import main
 
 from .fake_runs import edit, write_sweep
 
-LOOK: dict[str, Any] = {"optimizer": ["adam", "untuned"], "learning_rate": [2e-5, 2e-4]}
+LOOK: dict[str, Any] = {"optimizer": ["adam", "follow"], "learning_rate": [2e-5, 2e-4]}
 
 
 def scored(out: Path, varied: dict[str, Any], scores: list[list[float]], name: str = "first-look") -> list[str]:
@@ -26,11 +26,11 @@ def scored(out: Path, varied: dict[str, Any], scores: list[list[float]], name: s
 def test_the_default_is_compared_with_adam_at_the_rate_that_was_best(tmp_path: Path) -> None:
     highest, difference, trust = scored(tmp_path, LOOK, [[0.5, 0.5, 0.5], [0.7, 0.72, 0.74], [0.74, 0.75, 0.76]])
     assert highest == (
-        "The highest validation accuracy is that of UNTUNED (75.0 ± 0.6 %), "
+        "The highest validation accuracy is that of FOLLOW (75.0 ± 0.6 %), "
         "the lowest that of ADAM, learning rate 2e-5 (50.0 ± 0.0 %)."
     )
     assert difference == (
-        "UNTUNED, which has no learning rate, minus ADAM at its best rate (2e-4), which is known only after these "
+        "FOLLOW, which has no learning rate, minus ADAM at its best rate (2e-4), which is known only after these "
         "runs: +3.0 points (95 % interval 0.5 to 5.5)."  # differences 4, 3, 2: 3 ± 4.303 / sqrt(3)
     )
     assert trust == "With 3 seeds (0 to 2) no exact test can be significant: this is a first impression, not a result."
@@ -87,7 +87,7 @@ def test_a_figure_beside_rates_has_the_default_as_a_level_and_adam_as_a_line_ove
     assert [line.get_label() for line in right.lines] == [
         "ADAM, learning rate 2e-5",
         "ADAM, learning rate 2e-4",
-        "UNTUNED",
+        "FOLLOW",
     ]
     write_sweep(tmp_path, "splits", epochs=2)
     assert exhibits.main_figure(load(tmp_path, "splits")).axes[1].get_xlabel() == "epochs"
