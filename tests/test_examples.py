@@ -115,6 +115,7 @@ def test_examples_are_short(file):
 
 @pytest.mark.filterwarnings("default:::transformers")
 def test_outside_of_glue_each_optimizer_trains_and_has_a_line(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "examples.outside", raising=False)  # train.scratch imports it, too
     monkeypatch.setattr(sys, "argv", ["outside", "gpt", "--seeds=0", "--steps=2", "--arms=AdamSLS,PLASLS,1e-3"])
     runpy.run_module("examples.outside", run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
