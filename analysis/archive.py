@@ -21,6 +21,8 @@ from train.arguments import Parser
 from train.errors import InputError, one_line, writing
 from train.folder import RunFolder, SweepFolder, replacing
 
+OUT = r'("out": )"(?:[^"\\]|\\.)*"'
+"""the folder of the runs in the text of config.json"""
 FILES = {"config": "config_file", "summary": "summary_file", "starts": "starts_file", "history": "history_file"}
 """column -> the file of a RunFolder whose text it has"""
 SCHEMA = pyarrow.schema([("run_id", pyarrow.string()), *((column, pyarrow.string()) for column in FILES)])
@@ -133,6 +135,7 @@ def _damage(run: RunFolder) -> str:
 def _row(run: RunFolder) -> Row:
     files: dict[str, Path] = {column: getattr(run, file) for column, file in FILES.items()}
     texts = {column: file.read_text(encoding="utf-8") if file.exists() else None for column, file in files.items()}
+    texts["config"] = re.sub(OUT, r'\1"results"', texts["config"] or "")  # an archive names no folder of one machine
     return {"run_id": run.path.name, **texts}
 
 
