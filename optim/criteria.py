@@ -109,28 +109,29 @@ class Smoothed:
 
     def begin(self, slope: float) -> None:
         self.this_slope = slope
-        self.slope = self._average(self.slope, -slope)
+        self.slope = _average(self.smoothing, self.slope, -slope)
 
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
         size = predicted / self.this_slope
-        decrease = self._average(self.decrease, base - trial + tolerance)
+        decrease = _average(self.smoothing, self.decrease, base - trial + tolerance)
         return math.isfinite(trial) and decrease >= self.c * size * self.slope
 
     def needs_descent(self) -> bool:
         return self.slope <= 0
 
     def end(self, base: float, trial: float, predicted: float, size: float, tolerance: float) -> float:
-        self.decrease = self._average(self.decrease, base - trial)
+        self.decrease = _average(self.smoothing, self.decrease, base - trial)
         return 1.0
-
-    def _average(self, before: float, now: float) -> float:
-        return self.smoothing * before + (1 - self.smoothing) * now
 
     def state_dict(self) -> dict[str, float]:
         return {"decrease": self.decrease, "slope": self.slope}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.decrease, self.slope = state.get("decrease", 0.0), state.get("slope", 0.0)
+
+
+def _average(smoothing: float, before: float, now: float) -> float:
+    return smoothing * before + (1 - smoothing) * now
 
 
 # One search changes the step size by this factor at most.
@@ -175,16 +176,13 @@ class Follow:
     def end(self, base: float, trial: float, predicted: float, size: float, tolerance: float) -> float:
         if max(abs(predicted), abs(trial - base)) <= 2 * tolerance:
             return 1.0
-        self.slope = self._average(self.slope, -predicted / size)
-        self.curvature = self._average(self.curvature, 2 * (trial - base - predicted) / size**2)
+        self.slope = _average(self.smoothing, self.slope, -predicted / size)
+        self.curvature = _average(self.smoothing, self.curvature, 2 * (trial - base - predicted) / size**2)
         if self.slope <= 0:  # the moves do not descend
             return 1 / MOST
         if self.curvature <= 0:  # no minimum is in sight
             return MOST
         return min(MOST, max(1 / MOST, 2 * (1 - self.c) * self.slope / self.curvature / size))
-
-    def _average(self, before: float, now: float) -> float:
-        return self.smoothing * before + (1 - self.smoothing) * now
 
     def state_dict(self) -> dict[str, float]:
         return {"slope": self.slope, "curvature": self.curvature}

@@ -12,11 +12,28 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
+from optim import LineSearch
+
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler reports each start and stop on stderr
 
 Closure = Callable[[], Tensor]
 Step = Callable[[Closure], Tensor]
 """one training step on a closure that returns the mini-batch loss"""
+
+
+def stepping(optimizer: torch.optim.Optimizer) -> Step:
+    """The training step of a line search, or of a plain optimizer, which does not call `backward` itself."""
+
+    def step(closure: Closure) -> Tensor:
+        if isinstance(optimizer, LineSearch):
+            return optimizer.step(closure)
+        optimizer.zero_grad()
+        loss = closure()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
 
 
 @dataclass

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from optim import DEFAULT, AdamSLS, LineSearch, SaLSA
+from optim import DEFAULT, AdamSLS, SaLSA
 
 from .arguments import Parser, positive
-from .clock import Clock, Closure, calls
+from .clock import Clock, calls, stepping
 from .errors import InputError
 
 MODES = ("float32", "bfloat16", "bfloat16, compiled")
@@ -106,14 +106,7 @@ def measure(
         with torch.autocast(device.type, torch.bfloat16, enabled="bfloat16" in mode):
             return run(input_ids=ids, labels=labels).loss
 
-    def step(closure: Closure) -> Tensor:
-        if isinstance(optimizer, LineSearch):
-            return optimizer.step(closure)
-        optimizer.zero_grad()
-        loss = closure()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+    step = stepping(optimizer)
 
     def now() -> float:
         if device.type == "cuda":

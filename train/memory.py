@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from optim import DEFAULT, LineSearch, with_line_search
+from optim import DEFAULT, with_line_search
 
 from .arguments import Parser
-from .clock import Closure, extra_memory
+from .clock import extra_memory, stepping
 from .errors import InputError
 
 STEPS = 4
@@ -105,14 +105,7 @@ def measure(arm: Arm, searched: bool) -> Held:
     def closure() -> Tensor:
         return model(input_ids=ids, labels=ids).loss
 
-    def step(closure: Closure) -> Tensor:
-        if isinstance(optimizer, LineSearch):
-            return optimizer.step(closure)
-        optimizer.zero_grad()
-        loss = closure()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+    step = stepping(optimizer)
 
     for _ in range(STEPS):
         step(closure)

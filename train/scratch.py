@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -137,8 +138,7 @@ def cell(done: dict[Run, dict[str, Any]], runs: list[Run]) -> Cell:
 
 def ranks(values: Sequence[float]) -> list[float]:
     """The ranks of values, 1 for the highest; equal ones share the mean of their ranks."""
-    order = sorted(values, reverse=True)
-    return [order.index(value) + (order.count(value) + 1) / 2 for value in values]
+    return rankdata([-value for value in values]).tolist()
 
 
 def tables(cells: dict[str, dict[str, Cell]]) -> list[str]:

@@ -1,6 +1,5 @@
 """From a line search to a plain optimizer that goes on with the step size that was found."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,11 +39,6 @@ def handover(optimizer: LineSearch) -> torch.optim.Optimizer:
     if optimizer.turns.progress.shows_average:
         raise RuntimeError("the parameters hold the average of the iterates; call optimizer.train() before")
     kind: Any = next(kind for kind in type(optimizer).__mro__ if not issubclass(kind, Groups))
-    plain = kind(list(_groups(optimizer)), lr=optimizer.param_groups[0]["lr"])
+    plain = kind([dict(group) for group in optimizer.param_groups], lr=optimizer.param_groups[0]["lr"])
     plain.state.update(optimizer.state)
     return plain
-
-
-def _groups(optimizer: LineSearch) -> Iterator[dict[str, Any]]:
-    for group in optimizer.param_groups:
-        yield dict(group)
