@@ -138,6 +138,7 @@ def test_one_search_changes_a_step_size_by_a_factor_of_two_at_most():
     assert Follow(0.75, 0.8).end(*parabola(1e6)) == 0.5
     assert Follow(0.75, 0.8).end(*parabola(0.1, curvature=-1.0)) == 2.0  # no minimum is in sight
     assert Follow(0.75, 0.8).end(*parabola(0.1, slope=1.0)) == 0.5  # moves do not descend
+    assert Follow(0.75, 0.8).end(*parabola(0.1, slope=1.0, curvature=-1.0)) == 0.5  # nor here, where they curve down
 
 
 def test_a_change_within_rounding_tells_nothing_of_the_minimum():

@@ -39,6 +39,23 @@ def test_a_search_costs_one_trial_after_the_first_one():
     assert optimizer.counts["failures"] == 0
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_a_search_that_changes_the_step_size_by_two_is_followed_by_another_one_at_once(factor):
+    model, closure = problem()
+    optimizer = AdamSLS(model.parameters(), betas=(0.0, 0.999))
+    for k in range(40):
+        optimizer.step(closure(k))
+    optimizer.param_groups[0]["lr"] *= factor
+    searched = []
+    for k in range(40, 60):
+        optimizer.step(closure(k))
+        if optimizer.search.trials:
+            searched.append((k, optimizer.search.after / optimizer.search.before))
+    (first, changed), (second, _) = searched[:2]
+    assert changed == (2.0 if factor < 1 else 0.5)
+    assert second == first + 1
+
+
 def test_the_move_that_was_tried_is_made_and_the_next_step_has_the_new_step_size():
     model, closure = problem()
     optimizer = AdamSLS(model.parameters(), search=FOLLOW.but(max_interval=1), betas=(0.0, 0.999))
@@ -103,8 +120,8 @@ def test_a_length_that_is_told_later_sets_the_momentum_unless_betas_were_given()
     model, _ = problem()
     optimizer, given = AdamSLS(model.parameters()), AdamSLS(model.parameters(), betas=(0.9, 0.99))
     for each in (optimizer, given):
-        each.decay_over(120)
-    assert optimizer.param_groups[0]["betas"] == (0.5, 0.999)
+        each.decay_over(240)
+    assert optimizer.param_groups[0]["betas"] == (0.75, 0.999)
     assert given.param_groups[0]["betas"] == (0.9, 0.99)
 
 
