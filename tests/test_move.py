@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from optim import DEFAULT, PAPER, PLASLS, SGDSLS, SMOOTHED, AdamSLS, split, with_line_search
+from optim import DEFAULT, FOLLOW, PAPER, PLASLS, SGDSLS, SMOOTHED, AdamSLS, split, with_line_search
 from optim.move import Part
 from tests.small import by_layer, classic, network, train, weights
 
@@ -243,10 +243,11 @@ def test_an_error_in_a_trial_puts_the_weights_back_and_in_the_first_search_the_h
 
 @pytest.mark.parametrize("optimizer", [AdamSLS, SGDSLS, with_line_search(torch.optim.NAdam)])
 @pytest.mark.parametrize("jump", [0.3, 10.0])
-def test_a_loss_that_jumps_at_the_unmoved_weights_is_not_taken_for_an_imprecise_one(optimizer, jump):
+@pytest.mark.parametrize("preset", [SMOOTHED, FOLLOW])
+def test_a_loss_that_jumps_at_the_unmoved_weights_is_not_taken_for_an_imprecise_one(optimizer, jump, preset):
     torch.manual_seed(0)
     model, x, y = torch.nn.Linear(8, 3), torch.randn(32, 8), torch.randint(3, (32,))
-    search = optimizer(model.parameters(), search=SMOOTHED.but(max_interval=1), check_closure=False)
+    search = optimizer(model.parameters(), search=preset.but(max_interval=1), check_closure=False)
     for _ in range(5):
         search.step(lambda: cross_entropy(model(x), y))
     unmoved = [parameter.detach().clone() for parameter in model.parameters()]

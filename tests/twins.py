@@ -127,6 +127,8 @@ class FollowTwin(SmoothedTwin):
     r"""AdamSLS as it comes: one trial a search, and what it tells sets the next step's eta.
 
     S = .8 S' - .2 <g, d>,   C = .8 C' + .2 * 2 (f(w + eta d) - f(w) - eta <g, d>) / eta^2,   eta <- .7 S / C
+
+    While moves no longer descend on average, eta is halved first.
     """
 
     def __init__(self, weights: list[Tensor], total_steps: int | None = None) -> None:
@@ -145,9 +147,12 @@ class FollowTwin(SmoothedTwin):
         if known:
             self.eta *= 0.5 if shaky else 1.0
             value = self.at([self.eta] * len(self.w))
+            while 0.8 * self.h + 0.2 * (base - value + 4 * 2.0**-52 * abs(base)) < 0:
+                self.eta *= 0.5
+                value = self.at([self.eta] * len(self.w))
         else:
             self.eta, value = self.first(base, s, 4 * 2.0**-52 * abs(base))
-        self.eta_moved = self.eta
+        self.eta_moved, self.h = self.eta, 0.8 * self.h + 0.2 * (base - value)
         self.S = 0.8 * self.S + 0.2 * s
         self.C = 0.8 * self.C + 0.2 * 2 * (value - base + self.eta * s) / self.eta**2
         wanted = 0.5 if self.S <= 0 else 2.0 if self.C <= 0 else 0.7 * self.S / self.C / self.eta
