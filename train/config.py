@@ -21,6 +21,8 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 # Where a run is kept and how it is watched does not change its result, so these fields are not in its run id.
+# A field that older runs do not have is in no id at the value that they had.
+ADDED = {"adapter": "none"}
 OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads", "checkpoint_minutes")
 
 
@@ -52,9 +54,12 @@ class Config:
     max_length: PositiveInt = 256
     """tokens a row is cut to; batches are padded to their own longest row"""
     pack: bool = False
-    """whether several short rows stand in one, without padding: the same loss, sooner; dropout is drawn otherwise"""
+    """whether several short rows stand in one, without padding: the same loss, sooner; dropout is drawn otherwise. Rows
+    with a learned prompt are not packed"""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """dropout probability everywhere in the encoder; None: the model's own"""
+    adapter: Literal["none", "lora", "rslora", "dora", "pissa", "ia3", "prompt"] = "none"
+    """what trains of the encoder: none: all of it; else an adapter of peft alone, a key of train.adapters.KINDS"""
     eval_rows: PositiveInt | None = None
     """validation rows used, always the same ones drawn at random; None: all"""
     eval_every: PositiveInt | Literal["end"] = 1
@@ -145,13 +150,13 @@ class Config:
     def run_id(self) -> str:
         """Digest of all fields that can change the result.
 
-        Settings that the candidate does not read are left out. A model or a data set in a folder counts by the
-        folder's own name, so that the id is the same wherever the folder lies.
+        Settings that the candidate does not read are left out, and those of `ADDED` at their first values. A model or a
+        data set in a folder counts by the folder's own name, so that the id is the same wherever the folder lies.
         """
         identity = {
             key: value
             for key, value in self.described().items()
-            if key not in OUTSIDE_IDENTITY and reads(self.optimizer, key)
+            if key not in OUTSIDE_IDENTITY and reads(self.optimizer, key) and (key, value) not in ADDED.items()
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -31,6 +31,9 @@ class Classifier(torch.nn.Module):
         seed: seed of the head's weights. They are normal with the encoder's `initializer_range`; the bias is 0. The
             global random state is neither used nor changed.
 
+    Attributes:
+        start: the position of [CLS] in the encoder's output. A learned prompt stands before it (`train.adapters`).
+
     Raises:
         InputError: the module does not work as an encoder.
     """
@@ -38,6 +41,7 @@ class Classifier(torch.nn.Module):
     def __init__(self, encoder: PreTrainedModel, outputs: int, seed: int) -> None:
         super().__init__()
         self.encoder = encoder
+        self.start = 0
         self.head = torch.nn.utils.skip_init(torch.nn.Linear, _features(encoder), outputs)
         deviation = getattr(encoder.config, "initializer_range", 0.02)
         with torch.no_grad():
@@ -51,7 +55,7 @@ class Classifier(torch.nn.Module):
         `first` says where each row's [CLS] is, counted over all tokens, if it is not in front (`train.packing`).
         """
         hidden = self.encoder(**inputs).last_hidden_state
-        return self.head(hidden[:, 0] if first is None else hidden.flatten(0, 1)[first])
+        return self.head(hidden[:, self.start] if first is None else hidden.flatten(0, 1)[first])
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean loss of a batch with "labels" (rows,)."""

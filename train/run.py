@@ -100,8 +100,13 @@ class Training:
         stopping.check()
         self.model: Classifier = load_classifier(config.model, task.outputs, config.dropout, config.seed)
         check_length(self.model.encoder, config.max_length)
+        if config.adapter != "none":
+            from .adapters import add_adapter  # peft takes a second to import
+
+            add_adapter(self.model, config.adapter)
         self.model.to(self.device)
-        if config.pack:
+        self.packs = config.pack and config.adapter != "prompt"  # whose prompt stands before each row
+        if self.packs:
             check_packing(self.model, self.padding)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
         self.optimizer: torch.optim.Optimizer = find(config.optimizer).build(config, self.model, self.steps_per_epoch)
@@ -173,7 +178,7 @@ class Training:
             for_training()
         batch = {name: values.to(self.device) for name, values in batch.items()}
         share, weight = self.ranks.share(batch)
-        if self.config.pack:
+        if self.packs:
             share = pack(share, self.padding)
         # Adam's learning rate is the one of the step just done; a line search's is what the step ends with.
         before = self.step_sizes()
