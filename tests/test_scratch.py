@@ -8,7 +8,7 @@ from multiprocessing.pool import ThreadPool
 import pytest
 import torch
 
-from optim import PAPER, PLASLS, AdamSLS, Smoothed
+from optim import PAPER, PLASLS, AdamSLS, Smoothed, handover
 from train import scratch
 from train.arms import read_arm
 from train.problems import PROBLEMS
@@ -105,6 +105,28 @@ def test_settings_of_an_arm_reach_the_optimizer():
     assert [len(group["params"]) for group in parts.param_groups] == [3, 3, 2]
     plain = read_arm("sgd:momentum=0.9", scratch.PROG).optimizer(model, 50, 0.25)
     assert (plain.param_groups[0]["lr"], plain.param_groups[0]["momentum"]) == (0.25, 0.9)
+
+
+def test_after_a_handover_the_host_goes_on_without_trials(call):
+    _, lines, _ = call(arms="adamsls:max_interval=1,handover=0.5", steps="10")
+    [handed] = map(json.loads, lines)
+    torch.manual_seed(1)
+    task = PROBLEMS["equation"].make(1)
+    optimizer = AdamSLS(task.model.train().parameters(), total_steps=10, max_interval=1)
+    for batch in itertools.islice(task.batches, 5):
+        optimizer.step(lambda batch=batch: task.loss(batch))
+    assert handed["forwards"] == (optimizer.counts["forwards"] + 5) / 10
+    plain = handover(optimizer)
+    for k, batch in enumerate(itertools.islice(task.batches, 5), start=5):
+        plain.zero_grad()
+        task.loss(batch).backward()
+        found = plain.param_groups[0]["lr"]
+        plain.param_groups[0]["lr"] = found * (1 + math.cos(math.pi * k / 10)) / 2
+        plain.step()
+        plain.param_groups[0]["lr"] = found
+    task.model.eval()
+    with torch.no_grad():
+        assert handed["figure"] == pytest.approx(float(task.figure()), rel=1e-6)
 
 
 def test_ranks_are_those_of_counting_pairs():

@@ -24,11 +24,15 @@ CRITERIA: dict[str, Any] = {name: kind for name, kind in vars(optim.criteria).it
 
 
 class Arm(NamedTuple):
-    """An optimizer and its settings, as they were typed and as they were read."""
+    """An optimizer and its settings, as they were typed and as they were read.
+
+    `handover` is the share of the run after which the host goes on alone, at the step size found and with the decay.
+    """
 
     text: str
     kind: type
     settings: dict[str, Any]
+    handover: float | None = None
 
     @property
     def searches(self) -> bool:
@@ -69,7 +73,11 @@ def read_arm(text: str, prog: str) -> Arm:
         if not isinstance(call, ast.Call) or call.args:
             raise SyntaxError
         kind: Any = OWN.get(name) or HOSTS.get(name) or with_line_search(HOSTS[name.removesuffix("sls")])
-        arm = Arm(text, kind, {str(each.arg): _value(each.value) for each in call.keywords})
+        read = {str(each.arg): _value(each.value) for each in call.keywords}
+        handover = read.pop("handover", None)
+        if handover is not None and not (issubclass(kind, LineSearch) and 0 < handover < 1):
+            raise ValueError(f"handover is {handover!r}; allowed: between 0 and 1, for a line search")
+        arm = Arm(text, kind, read, handover)
         arm.optimizer(torch.nn.TransformerEncoderLayer(4, 1, 4), 1, None if arm.searches else 0.1)
     except SyntaxError:
         raise InputError(f"arm {text}: the settings cannot be read; allowed: NAME:key=value,key=value") from None

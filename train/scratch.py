@@ -6,6 +6,7 @@ python -m train.scratch --problems=gpt,vit --arms="adam nadamsls 'adamsls:criter
 An arm is NAME or NAME:key=value,key=value. NAME is AdamSLS, SGDSLS or PLASLS in small letters, an optimizer of torch,
 which runs at each of --rates with a cosine decay, or an optimizer of torch followed by "sls": the line search around
 it. The keys are arguments, settings of a preset, and search=PAPER for another preset. PLASLS has split=4 components.
+With handover=0.2 torch's own optimizer goes on after a fifth of the run, with the step size found and the same decay.
 Each run is one line of FOLDER/runs.jsonl, and runs that have a line are skipped: take a new folder for changed code.
 The tables come last. Of a torch optimizer they show the rate that is best on the problem. Digits need scikit-learn.
 """
@@ -27,9 +28,10 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 import optim
+from optim import handover
 
 from .arguments import Parser, any_terminal, unknown
 from .arms import Arm, read_arm
@@ -58,10 +60,14 @@ def train(run: Run, arm: Arm) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     task, begun = ALL[run.problem].make(run.seed), time.process_time()
     optimizer = arm.optimizer(task.model.train(), run.steps, run.rate)
-    schedule = None if arm.searches else CosineAnnealingLR(optimizer, run.steps)
-    losses, figure = [math.nan], math.nan
+    schedule: LRScheduler | None = None if arm.searches else CosineAnnealingLR(optimizer, run.steps)
+    counts, losses, figure = getattr(optimizer, "counts", {}), [math.nan], math.nan
+    begun_alone = math.inf if arm.handover is None else math.ceil(arm.handover * run.steps)
     try:
-        for batch in itertools.islice(task.batches, run.steps):
+        for k, batch in enumerate(itertools.islice(task.batches, run.steps)):
+            if k == begun_alone:
+                optimizer = handover(optimizer)
+                schedule = LambdaLR(optimizer, lambda j, k=k: (1 + math.cos(math.pi * (k + j) / run.steps)) / 2)  # type: ignore[misc]
             if schedule is None:
                 losses.append(optimizer.step(partial(task.loss, batch)).item())
                 continue
@@ -77,7 +83,8 @@ def train(run: Run, arm: Arm) -> dict[str, Any]:
     except FloatingPointError:  # the line search has given up
         pass
     last = losses[-max(1, run.steps // 10) :]
-    forwards = optimizer.counts["forwards"] if arm.searches else run.steps
+    alone = 0 if schedule is None else run.steps - (begun_alone if arm.searches else 0)
+    forwards = counts.get("forwards", 0) + alone
     found = {"figure": figure, "loss": sum(last) / len(last), "forwards": forwards / run.steps}
     found = {key: value if math.isfinite(value) else None for key, value in found.items()}
     return found | {"seconds": time.process_time() - begun, "commit": commit()}
