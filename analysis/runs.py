@@ -15,7 +15,7 @@ from train.errors import InputError
 SCORED = "score"
 """column: what a run has reached in the metric that judges its task, at most 1"""
 # Settings of what is learned. Results are compared within them, never between tasks.
-CONDITIONS = ("task", "subset", "data")
+CONDITIONS = ("task", "adapter", "subset", "data")
 UNREAD = "–"
 """stands in an arm for a setting that its optimizer does not read"""
 Arm = tuple[Any, ...]
