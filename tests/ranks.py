@@ -9,6 +9,7 @@ import torch
 
 import train.run as module
 from train.__main__ import main
+from train.checkpoint import whole
 
 rank = int(os.environ["RANK"])
 steps: list[dict[str, object]] = []
@@ -17,7 +18,7 @@ train_step = module.Training.train_step
 
 def watched(self, batch):
     done = train_step(self, batch)
-    weights = torch.cat([parameter.detach().flatten() for parameter in self.model.parameters()])
+    weights = torch.cat([parameter.flatten() for parameter in whole(list(self.model.state_dict().values()))])
     steps.append(
         {"step sizes": self.step_sizes(), "weights": weights.double().sum().item(), "loss": self.done.epoch_losses[-1]}
     )

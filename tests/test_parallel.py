@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from train.config import Config
+from train.model import load_classifier
 from train.parallel import Ranks
 from train.run import run
 
@@ -40,11 +41,13 @@ def torchrun(config: Config, *module: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_two_processes_take_the_steps_of_one(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_take_the_steps_of_one(tiny: Path, tmp_path: Path, shard: bool) -> None:
     """The same step sizes and weights on both ranks, and within rounding those of a single process."""
-    both = settings(tiny, tmp_path / "both")
+    both = settings(tiny, tmp_path / "both", shard=shard, keep_model=True)
     process = torchrun(both, str(ROOT / "tests/ranks.py"), str(tmp_path / "seen"))
-    alone = read(run(settings(tiny, tmp_path / "alone")).folder)
+    single = settings(tiny, tmp_path / "alone", keep_model=True)
+    alone = read(run(single).folder)
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     assert stdout.count("accuracy") == 1  # rank 0 alone speaks and writes
@@ -58,12 +61,16 @@ def test_two_processes_take_the_steps_of_one(tiny: Path, tmp_path: Path) -> None
         for key, value in one.items():
             assert two[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), (key, one, two)
     assert any(key.startswith("step_size/layer") for key in alone[-2] | alone[-3])
+    kept = [load_classifier(str(each.folder / "model"), 2, None, 0).encoder.state_dict() for each in (single, both)]
+    torch.testing.assert_close(*kept, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("shard", [False, True])
 def test_a_run_of_two_processes_stops_at_sigterm_and_resumes_to_the_identical_result(
-    tiny: Path, tmp_path: Path
+    tiny: Path, tmp_path: Path, shard: bool
 ) -> None:
     changes = {"dropout": 0.2, "optimizer": "adamsls", "epochs": 4, "batch_size": 8, "checkpoint_minutes": 0.0}
+    changes |= {"shard": shard}
     expected = torchrun(settings(tiny, tmp_path / "whole", **changes), "-m", "train")
     stopped = settings(tiny, tmp_path / "stopped", **changes)
     victim = torchrun(stopped, "-m", "train")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from .errors import DamagedRun
 from .folder import RunFolder, replacing
@@ -48,8 +49,8 @@ def save(
         InputError: the run folder cannot be written.
     """
     state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": whole(model.state_dict()),
+        "optimizer": whole(optimizer.state_dict()),
         "random": ranks.gather(_random_state(device)),
         **dataclasses.asdict(done),
     }
@@ -80,8 +81,7 @@ def resume(
         if len(folder.history_lines(done.step)) != done.step + len(done.all_epoch_losses):
             return Done()
         if len(states) == ranks.count:
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
+            _load(model, optimizer, saved["model"], saved["optimizer"])
             _set_random_state(states[ranks.rank], device)
     except Exception as error:  # torch raises many kinds on a damaged file
         raise DamagedRun(
@@ -93,6 +93,24 @@ def resume(
             f"torchrun --nproc_per_node={len(states)}, or remove it to start this run again"
         )
     return done
+
+
+def whole(state: Any) -> Any:
+    """The state with its sharded tensors whole. All ranks call this."""
+    if not dist.is_initialized():
+        return state
+    from . import sharding  # which takes a second to import
+
+    return sharding.whole(state)
+
+
+def _load(model: torch.nn.Module, optimizer: torch.optim.Optimizer, weights: Any, state: Any) -> None:
+    if dist.is_initialized():
+        from . import sharding
+
+        weights, state = sharding.shared(model, optimizer, weights, state)
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(state)
 
 
 def write(state: dict[str, Any], path: Path) -> None:

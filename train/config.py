@@ -23,7 +23,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 # Where a run is kept and how it is watched does not change its result, so these fields are not in its run id.
 # A field that older runs do not have is in no id at the value that they had.
 ADDED = {"adapter": "none"}
-OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "threads", "checkpoint_minutes")
+OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "shard", "threads", "checkpoint_minutes")
 
 
 # The groups of --help: first field -> title.
@@ -128,6 +128,8 @@ class Config:
     """log to Weights & Biases (WANDB_MODE decides how; offline without a key)"""
     keep_model: bool = False
     """keep the trained model in the run folder, and as an artifact of the W&B run"""
+    shard: bool = False
+    """under torchrun: each process holds a share of the weights and the optimizer's state (FSDP2) instead of all"""
     threads: PositiveInt | None = None
     """CPU threads; None: torch's own choice"""
     checkpoint_minutes: NonNegativeFloat = 10.0

@@ -90,10 +90,18 @@ class _Loss(torch.nn.Module):
         return self.model.loss(batch)
 
 
-def replicated(model: Classifier, ranks: Ranks) -> torch.nn.Module:
-    """A module of a batch -> its mean loss, whose backward passes average the gradients over all ranks."""
+def spread(model: Classifier, ranks: Ranks, sharded: bool, device: torch.device) -> torch.nn.Module:
+    """A module of a batch -> its mean loss, whose backward passes average the gradients over all ranks.
+
+    The model is replicated on each rank, or sharded over them. Then it has new parameters.
+    """
     loss = _Loss(model)
     if ranks.count == 1:
+        return loss
+    if sharded:
+        from . import sharding  # which takes a second to import
+
+        sharding.shard(model, device)
         return loss
     # A search evaluates the loss a few times more. Sending buffers around each time would cost time for nothing.
     return torch.nn.parallel.DistributedDataParallel(loss, forward_sync_buffers=False)

@@ -109,8 +109,8 @@ class Training:
         if self.packs:
             check_packing(self.model, self.padding)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
+        self.mean_loss = parallel.spread(self.model, ranks, config.shard, self.device)
         self.optimizer: torch.optim.Optimizer = find(config.optimizer).build(config, self.model, self.steps_per_epoch)
-        self.mean_loss = parallel.replicated(self.model, ranks)
         if not ranks.first:  # dropout is drawn anew for each row, on whichever rank it is
             torch.manual_seed(config.seed + 1_000_003 * ranks.rank)
 
@@ -126,8 +126,9 @@ class Training:
                 if self.ranks.first:
                     self.note_start()
                 summary = self._train(tracker, progress)
+                kept = self.keep_model() if self.config.keep_model else None
                 if tracker is not None:
-                    tracker.finish(summary, self.keep_model() if self.config.keep_model else None)
+                    tracker.finish(summary, kept)
                     self.folder.checkpoint_file.unlink(missing_ok=True)
             except BaseException as error:
                 if tracker is not None:
@@ -221,19 +222,21 @@ class Training:
         if (for_evaluation := getattr(self.optimizer, "eval", None)) is not None:  # shows the average, if it has one
             for_evaluation()
         loss, labels, given = 0.0, list[float](), list[float]()
-        batches = data.eval_batches(self.held_out, 64, self.tokenizer)
-        for batch in itertools.islice(batches, self.ranks.rank, None, self.ranks.count):
-            if stopping.asked():
-                break
-            batch = {name: values.to(self.device) for name, values in batch.items()}
+        batches = iter(data.eval_batches(self.held_out, 64, self.tokenizer))
+        # All ranks do as many forwards, as sharded weights come from all of them.
+        while turn := list(itertools.islice(batches, self.ranks.count)):
+            if self.ranks.sum([stopping.asked() > 0], self.device)[0]:
+                self.stop()
+            mine = self.ranks.rank < len(turn)
+            batch = {name: values.to(self.device) for name, values in turn[self.ranks.rank if mine else 0].items()}
             asked = batch.pop("labels")
             with self.precision():
                 outputs = self.model(**batch)
+            if not mine:
+                continue
             loss += float(self.model.loss_of(outputs, asked, "sum"))
             labels += asked.tolist()
             given += (outputs.argmax(-1) if self.task.labels else outputs.float()[:, 0]).tolist()
-        if self.ranks.sum([stopping.asked() > 0], self.device)[0]:
-            self.stop()
         losses, *of_ranks = zip(*self.ranks.gather((loss, labels, given)), strict=True)
         labels, given = (list(itertools.chain.from_iterable(each)) for each in of_ranks)
         metrics = {f"eval/{name}": METRICS[name](labels, given) for name in self.task.metrics}
@@ -289,10 +292,12 @@ class Training:
     def keep_model(self) -> Path:
         """Write the trained model into a folder: encoder and tokenizer, which `--model` takes, and head.pt."""
         folder = self.folder.model_folder
-        with self.folder.writing():
-            self.model.encoder.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            torch.save(self.model.head.state_dict(), folder / "head.pt")
+        encoder, head = (checkpoint.whole(part.state_dict()) for part in (self.model.encoder, self.model.head))
+        if self.ranks.first:
+            with self.folder.writing():
+                self.model.encoder.save_pretrained(folder, state_dict=encoder)
+                self.tokenizer.save_pretrained(folder)
+                torch.save(head, folder / "head.pt")
         return folder
 
     def save(self, tracker: Tracker | None = None) -> None:
