@@ -237,6 +237,17 @@ def test_a_run_after_others_is_that_of_a_fresh_process(tiny, tmp_path):
     assert read(run(config(tiny, tmp_path / "after", **settings)).folder) == read(fresh.folder)
 
 
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_it_is_said_otherwise(given, found):
+    """It must be set before torch is imported. Two runs on one machine took eight times as long when threads spun."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = "import os, sys, train; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == found
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_run_leaves_neither_its_model_nor_its_threads_behind(tiny, tmp_path, monkeypatch, fails):
     """A worker runs one cell after the other: two models in memory would be one too many."""
