@@ -12,7 +12,7 @@ from torch import Tensor
 from .components import merge_smallest, regrouped
 from .criteria import Criterion
 from .guard import Guard, can_have_gradient
-from .presets import SETTINGS, Preset
+from .presets import ABOVE_0, SETTINGS, Preset
 from .search import Search
 from .turns import Progress, Turn, Turns
 
@@ -196,6 +196,11 @@ def _step_size(group: Group) -> float:
     return size
 
 
+def scale(group: Group) -> float:
+    """By how much the group moves further than others at the same step size, as for LoRA+ or a decay over layers."""
+    return float(group.get("lr_scale", 1.0))
+
+
 def refuse(arguments: Group) -> None:
     """Refuse those arguments of torch's optimizers, or keys of one param group, that a line search cannot have.
 
@@ -205,7 +210,8 @@ def refuse(arguments: Group) -> None:
     """
     if "lr" in arguments:
         raise TypeError(
-            "there is no lr: the line search finds it; search=DEFAULT.but(initial_step_size=...) is where it starts. "
+            "there is no lr: the line search finds it; search=DEFAULT.but(initial_step_size=...) is where it starts, "
+            "and lr_scale=10 in a param group lets it move ten times as far. "
             "Where a trainer passes one (skorch, fastai): lambda params, lr, **settings: AdamSLS(params, **settings)"
         )
     if misplaced := [name for name in arguments if name in SETTINGS and name != "betas"]:
@@ -219,6 +225,8 @@ def wrong_with(group: Group) -> str | None:
     """Why a param group cannot be searched, or None. Adam's eps must not round to 0, as its step would be 0 / 0."""
     if not group["params"]:
         return "it has no parameters; allowed: at least one"
+    if not ABOVE_0.holds(given := group.get("lr_scale", 1.0)):
+        return f"lr_scale is {given!r}; allowed: {ABOVE_0.words}"
     trained = [parameter for parameter in group["params"] if parameter.requires_grad]
     if any(parameter.is_complex() for parameter in trained):
         return "complex parameters are not supported; allowed: real ones"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, optim
 
 from .extras.averages import Averaged
-from .groups import Group, wrong_with
+from .groups import Group, scale, wrong_with
 from .guard import Evaluation, are_used, mark_used
 from .move import Part
 from .presets import check
@@ -119,7 +119,7 @@ class Host(Averaged):
             for parameter, _ in hidden:
                 parameter.grad = None
             for group, size in zip(self.param_groups, sizes, strict=True):
-                self._set_rate(group, size / length_of_early_moves(self, group, step))
+                self._set_rate(group, size * scale(group) / length_of_early_moves(self, group, step))
             host.__wrapped__(self) if getattr(host, "hooked", False) else host()
         finally:
             for parameter, gradient in hidden:
@@ -178,7 +178,7 @@ class Host(Averaged):
 
         self.guard.ranks.start(self._parameters(), state)
         for group in self.param_groups if self.search is None else ():
-            if wrong := wrong_with(group):
+            if group["params"] and (wrong := wrong_with(group)):
                 raise ValueError(f"component {group['name']!r}: {wrong}")
 
     def _is_finite(self, f: Evaluation) -> bool:

@@ -42,8 +42,8 @@ class LineSearch(Host):
     (PLASLS), each step searches one of them (Eq. 6). Otherwise all groups share one. What has no accepted trial stays.
 
     Step sizes may be set between steps, by hand or by torch's schedulers. The next search starts there; where groups
-    share one step size, from that of the first. A group whose step size is set to 0 stays where it is. While one of
-    torch's schedulers is attached, components are not merged: a scheduler remembers the number of groups.
+    share one step size, from that of the first. A group with 0 stays where it is, one with "lr_scale": 16 moves 16
+    times as far as others. While a scheduler is attached, which remembers groups by number, none are merged.
 
     Ranks of torch.distributed take the same steps on the mean of their losses. Weights may be sharded (DTensor).
 

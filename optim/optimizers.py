@@ -132,7 +132,8 @@ def with_line_search(host: Any, **settings: Any) -> Any:
         optimizer = with_line_search(torch.optim.Muon(matrices, momentum=0.9), total_steps=1000)
 
     The host steps as it was written, with its own arguments, its own state and its own checkpoint format. What it finds
-    in `group["lr"]` is the step size of the search; the learning rate that it was made with is not used.
+    in `group["lr"]` is the step size of the search. Of the learning rates that an instance was made with only their
+    ratios are used: a group moves as many times further than the first one (`lr_scale`), and stays where it has 0.
 
     Args:
         host: a class, such as torch.optim.AdamW, or an instance. An instance is taken over: step the result only.
@@ -142,11 +143,17 @@ def with_line_search(host: Any, **settings: Any) -> Any:
         A class that is `LineSearch` and the host's class, or an optimizer of such a class.
 
     Raises:
-        TypeError: the host cannot be searched on (LBFGS, SparseAdam, Rprop, ASGD). The error says why.
+        TypeError: the host cannot be searched on (LBFGS, SparseAdam, Rprop, ASGD), or a scheduler is attached to it.
+            The error says why.
         ValueError: a setting is out of range.
     """
     if isinstance(host, type):
         return _class(host)
+    if "step" in vars(host):  # it would hide the search's
+        raise TypeError(
+            f"the step of this {type(host).__name__} has been replaced, as torch's schedulers do; allowed: "
+            "with_line_search first, and then the scheduler"
+        )
     taken: Any = object.__new__(_class(type(host)))
     taken.__dict__ = host.__dict__
     taken._take_over(**settings)
@@ -183,11 +190,22 @@ class _Hosted(LineSearch):
             raise TypeError(f"unknown setting {unknown[0]}; allowed: search, c, max_interval, {', '.join(own)}")
         self._prepare(chosen(search, c=c, max_interval=max_interval), **settings)
         self._patch_step_function()
-        for j, group in enumerate(self.param_groups):
+        rates = [_rate(group) for group in self.param_groups]
+        first = next((rate for rate in rates if rate > 0), 0.0)
+        for j, (group, rate) in enumerate(zip(self.param_groups, rates, strict=True)):
             refuse({key: value for key, value in group.items() if key != "lr"})
             group.setdefault("name", f"group_{j}" if j else "all")
-            self._set_rate(group, self.preset.initial_step_size or UNKNOWN)
+            if rate not in (0.0, first):
+                group.setdefault("lr_scale", rate / first)
+            # If all rates are 0, they were place holders. LoRA+ of peft makes groups that are empty.
+            is_still = not group["params"] or (first > 0 and rate == 0)
+            self._set_rate(group, 0.0 if is_still else self.preset.initial_step_size or UNKNOWN)
             self._take_in(group)
+
+
+def _rate(group: dict[str, Any]) -> float:
+    """The learning rate that an optimizer was made with; 1 where it has none, as some Adafactors."""
+    return 1.0 if group.get("lr") is None else float(group["lr"])
 
 
 def _empty(host: type) -> Any:

@@ -186,6 +186,15 @@ def test_a_handover_goes_on_as_the_host_with_the_step_size_and_the_moments(host)
         assert torch.equal(mine, its)
 
 
+def test_a_handover_keeps_the_ratios_of_groups():
+    model, closure = problem()
+    groups = [{"params": layer.parameters(), "lr_scale": scale} for layer, scale in ((model[0], 1.0), (model[2], 16.0))]
+    optimizer = AdamSLS(groups)
+    optimizer.step(closure(0))
+    size = optimizer.param_groups[0]["lr"]
+    assert [group["lr"] for group in handover(optimizer).param_groups] == [size, 16 * size]
+
+
 def test_a_handover_of_what_is_no_line_search_is_refused():
     with pytest.raises(TypeError, match="Adam is no line search"):
         handover(torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))]))

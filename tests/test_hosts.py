@@ -5,6 +5,7 @@ import math
 import peft
 import pytest
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from torch.nn.functional import cross_entropy
 
 from optim import DEFAULT, PLASLS, SGDSLS, SMOOTHED, AdamSLS, LineSearch, split, with_line_search
@@ -80,6 +81,61 @@ def test_an_instance_is_taken_over_with_its_groups_and_its_learning_rate_is_not_
     assert torch.equal(weights(one), weights(other))
 
 
+def test_of_the_rates_of_an_instance_their_ratios_are_used():
+    """As a decay over layers has them. A group whose rate is 0 stays."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    parameters = list(model.parameters())[:3]
+    rates = (1e-3, 1.6e-2, 0.0)
+    groups = [{"params": [each], "lr": rate} for each, rate in zip(parameters, rates, strict=True)]
+    optimizer = with_line_search(torch.optim.Adam(groups, betas=(0.0, 0.999), eps=0.0))
+    before = [each.detach().clone() for each in parameters]
+    x, y = next(iter(batches(1)))
+    optimizer.step(lambda: cross_entropy(model(x), y))
+    moved = [(each - w).detach().abs() for each, w in zip(parameters, before, strict=True)]
+    assert moved[0].max() > 0  # Adam's first step is its rate wherever there is a gradient
+    assert moved[1].max().item() == pytest.approx(16 * moved[0].max().item(), rel=1e-4)
+    assert not moved[2].any()
+    size, same, still = (group["lr"] for group in optimizer.param_groups)
+    assert size == same > still == 0.0
+
+
+def test_the_halves_of_an_adapter_move_as_lora_plus_has_them():
+    """peft makes groups for embeddings and biases, too, which are empty here."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["0", "2"], r=2))
+    host = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16)
+    optimizer = with_line_search(host, total_steps=60)
+    assert {group["lr_scale"] for group in optimizer.param_groups if group["params"] and "lr_scale" in group} == {16.0}
+    losses = [float(optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))) for x, y in batches(60)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("search", [DEFAULT, SMOOTHED])
+def test_a_scaled_group_is_searched_and_moved_as_one_whose_weights_have_another_unit(search):
+    """Weights v = w / 10 with lr_scale = 0.1 take Adam's steps of w, as their gradients are ten times as large."""
+
+    def losses(unit):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(6, 3, dtype=torch.float64) / unit)
+        bias = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        groups = [{"params": [bias]}, {"params": [weight], "lr_scale": 1 / unit}]
+        optimizer = AdamSLS(groups, search=search, eps=0.0, total_steps=30)
+        for x, y in batches(30, dtype=torch.float64):
+            yield float(optimizer.step(lambda x=x, y=y: cross_entropy(x @ (unit * weight) + bias, y)))
+
+    plain, scaled = list(losses(1.0)), list(losses(10.0))
+    assert plain == pytest.approx(scaled, rel=1e-6)
+    assert plain[-1] < plain[0]
+
+
+@pytest.mark.parametrize("bad", [0, -1.0, "2", None])
+def test_a_scale_that_is_no_positive_number_is_refused(bad):
+    with pytest.raises(ValueError, match=r"lr_scale is .*; allowed: above 0"):
+        AdamSLS([{"params": list(network().parameters()), "lr_scale": bad}])
+
+
 def test_an_instance_that_has_trained_goes_on_with_its_moments():
     model = network()
     host = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -110,6 +166,14 @@ def test_an_instance_that_is_not_taken_over_is_left_as_it_was(settings, error, m
         with_line_search(host, **settings)
     assert type(host) is AdamW
     assert host.param_groups[0]["lr"] == 0.5
+
+
+def test_an_instance_with_a_scheduler_is_refused_as_the_schedulers_step_would_hide_the_search():
+    model = network()
+    host = AdamW(model.parameters(), lr=0.5)
+    torch.optim.lr_scheduler.LambdaLR(host, lambda step: 1.0)
+    with pytest.raises(TypeError, match="with_line_search first, and then the scheduler"):
+        with_line_search(host)
 
 
 # -- hosts that keep their learning rate in a tensor, or move less far at first -----------------------------------

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..groups import Groups
+from ..groups import Groups, scale
 from ..line_search import LineSearch
 
 
@@ -39,6 +39,7 @@ def handover(optimizer: LineSearch) -> torch.optim.Optimizer:
     if optimizer.turns.progress.shows_average:
         raise RuntimeError("the parameters hold the average of the iterates; call optimizer.train() before")
     kind: Any = next(kind for kind in type(optimizer).__mro__ if not issubclass(kind, Groups))
-    plain = kind([dict(group) for group in optimizer.param_groups], lr=optimizer.param_groups[0]["lr"])
+    groups = [{**group, "lr": scale(group) * float(group["lr"])} for group in optimizer.param_groups]
+    plain = kind(groups, lr=groups[0]["lr"])
     plain.state.update(optimizer.state)
     return plain
