@@ -44,7 +44,7 @@ CHOICES = (
         ("long",),
     ),
     Choice(
-        "FOLLOW, its share 0.7, its average and its momentum",
+        "FOLLOW, its share 0.5, its average and its momentum",
         "sst2, mrpc; characters and ten small problems",
         f"{SMALL}; none",
         "10 to 12",

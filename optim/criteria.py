@@ -153,7 +153,7 @@ class Follow:
     descend on average over searches, which is `Smoothed` with c = 0: in none of 1,000 searches of ordinary runs.
 
     Args:
-        c: the step size goes to the share 2 (1 - c) of the minimum: with 1/2 to the minimum, with 0.65 to 0.7 of it.
+        c: the step size goes to the share 2 (1 - c) of the minimum: with 1/2 to the minimum, with 0.75 to half of it.
         smoothing: beta, 0 <= beta < 1.
     """
 
