@@ -41,14 +41,15 @@ def _told(found: Grid, row: pd.Series) -> str:
 
 
 def _without_a_rate(runs: Runs) -> str | None:
-    """The library's default compared with what has a learning rate, if the sweep has both."""
+    """What needs no learning rate compared with what has one, if the sweep has both; the library's default first."""
     if not {"optimizer", "learning_rate"} <= set(runs.compared):
         return None
     found = costs.hindsight(runs)
     place = found.settings.index("optimizer")
-    row = next((row for row in reversed(found.rows) if row.untuned[place] == DEFAULT.key), None)
-    if row is None:
+    rows = sorted(reversed(found.rows), key=lambda row: row.untuned[place] != DEFAULT.key)
+    if not rows:
         return None
+    row = rows[0]
     rate = "of each task" if row.rate is None else words.level(row.rate)
     untuned, tuned = (words.arm(found.settings, each) for each in (row.untuned, row.tuned))
     difference = words.number(row.difference.mean, 1, signed=True)
