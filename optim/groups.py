@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ class Groups(torch.optim.Optimizer):
         # It is kept in a group, as torch.distributed.checkpoint drops all but groups and state, and names new to it.
         state["param_groups"][0]["line_search"] = {
             "host": _host(type(self)),
-            "progress": self.turns.progress.as_dict(),
+            "progress": asdict(self.turns.progress),
             "criteria": {name: kept for name, each in self.criteria.items() if (kept := each.state_dict())},
             "counts": dict.fromkeys(COUNTS, 0) | self.counts,
         }

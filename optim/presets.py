@@ -71,7 +71,7 @@ ALLOWED: dict[str, Allowed] = {
     "linear_growth": FROM_1,
     "max_trials": COUNT,
     "max_interval": COUNT,
-    "interval_growth": _one_of("drift", count=True).or_none(),
+    "interval_growth": _one_of("drift", count=True),
     "rounding": NOT_NEGATIVE,
     "loss_scale": NOT_NEGATIVE.or_none(),
     "max_nonfinite": COUNT,
@@ -124,11 +124,10 @@ class Preset:
     max_interval: int = 32
     """steps from one search to the next at most; a step in between takes the step size untested, at the cost of the
     host's own step. 1: a search at every step, as in the paper"""
-    interval_growth: int | Literal["drift"] | None = 4
+    interval_growth: int | Literal["drift"] = 4
     """after k steps the next search comes ceil(k / interval_growth) steps later, at most max_interval, but at once
-    where a search has changed the step size by a factor of 2 or more, or it is about to grow by linear_growth. None: a
-    search that takes its first trial doubles the steps to the next one, any other sets them to 1. "drift": SaLSA's rule
-    (`extras.drift`)"""
+    where a search has changed the step size by a factor of 2 or more, or it is about to grow by linear_growth. "drift":
+    SaLSA's rule (`extras.drift`)"""
     rounding: float = 4.0
     """tolerance of the test in units of the loss's rounding error; 0: the paper's strict test. The difference of two
     losses has two such errors, and each is itself a sum: with 4 no step size collapses in 5,000 steps, in float32 and
