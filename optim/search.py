@@ -21,19 +21,14 @@ FIRST_SEARCH = 10
 
 
 class Line(Protocol):
-    """The loss of one step along its trial points w + eta d.
+    """The loss of one step along its trial points w + eta d."""
 
-    Attributes:
-        base: f(w).
-        tolerance: how much of a change of f may be rounding, in units of f.
-        slopes: <g, d> of each component that moves.
-    """
-
-    base: float
-    tolerance: float
+    base: float  # f(w)
+    tolerance: float  # how much of a change of f may be rounding, in units of f
 
     @property
-    def slopes(self) -> Sequence[float]: ...
+    def slopes(self) -> Sequence[float]:
+        """<g, d> of each component that moves."""
 
     def predicted(self, sizes: Sequence[float]) -> float:
         """The change of f at a trial point, to first order: the sum of eta <g, d> over what moves."""
@@ -44,21 +39,13 @@ class Line(Protocol):
 
 @dataclass(frozen=True)
 class Rule:
-    """How a line is searched.
+    """How a line is searched."""
 
-    Attributes:
-        criterion: what accepts a trial.
-        factor: delta, by which a rejected step size shrinks.
-        max_trials: evaluations at most.
-        bracketing: whether the step size is bracketed (`bracket`) instead of shrunk.
-        measure: measures the line's tolerance by one or three more evaluations; see `backtrack`.
-    """
-
-    criterion: Criterion
-    factor: float
+    criterion: Criterion  # what accepts a trial
+    factor: float  # delta, by which a rejected step size shrinks
     max_trials: int
-    bracketing: bool = False
-    measure: Callable[[], float] | None = None
+    bracketing: bool = False  # whether the step size is bracketed (`bracket`) instead of shrunk
+    measure: Callable[[], float] | None = None  # the line's tolerance, by one or three more evaluations (`backtrack`)
 
     @classmethod
     def first(cls, preset: Preset, measure: Callable[[], float] | None) -> "Rule":
@@ -69,19 +56,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """What a search found."""
 
-    Attributes:
-        sizes: the step sizes tried last, one for each component that moves.
-        value: the loss there, NaN where there was no trial.
-        trials: evaluations of the loss.
-        accepted: whether these step sizes were accepted.
-    """
-
-    sizes: tuple[float, ...]
-    value: float
-    trials: int
-    accepted: bool
+    sizes: tuple[float, ...]  # the step sizes tried last, one for each component that moves
+    value: float  # the loss there, NaN where there was no trial
+    trials: int  # evaluations of the loss
+    accepted: bool  # whether these step sizes were accepted
 
 
 @dataclass(frozen=True)
@@ -240,14 +220,11 @@ def tangent_zero(line: Line) -> float:
 
 
 def growth(steps: int, growth_steps: float) -> float:
-    r"""The factor by which a step size grows before its search (paper Eq. 2).
+    r"""The factor by which a step size grows in these steps since its last search (paper Eq. 2).
 
     .. math:: \eta_k = \eta_{k-1} \cdot 2^{b/m}
 
-    where m/b is `growth_steps`, the number of steps in which a step size may double. In the paper it is "a constant
-    that does normally not need to be tuned". It is 500 in the published code, and an epoch in Vaswani et al. 2019.
-
-    Args:
-        steps: number of steps since the last search of the step size.
+    where m/b is `growth_steps`, in which a step size may double: 500 in the published code, an epoch in Vaswani et al.
+    2019.
     """
     return 2 ** (steps / growth_steps)
