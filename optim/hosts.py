@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
+from .components import Group
 from .extras.averages import Averaged
-from .groups import Group, scale, wrong_with
+from .groups import scale, wrong_with
 from .guard import Evaluation, are_used, mark_used
 from .move import Part
 from .presets import check
