@@ -8,11 +8,12 @@ torch can add: each rank works on its own shard.
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .guard import Evaluation
 from .sums import Sums, inner, local, total
 
 Group = dict[str, Any]
@@ -22,18 +23,6 @@ Group = dict[str, Any]
 RESOLVED = 1e-3
 CHUNK = 2**18
 """entries of a weight that are worked on at a time: 1 MiB in float32"""
-
-
-class Loss(Protocol):
-    """What a line needs of the closure's evaluations."""
-
-    base: float
-
-    def again(self) -> float:
-        """f at the present weights."""
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over all ranks."""
 
 
 class Part:
@@ -133,7 +122,7 @@ class Line:
         tolerance: how much of a change of f may be rounding.
     """
 
-    def __init__(self, parts: Sequence[Part], still: Iterable[Tensor], f: Loss, tolerance: float) -> None:
+    def __init__(self, parts: Sequence[Part], still: Iterable[Tensor], f: Evaluation, tolerance: float) -> None:
         self.base, self.tolerance, self.f = f.base, tolerance, f
         self.parts = list(parts)
         self._still = [(p, p.detach()) for p in still if not hasattr(p, "device_mesh")]
@@ -271,7 +260,7 @@ class HostMove(Line):
         self,
         parts: Sequence[Part],
         still: Iterable[Tensor],
-        f: Loss,
+        f: Evaluation,
         tolerance: float,
         step: Callable[[Sequence[float]], None],
         sizes: Sequence[float],

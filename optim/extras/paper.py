@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..move import Group, Line, Loss, Part
+from ..guard import Evaluation
+from ..move import Group, Line, Part
 from ..sums import Sums, inner, local
 
 
@@ -27,7 +28,7 @@ class TestedDirection(Line):
         self,
         parts: Sequence[Part],
         still: Iterable[Tensor],
-        f: Loss,
+        f: Evaluation,
         tolerance: float,
         groups: Sequence[Group],
         states: Mapping[Tensor, dict[str, Any]],
