@@ -12,7 +12,7 @@ from torch import Tensor
 from .components import Group, merge_smallest, regrouped
 from .criteria import Criterion
 from .guard import Guard, can_have_gradient
-from .presets import ABOVE_0, SETTINGS, Preset
+from .presets import ABOVE_0, DEFAULT, SETTINGS, Preset, check, chosen
 from .search import Search
 from .turns import Progress, Turn, Turns
 
@@ -40,6 +40,29 @@ class Groups(torch.optim.Optimizer):
     counts: Counter[str]  # evaluations, searches, trials, failures, ... since the start
     guard: Guard  # the closures' evaluations
     given: dict[str, int]  # the components as they were given: name -> number of parameter tensors
+
+    def _prepare(
+        self,
+        search: Preset = DEFAULT,
+        c: float | None = None,
+        max_interval: int | None = None,
+        total_steps: int | None = None,
+        averaging: float | None = None,
+        clip_norm: float | None = None,
+        check_closure: bool = True,
+        offload: bool = False,
+        grad_scaler: Any = None,
+    ) -> None:
+        """All that a line search has beside its host, before the host has param groups."""
+        preset = chosen(search, c=c, max_interval=max_interval)
+        check(total_steps=total_steps, averaging=averaging, clip_norm=clip_norm)
+        check(check_closure=check_closure, offload=offload)
+        self.preset, self.averaging, self.clip_norm = preset, averaging, clip_norm
+        self.check_closure, self.offload = check_closure, offload
+        self.turns = Turns(preset, self.has_components, total_steps)
+        self.criteria = {"all": preset.new_criterion()}
+        self.search, self.counts, self.given = None, Counter(), {}
+        self.guard = Guard(self.counts, grad_scaler)
 
     # -- param groups -------------------------------------------------------------------------------------
 
@@ -145,11 +168,12 @@ class Groups(torch.optim.Optimizer):
         if own is None:
             raise ValueError("the state holds no line search: another optimizer has saved it, or it was flattened")
         groups = [{k: v for k, v in group.items() if k != "line_search"} for group in state_dict["param_groups"]]
-        if unknown := sorted({*own} - {"host", "progress", "criteria", "counts"}):
+        known = {"host", "progress", "criteria", "counts", *Progress.__annotations__}
+        if unknown := sorted({*own, *own["progress"]} - known):
             raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: another version has saved it")
         if (saved := own.get("host")) != (here := host_of(type(self)).__name__):
             raise ValueError(f"the state is of a line search on {saved}, and this one is on {here}")
-        progress = Progress.from_saved(own["progress"])
+        progress = Progress(**own["progress"])
         before = self.param_groups
         self.param_groups = regrouped(before, self.given, [group.get("name", "?") for group in groups])
         try:

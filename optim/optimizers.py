@@ -1,6 +1,7 @@
 """The optimizers: each one pairs one of torch's with the line search. `with_line_search` does so for any other."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from inspect import signature
 from typing import Any, overload
 
 import torch
@@ -181,14 +182,12 @@ class _Hosted(LineSearch):
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (self.host,), self.__getstate__()
 
-    def _take_over(
-        self, search: Preset = DEFAULT, c: float | None = None, max_interval: int | None = None, **settings: Any
-    ) -> None:
+    def _take_over(self, **settings: Any) -> None:
         """Search with the param groups and the state of an optimizer that is there already."""
-        own = ("total_steps", "averaging", "clip_norm", "check_closure", "offload", "grad_scaler")
-        if unknown := sorted(settings.keys() - set(own)):
-            raise TypeError(f"unknown setting {unknown[0]}; allowed: search, c, max_interval, {', '.join(own)}")
-        self._prepare(chosen(search, c=c, max_interval=max_interval), **settings)
+        allowed = signature(self._prepare).parameters
+        if unknown := sorted(settings.keys() - allowed.keys()):
+            raise TypeError(f"unknown setting {unknown[0]}; allowed: {', '.join(allowed)}")
+        self._prepare(**settings)
         self._patch_step_function()
         rates = [_rate(group) for group in self.param_groups]
         first = next((rate for rate in rates if rate > 0), 0.0)

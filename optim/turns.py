@@ -2,9 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from .extras import drift
 from .overruled import Overruled
@@ -85,18 +84,6 @@ class Progress:
     def error_at(self, loss: float) -> float:
         """A loss's error by rounding as last measured, reduced in proportion if the loss has fallen since."""
         return self.measured_error * min(1.0, abs(loss) / self.measured_at)
-
-    @classmethod
-    def from_saved(cls, saved: Mapping[str, Any]) -> "Progress":
-        """The progress in a checkpoint.
-
-        Raises:
-            ValueError: another version has saved it, which knows other things.
-        """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(saved.keys() - known):
-            raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: another version has saved it")
-        return cls(**saved)
 
 
 class Turns:

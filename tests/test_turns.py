@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import asdict
 
 import pytest
 
@@ -157,13 +156,6 @@ def test_after_a_merge_the_turn_stays_with_the_component_that_was_next():
         _, sizes = search_of(turns, sizes)
     turns.merge(absorbed=1, count=3)  # the next one, third of four, is second of three now
     assert turns.next(sizes[:3]).component == 1
-
-
-def test_progress_goes_through_a_checkpoint_and_what_another_version_has_saved_is_refused():
-    progress = Progress(whole_network_phase=False, steps_since_search=2, next_component=3, interval=4)
-    assert Progress.from_saved(asdict(progress)) == progress
-    with pytest.raises(ValueError, match="the state holds later, unknown here: another version has saved it"):
-        Progress.from_saved({"later": 1})
 
 
 def test_a_component_whose_step_size_is_0_has_no_turn_and_does_not_move():
