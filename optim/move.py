@@ -8,15 +8,13 @@ torch can add: each rank works on its own shard.
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .components import Group
 from .guard import Evaluation
 from .sums import Sums, inner, local, total
-
-Group = dict[str, Any]
 
 # A move is found in the difference of the weights after it and before it. If it is shorter than this share of the
 # weights, rounding spoils the difference, and the host steps again with a larger step size.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from .criteria import Armijo, Criterion, Follow, Smoothed
+from .criteria import Criterion, Follow, Smoothed
 
 
 class Allowed(NamedTuple):
@@ -237,22 +237,3 @@ FOLLOW = Preset(criterion=Follow(c=0.65, smoothing=0.8), backtracking=0.5, betas
 
 DEFAULT = FOLLOW
 """the library's own search"""
-
-PAPER = Preset(
-    criterion=Armijo(c=0.1),
-    first_search="backtrack",
-    first_c=0.1,
-    initial_step_size=0.1,
-    backtracking=0.9,
-    first_backtracking=0.9,
-    growth_steps=500.0,
-    search_growth=1.0,
-    max_trials=10_000,
-    max_interval=1,
-    rounding=0.0,
-    betas=(0.9, 0.999),
-    tested="gradient",
-    first_steps=1,
-    joint="never",
-)
-"""the search of the paper's text; it never stops a search early (10,000 trials at most)"""
