@@ -18,12 +18,13 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from .criteria import Armijo
 from .groups import refuse
 from .guard import Closure, Evaluation
 from .hosts import Host
 from .move import HostMove, HostState, Line
 from .presets import DEFAULT, Preset
-from .search import Found, Rule, Search, resolves, search, search_jointly, tangent_zero
+from .search import FIRST_SEARCH, Found, Rule, Search, resolves, search, search_jointly, tangent_zero
 from .turns import Turn
 
 # The first search starts from a step size that changes the weights by this share at least. A loss may be 0 where its
@@ -167,7 +168,8 @@ class LineSearch(Host):
         measure = (lambda: self._measure(f, line)) if preset.loss_scale is None and preset.rounding > 0 else None
         rule = Rule(criterion, preset.backtracking, preset.max_trials, measure=measure)
         if not self.turns.progress.accepted_once:
-            rule = Rule.first(preset, measure)
+            most, brackets = FIRST_SEARCH * preset.max_trials, preset.first_search == "bracket"
+            rule = Rule(Armijo(preset.first_c), preset.first_backtracking, most, brackets, measure)
             if preset.initial_step_size is None:
                 turn = turn.starting_at(max(tangent_zero(line), line.size_that_moves_by(LEAST_START)))
         if not any(line.slopes):  # nothing moves, so there is nothing to test

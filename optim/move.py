@@ -29,20 +29,16 @@ class Part:
     Args:
         decay: lambda of a coupled weight decay.
         offload: whether copies of weights are kept in CPU memory.
-
-    Attributes:
-        weights: this rank's piece of each, the very memory that the parameter holds.
-        size: the step size at which they stand now.
-        slope: <g, d>; <g + lambda w, d> with a coupled weight decay.
-        wd, dd: <w, d> and |d|^2, with a coupled weight decay.
     """
 
     def __init__(self, group: Group, decay: float, offload: bool = False) -> None:
         self.parameters = [p for p in group["params"] if p.grad is not None]
-        self.weights = [local(p.detach()) for p in self.parameters]
+        self.weights = [local(p.detach()) for p in self.parameters]  # the very memory that the parameters hold
         self.decay, self.offload = decay, offload
         self._start = self.copies()
-        self.size = self.slope = self.wd = self.dd = 0.0
+        self.size = 0.0  # the step size at which the weights stand now
+        self.slope = 0.0  # <g, d>; <g + lambda w, d> with a coupled weight decay
+        self.wd = self.dd = 0.0  # <w, d> and |d|^2, with a coupled weight decay
         self._away: list[Tensor] | None = None  # where the host's step led, while the weights are at w_k again
 
     def copies(self) -> list[Tensor]:

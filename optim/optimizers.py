@@ -189,7 +189,8 @@ class _Hosted(LineSearch):
             raise TypeError(f"unknown setting {unknown[0]}; allowed: {', '.join(allowed)}")
         self._prepare(**settings)
         self._patch_step_function()
-        rates = [_rate(group) for group in self.param_groups]
+        # Some Adafactors have no rate.
+        rates = [1.0 if group.get("lr") is None else float(group["lr"]) for group in self.param_groups]
         first = next((rate for rate in rates if rate > 0), 0.0)
         for j, (group, rate) in enumerate(zip(self.param_groups, rates, strict=True)):
             refuse({key: value for key, value in group.items() if key != "lr"})
@@ -200,11 +201,6 @@ class _Hosted(LineSearch):
             is_still = not group["params"] or (first > 0 and rate == 0)
             self._set_rate(group, 0.0 if is_still else self.preset.initial_step_size or UNKNOWN)
             self._take_in(group)
-
-
-def _rate(group: dict[str, Any]) -> float:
-    """The learning rate that an optimizer was made with; 1 where it has none, as some Adafactors."""
-    return 1.0 if group.get("lr") is None else float(group["lr"])
 
 
 def _empty(host: type) -> Any:

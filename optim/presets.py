@@ -217,10 +217,8 @@ def momentum(total_steps: int | None) -> float:
 
     .. math:: \beta_1 = 1 - \frac1m, \qquad m = \min(10, \max(1, K / 60))
 
-    where m is the window of the average, in steps, and K = `total_steps`. So runs of 60 steps have no momentum, and
-    those of 600 have Adam's own, 0.9. In 80 steps of fine-tuning, momentum costs about a point of accuracy, and from
-    scratch it gains several. In a run of unknown length moves do not decay. With a long momentum a step size that
-    follows then stays too large, so m is 2.
+    where m is the window of the average, in steps, and K = `total_steps`. In a run of unknown length moves do not
+    decay. With a long momentum a step size that follows then stays too large, so m is 2.
     """
     window = UNKNOWN_LENGTH if total_steps is None else SHARE_OF_RUN * total_steps
     return 1 - 1 / min(LONGEST_WINDOW, max(1.0, window))

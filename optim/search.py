@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from .criteria import Armijo, Criterion
-from .presets import Preset
+from .criteria import Criterion
 
 # The precision of the loss is measured after this many rejected trials of a search. A search that rejects fewer has
 # other reasons than rounding.
@@ -46,12 +45,6 @@ class Rule:
     max_trials: int
     bracketing: bool = False  # whether the step size is bracketed (`bracket`) instead of shrunk
     measure: Callable[[], float] | None = None  # the line's tolerance, by one or three more evaluations (`backtrack`)
-
-    @classmethod
-    def first(cls, preset: Preset, measure: Callable[[], float] | None) -> "Rule":
-        """The rule until a step size is accepted for the first time."""
-        most, bracketing = FIRST_SEARCH * preset.max_trials, preset.first_search == "bracket"
-        return cls(Armijo(preset.first_c), preset.first_backtracking, most, bracketing, measure)
 
 
 @dataclass(frozen=True)

@@ -87,13 +87,7 @@ class Progress:
 
 
 class Turns:
-    """The order of the searches.
-
-    Args:
-        preset: of the search.
-        has_components: whether each param group has a step size of its own (PLASLS).
-        total_steps: the steps of the whole run, over which moves fall to 0; None: no decay.
-    """
+    """The order of the searches, of components if they have step sizes of their own (PLASLS)."""
 
     def __init__(self, preset: Preset, has_components: bool, total_steps: int | None) -> None:
         self.preset, self.has_components, self.total_steps = preset, has_components, total_steps
