@@ -6,10 +6,10 @@ from typing import Any, overload
 
 import torch
 
+from .extras.host_classes import refuse_host
 from .extras.paper import TestedDirection
 from .groups import refuse
 from .guard import Evaluation
-from .hosts import refuse_host
 from .line_search import UNKNOWN, LineSearch
 from .move import Line
 from .presets import DEFAULT, SMOOTHED, Preset, check, chosen, momentum
