@@ -15,7 +15,8 @@ from sphinx.util.docutils import SphinxDirective
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import optim
 import optim.hf
-from optim.presets import ALLOWED, DEFAULT, PAPER, Preset
+from optim import DEFAULT, PAPER, Preset
+from optim.presets import ALLOWED
 
 # The pages show the library as the wheel ships it.
 sys.modules |= {"plasls": optim, "plasls.hf": optim.hf}

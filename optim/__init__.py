@@ -3,11 +3,12 @@
 from .components import split
 from .criteria import Armijo, Criterion, Follow, Smoothed
 from .extras.handover import handover
+from .extras.paper import PAPER
 from .extras.salsa import SALSA, SaLSA
 from .guard import is_trial
 from .line_search import LineSearch
 from .optimizers import PLASLS, SGDSLS, AdamSLS, with_line_search
-from .presets import DEFAULT, FOLLOW, PAPER, SMOOTHED, Preset
+from .presets import DEFAULT, FOLLOW, SMOOTHED, Preset
 from .search import Search
 
 __all__ = [

@@ -68,30 +68,21 @@ def merge_smallest(groups: list[Group], threshold: float) -> tuple[str, str] | N
     Returns:
         The two names, in the order of the groups, or None where nothing was merged.
     """
-    moving = [group for group in groups if group["lr"] > 0]
-    if threshold <= 0 or len(moving) < 2:
+    moving = [j for j, group in enumerate(groups) if group["lr"] > 0]
+    smallest = min(moving, key=lambda j: groups[j]["lr"], default=None)
+    if smallest is None or not groups[smallest]["lr"] <= threshold:
         return None
-    smallest = min(moving, key=lambda group: group["lr"])
-    if smallest["lr"] > threshold:
+    alike = [j for j in moving if j != smallest and _settings(groups[j]) == _settings(groups[smallest])]
+    if not alike:
         return None
-    partners = [group for group in moving if group is not smallest and _settings(group) == _settings(smallest)]
-    if not partners:
-        return None
-    second = min(partners, key=lambda group: group["lr"])
-    kept, absorbed = sorted((smallest, second), key=lambda group: _position(groups, group))
+    second = min(alike, key=lambda j: groups[j]["lr"])
+    kept, absorbed = groups[min(smallest, second)], groups.pop(max(smallest, second))
     names = (kept["name"], absorbed["name"])
-    join(groups, kept, absorbed)
-    return names
-
-
-def join(groups: list[Group], kept: Group, absorbed: Group) -> None:
-    """Append the parameters of `absorbed` to those of `kept`, which takes both names and the mean step size."""
-    for key in ("params", "param_names"):
-        if key in kept:
-            kept[key] = [*kept[key], *absorbed[key]]
-    kept["name"] = f"{kept['name']}+{absorbed['name']}"
+    for key in {"params", "param_names"} & kept.keys():
+        kept[key] = [*kept[key], *absorbed[key]]
+    kept["name"] = "+".join(names)
     kept["lr"] = (kept["lr"] + absorbed["lr"]) / 2
-    del groups[_position(groups, absorbed)]
+    return names
 
 
 def regrouped(groups: Sequence[Group], counts: Mapping[str, int], names: Sequence[str]) -> list[Group]:
@@ -127,8 +118,3 @@ def regrouped(groups: Sequence[Group], counts: Mapping[str, int], names: Sequenc
 def _settings(group: Group) -> Group:
     # schedulers keep initial_lr, max_lr, swa_lr ... there
     return {key: value for key, value in group.items() if key not in _OWN and not key.endswith("_lr")}
-
-
-def _position(groups: list[Group], wanted: Group) -> int:
-    # By identity: comparing groups would compare their tensors.
-    return next(position for position, group in enumerate(groups) if group is wanted)

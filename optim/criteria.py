@@ -2,21 +2,23 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Protocol
 
 
 class Criterion(Protocol):
     """It accepts or rejects trial points. It may remember something from one search to the next.
 
-    A criterion is a dataclass: its arguments are constants, and `dataclasses.replace` makes a new one that remembers
-    nothing. Each optimizer has copies of its own.
+    A criterion is a dataclass. Its arguments are constants, and its other fields are what it remembers, all of them
+    numbers. So `dataclasses.replace` makes a new one that remembers nothing. Each optimizer has copies of its own. A
+    subclass of this class writes `accepts`, and of the other methods those that it needs.
     """
 
     c: float
 
     def begin(self, slope: float) -> None:
         """A search begins at a point where the slope <g, d> is `slope`."""
+        return
 
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
         """Whether the trial is accepted.
@@ -30,6 +32,7 @@ class Criterion(Protocol):
 
     def needs_descent(self) -> bool:
         """Whether a trial along a direction that does not descend is rejected without an evaluation."""
+        return True
 
     def end(self, base: float, trial: float, predicted: float, size: float, tolerance: float) -> float:
         """The search has accepted its last trial, at step size `size`, and the weights have moved.
@@ -37,16 +40,21 @@ class Criterion(Protocol):
         Returns:
             The factor by which the step size changes for the next step.
         """
+        return 1.0
 
     def state_dict(self) -> dict[str, float]:
         """Return what it remembers, for a checkpoint."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if not each.init}  # type: ignore[arg-type]
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Go on from what `state_dict` gave; from an empty one, remember nothing."""
+        for each in fields(self):  # type: ignore[arg-type]
+            if not each.init:
+                setattr(self, each.name, state.get(each.name, each.default))
 
 
 @dataclass
-class Armijo:
+class Armijo(Criterion):
     r"""Sufficient decrease on each mini-batch by itself (paper Eq. 1 and 5), with a tolerance for rounding.
 
     .. math:: f(w + \eta d) \le f(w) + c\,\eta\,\langle g, d\rangle + \tau
@@ -63,28 +71,12 @@ class Armijo:
 
     c: float
 
-    def begin(self, slope: float) -> None:
-        """Do nothing: each search is judged by itself."""
-
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
         return math.isfinite(trial) and trial <= base + self.c * min(predicted, 0.0) + tolerance
 
-    def needs_descent(self) -> bool:
-        return True
-
-    def end(self, base: float, trial: float, predicted: float, size: float, tolerance: float) -> float:
-        """Remember nothing: each search is judged by itself."""
-        return 1.0
-
-    def state_dict(self) -> dict[str, float]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Do nothing: there is no state."""
-
 
 @dataclass
-class Smoothed:
+class Smoothed(Criterion):
     r"""Sufficient decrease on average over searches, as in SaLSA ("No learning rates needed", arXiv 2407.20650).
 
     .. math:: h \ge c\,\eta\,s, \qquad
@@ -105,14 +97,13 @@ class Smoothed:
     smoothing: float
     decrease: float = field(default=0.0, init=False, compare=False)
     slope: float = field(default=0.0, init=False, compare=False)
-    this_slope: float = field(default=math.nan, init=False, compare=False, repr=False)
 
     def begin(self, slope: float) -> None:
-        self.this_slope = slope
+        self._slope_now = slope
         self.slope = _average(self.smoothing, self.slope, -slope)
 
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
-        size = predicted / self.this_slope
+        size = predicted / self._slope_now
         decrease = _average(self.smoothing, self.decrease, base - trial + tolerance)
         return math.isfinite(trial) and decrease >= self.c * size * self.slope
 
@@ -122,12 +113,6 @@ class Smoothed:
     def end(self, base: float, trial: float, predicted: float, size: float, tolerance: float) -> float:
         self.decrease = _average(self.smoothing, self.decrease, base - trial)
         return 1.0
-
-    def state_dict(self) -> dict[str, float]:
-        return {"decrease": self.decrease, "slope": self.slope}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.decrease, self.slope = state.get("decrease", 0.0), state.get("slope", 0.0)
 
 
 def _average(smoothing: float, before: float, now: float) -> float:
@@ -139,7 +124,7 @@ MOST = 2.0
 
 
 @dataclass
-class Follow:
+class Follow(Criterion):
     r"""The step size follows the minimum along the move, on average over searches. One trial a search is enough.
 
     .. math:: \eta \leftarrow 2\,(1 - c)\,\frac{S}{C}, \qquad
@@ -166,9 +151,6 @@ class Follow:
     curvature: float = field(default=0.0, init=False, compare=False)
     decrease: float = field(default=0.0, init=False, compare=False)
 
-    def begin(self, slope: float) -> None:
-        """Do nothing: all that is learned is learned at the end."""
-
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
         return math.isfinite(trial) and _average(self.smoothing, self.decrease, base - trial + tolerance) >= 0
 
@@ -186,10 +168,3 @@ class Follow:
         if self.curvature <= 0:  # no minimum is in sight
             return MOST
         return min(MOST, max(1 / MOST, 2 * (1 - self.c) * self.slope / self.curvature / size))
-
-    def state_dict(self) -> dict[str, float]:
-        return {"slope": self.slope, "curvature": self.curvature, "decrease": self.decrease}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.slope, self.curvature = state.get("slope", 0.0), state.get("curvature", 0.0)
-        self.decrease = state.get("decrease", 0.0)

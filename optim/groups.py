@@ -3,51 +3,66 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .components import merge_smallest, regrouped
+from .components import Group, merge_smallest, regrouped
 from .criteria import Criterion
 from .guard import Guard, can_have_gradient
-from .presets import ABOVE_0, SETTINGS, Preset
+from .presets import ABOVE_0, DEFAULT, SETTINGS, Preset, check, chosen
 from .search import Search
 from .turns import Progress, Turn, Turns
 
 COUNTS = ("forwards", "backwards", "searches", "trials", "failures", "unsearched", "merges", "nonfinite", "outside")
 """what `counts` has"""
 
-Group = dict[str, Any]
-
 
 class Groups(torch.optim.Optimizer):
     """The state of a line search. Each param group is a component, and `group["lr"]` is its step size.
 
-    Attributes:
-        preset: the settings of the search.
-        has_components: whether each param group has a step size of its own; otherwise all share one.
-        criteria: what accepts a trial of the whole network, "all", and of each component alone.
-        turns: whose turn it is.
-        search: the record of the last step's search.
-        counts: evaluations, searches, trials, failures, ... since the start.
-        guard: the closures' evaluations.
-        given: the components as they were given: name -> number of parameter tensors.
+    What is annotated here is copied and pickled with torch's own state.
     """
 
-    preset: Preset
     has_components = False
+    """whether each param group has a step size of its own; otherwise all share one"""
+
+    preset: Preset  # the settings of the search
     averaging: float | None
     clip_norm: float | None
     check_closure: bool
     offload: bool
-    criteria: dict[str, Criterion]
-    turns: Turns
-    search: Search | None
-    counts: Counter[str]
-    guard: Guard
-    given: dict[str, int]
+    criteria: dict[str, Criterion]  # what accepts a trial of the whole network, "all", and of each component alone
+    turns: Turns  # whose turn it is
+    search: Search | None  # the record of the last step's search
+    counts: Counter[str]  # evaluations, searches, trials, failures, ... since the start
+    guard: Guard  # the closures' evaluations
+    given: dict[str, int]  # the components as they were given: name -> number of parameter tensors
+
+    def _prepare(
+        self,
+        search: Preset = DEFAULT,
+        c: float | None = None,
+        max_interval: int | None = None,
+        total_steps: int | None = None,
+        averaging: float | None = None,
+        clip_norm: float | None = None,
+        check_closure: bool = True,
+        offload: bool = False,
+        grad_scaler: Any = None,
+    ) -> None:
+        """All that a line search has beside its host, before the host has param groups."""
+        preset = chosen(search, c=c, max_interval=max_interval)
+        check(total_steps=total_steps, averaging=averaging, clip_norm=clip_norm)
+        check(check_closure=check_closure, offload=offload)
+        self.preset, self.averaging, self.clip_norm = preset, averaging, clip_norm
+        self.check_closure, self.offload = check_closure, offload
+        self.turns = Turns(preset, self.has_components, total_steps)
+        self.criteria = {"all": preset.new_criterion()}
+        self.search, self.counts, self.given = None, Counter(), {}
+        self.guard = Guard(self.counts, grad_scaler)
 
     # -- param groups -------------------------------------------------------------------------------------
 
@@ -126,14 +141,14 @@ class Groups(torch.optim.Optimizer):
     # -- checkpoints --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {name: self.__dict__[name] for name in _OWN if name in self.__dict__}
+        return super().__getstate__() | {name: getattr(self, name) for name in Groups.__annotations__}
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         # It is kept in a group, as torch.distributed.checkpoint drops all but groups and state, and names new to it.
         state["param_groups"][0]["line_search"] = {
-            "host": _host(type(self)),
-            "progress": self.turns.progress.as_dict(),
+            "host": host_of(type(self)).__name__,
+            "progress": asdict(self.turns.progress),
             "criteria": {name: kept for name, each in self.criteria.items() if (kept := each.state_dict())},
             "counts": dict.fromkeys(COUNTS, 0) | self.counts,
         }
@@ -153,11 +168,12 @@ class Groups(torch.optim.Optimizer):
         if own is None:
             raise ValueError("the state holds no line search: another optimizer has saved it, or it was flattened")
         groups = [{k: v for k, v in group.items() if k != "line_search"} for group in state_dict["param_groups"]]
-        if unknown := sorted({*own} - {"host", "progress", "criteria", "counts"}):
+        known = {"host", "progress", "criteria", "counts", *Progress.__annotations__}
+        if unknown := sorted({*own, *own["progress"]} - known):
             raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: another version has saved it")
-        if (saved := own.get("host")) != (here := _host(type(self))):
+        if (saved := own.get("host")) != (here := host_of(type(self)).__name__):
             raise ValueError(f"the state is of a line search on {saved}, and this one is on {here}")
-        progress = Progress.from_saved(own["progress"])
+        progress = Progress(**own["progress"])
         before = self.param_groups
         self.param_groups = regrouped(before, self.given, [group.get("name", "?") for group in groups])
         try:
@@ -175,15 +191,9 @@ class Groups(torch.optim.Optimizer):
         self.guard.compare_again()
 
 
-_OWN = (
-    *("preset", "averaging", "clip_norm", "check_closure", "offload"),
-    *("criteria", "turns", "search", "counts", "guard", "given"),
-)
-
-
-def _host(kind: type) -> str:
-    """The name of the torch optimizer that a line search is around."""
-    return next(each.__name__ for each in kind.__mro__ if not issubclass(each, Groups))
+def host_of(kind: type) -> type:
+    """The torch optimizer that a line search is around."""
+    return next(each for each in kind.__mro__ if not issubclass(each, Groups))
 
 
 def _step_size(group: Group) -> float:

@@ -11,7 +11,6 @@ and C are the slope and the curvature along it, on average. r_k is 1, or falls t
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -19,13 +18,14 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from .criteria import Armijo
 from .groups import refuse
-from .guard import Closure, Evaluation, Guard
+from .guard import Closure, Evaluation
 from .hosts import Host
 from .move import HostMove, HostState, Line
-from .presets import DEFAULT, Preset, check, chosen
-from .search import Found, Rule, Search, resolves, search, search_jointly, tangent_zero
-from .turns import Turn, Turns
+from .presets import DEFAULT, Preset
+from .search import FIRST_SEARCH, Found, Rule, Search, resolves, search, search_jointly, tangent_zero
+from .turns import Turn
 
 # The first search starts from a step size that changes the weights by this share at least. A loss may be 0 where its
 # slope is not, as a policy gradient's is: then the tangent's zero says nothing, and no trial beside it is resolved.
@@ -89,29 +89,8 @@ class LineSearch(Host):
         **host: Any,
     ) -> None:
         refuse(host)
-        preset = chosen(search, c=c, max_interval=max_interval)
-        self._prepare(preset, total_steps, averaging, clip_norm, check_closure, offload, grad_scaler)
-        super().__init__(params, lr=preset.initial_step_size or UNKNOWN, **host)  # type: ignore[call-arg]
-
-    def _prepare(
-        self,
-        preset: Preset,
-        total_steps: int | None = None,
-        averaging: float | None = None,
-        clip_norm: float | None = None,
-        check_closure: bool = True,
-        offload: bool = False,
-        grad_scaler: Any = None,
-    ) -> None:
-        """All that a line search has beside its host, before the host has param groups."""
-        check(total_steps=total_steps, averaging=averaging, clip_norm=clip_norm)
-        check(check_closure=check_closure, offload=offload)
-        self.preset, self.averaging, self.clip_norm = preset, averaging, clip_norm
-        self.check_closure, self.offload = check_closure, offload
-        self.turns = Turns(preset, self.has_components, total_steps)
-        self.criteria = {"all": preset.new_criterion()}
-        self.search, self.counts, self.given = None, Counter(), {}
-        self.guard = Guard(self.counts, grad_scaler)
+        self._prepare(search, c, max_interval, total_steps, averaging, clip_norm, check_closure, offload, grad_scaler)
+        super().__init__(params, lr=self.preset.initial_step_size or UNKNOWN, **host)  # type: ignore[call-arg]
 
     # -- the step (paper Sec. III) ------------------------------------------------------------------------
 
@@ -189,7 +168,8 @@ class LineSearch(Host):
         measure = (lambda: self._measure(f, line)) if preset.loss_scale is None and preset.rounding > 0 else None
         rule = Rule(criterion, preset.backtracking, preset.max_trials, measure=measure)
         if not self.turns.progress.accepted_once:
-            rule = Rule.first(preset, measure)
+            most, brackets = FIRST_SEARCH * preset.max_trials, preset.first_search == "bracket"
+            rule = Rule(Armijo(preset.first_c), preset.first_backtracking, most, brackets, measure)
             if preset.initial_step_size is None:
                 turn = turn.starting_at(max(tangent_zero(line), line.size_that_moves_by(LEAST_START)))
         if not any(line.slopes):  # nothing moves, so there is nothing to test

@@ -8,14 +8,13 @@ torch can add: each rank works on its own shard.
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .components import Group
+from .guard import Evaluation
 from .sums import Sums, inner, local, total
-
-Group = dict[str, Any]
 
 # A move is found in the difference of the weights after it and before it. If it is shorter than this share of the
 # weights, rounding spoils the difference, and the host steps again with a larger step size.
@@ -24,38 +23,22 @@ CHUNK = 2**18
 """entries of a weight that are worked on at a time: 1 MiB in float32"""
 
 
-class Loss(Protocol):
-    """What a line needs of the closure's evaluations."""
-
-    base: float
-
-    def again(self) -> float:
-        """f at the present weights."""
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over all ranks."""
-
-
 class Part:
     """The parameters of one param group that have a gradient, and a copy of where they started.
 
     Args:
         decay: lambda of a coupled weight decay.
         offload: whether copies of weights are kept in CPU memory.
-
-    Attributes:
-        weights: this rank's piece of each, the very memory that the parameter holds.
-        size: the step size at which they stand now.
-        slope: <g, d>; <g + lambda w, d> with a coupled weight decay.
-        wd, dd: <w, d> and |d|^2, with a coupled weight decay.
     """
 
     def __init__(self, group: Group, decay: float, offload: bool = False) -> None:
         self.parameters = [p for p in group["params"] if p.grad is not None]
-        self.weights = [local(p.detach()) for p in self.parameters]
+        self.weights = [local(p.detach()) for p in self.parameters]  # the very memory that the parameters hold
         self.decay, self.offload = decay, offload
         self._start = self.copies()
-        self.size = self.slope = self.wd = self.dd = 0.0
+        self.size = 0.0  # the step size at which the weights stand now
+        self.slope = 0.0  # <g, d>; <g + lambda w, d> with a coupled weight decay
+        self.wd = self.dd = 0.0  # <w, d> and |d|^2, with a coupled weight decay
         self._away: list[Tensor] | None = None  # where the host's step led, while the weights are at w_k again
 
     def copies(self) -> list[Tensor]:
@@ -133,7 +116,7 @@ class Line:
         tolerance: how much of a change of f may be rounding.
     """
 
-    def __init__(self, parts: Sequence[Part], still: Iterable[Tensor], f: Loss, tolerance: float) -> None:
+    def __init__(self, parts: Sequence[Part], still: Iterable[Tensor], f: Evaluation, tolerance: float) -> None:
         self.base, self.tolerance, self.f = f.base, tolerance, f
         self.parts = list(parts)
         self._still = [(p, p.detach()) for p in still if not hasattr(p, "device_mesh")]
@@ -271,7 +254,7 @@ class HostMove(Line):
         self,
         parts: Sequence[Part],
         still: Iterable[Tensor],
-        f: Loss,
+        f: Evaluation,
         tolerance: float,
         step: Callable[[Sequence[float]], None],
         sizes: Sequence[float],

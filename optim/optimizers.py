@@ -1,14 +1,15 @@
 """The optimizers: each one pairs one of torch's with the line search. `with_line_search` does so for any other."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from inspect import signature
 from typing import Any, overload
 
 import torch
 
+from .extras.host_classes import refuse_host
 from .extras.paper import TestedDirection
 from .groups import refuse
 from .guard import Evaluation
-from .hosts import refuse_host
 from .line_search import UNKNOWN, LineSearch
 from .move import Line
 from .presets import DEFAULT, SMOOTHED, Preset, check, chosen, momentum
@@ -181,16 +182,15 @@ class _Hosted(LineSearch):
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (self.host,), self.__getstate__()
 
-    def _take_over(
-        self, search: Preset = DEFAULT, c: float | None = None, max_interval: int | None = None, **settings: Any
-    ) -> None:
+    def _take_over(self, **settings: Any) -> None:
         """Search with the param groups and the state of an optimizer that is there already."""
-        own = ("total_steps", "averaging", "clip_norm", "check_closure", "offload", "grad_scaler")
-        if unknown := sorted(settings.keys() - set(own)):
-            raise TypeError(f"unknown setting {unknown[0]}; allowed: search, c, max_interval, {', '.join(own)}")
-        self._prepare(chosen(search, c=c, max_interval=max_interval), **settings)
+        allowed = signature(self._prepare).parameters
+        if unknown := sorted(settings.keys() - allowed.keys()):
+            raise TypeError(f"unknown setting {unknown[0]}; allowed: {', '.join(allowed)}")
+        self._prepare(**settings)
         self._patch_step_function()
-        rates = [_rate(group) for group in self.param_groups]
+        # Some Adafactors have no rate.
+        rates = [1.0 if group.get("lr") is None else float(group["lr"]) for group in self.param_groups]
         first = next((rate for rate in rates if rate > 0), 0.0)
         for j, (group, rate) in enumerate(zip(self.param_groups, rates, strict=True)):
             refuse({key: value for key, value in group.items() if key != "lr"})
@@ -201,11 +201,6 @@ class _Hosted(LineSearch):
             is_still = not group["params"] or (first > 0 and rate == 0)
             self._set_rate(group, 0.0 if is_still else self.preset.initial_step_size or UNKNOWN)
             self._take_in(group)
-
-
-def _rate(group: dict[str, Any]) -> float:
-    """The learning rate that an optimizer was made with; 1 where it has none, as some Adafactors."""
-    return 1.0 if group.get("lr") is None else float(group["lr"])
 
 
 def _empty(host: type) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from .criteria import Armijo, Criterion, Follow, Smoothed
+from .criteria import Criterion, Follow, Smoothed
 
 
 class Allowed(NamedTuple):
@@ -71,7 +71,7 @@ ALLOWED: dict[str, Allowed] = {
     "linear_growth": FROM_1,
     "max_trials": COUNT,
     "max_interval": COUNT,
-    "interval_growth": _one_of("drift", count=True).or_none(),
+    "interval_growth": _one_of("drift", count=True),
     "rounding": NOT_NEGATIVE,
     "loss_scale": NOT_NEGATIVE.or_none(),
     "max_nonfinite": COUNT,
@@ -124,11 +124,10 @@ class Preset:
     max_interval: int = 32
     """steps from one search to the next at most; a step in between takes the step size untested, at the cost of the
     host's own step. 1: a search at every step, as in the paper"""
-    interval_growth: int | Literal["drift"] | None = 4
+    interval_growth: int | Literal["drift"] = 4
     """after k steps the next search comes ceil(k / interval_growth) steps later, at most max_interval, but at once
-    where a search has changed the step size by a factor of 2 or more, or it is about to grow by linear_growth. None: a
-    search that takes its first trial doubles the steps to the next one, any other sets them to 1. "drift": SaLSA's rule
-    (`extras.drift`)"""
+    where a search has changed the step size by a factor of 2 or more, or it is about to grow by linear_growth. "drift":
+    SaLSA's rule (`extras.drift`)"""
     rounding: float = 4.0
     """tolerance of the test in units of the loss's rounding error; 0: the paper's strict test. The difference of two
     losses has two such errors, and each is itself a sum: with 4 no step size collapses in 5,000 steps, in float32 and
@@ -218,10 +217,8 @@ def momentum(total_steps: int | None) -> float:
 
     .. math:: \beta_1 = 1 - \frac1m, \qquad m = \min(10, \max(1, K / 60))
 
-    where m is the window of the average, in steps, and K = `total_steps`. So runs of 60 steps have no momentum, and
-    those of 600 have Adam's own, 0.9. In 80 steps of fine-tuning, momentum costs about a point of accuracy, and from
-    scratch it gains several. In a run of unknown length moves do not decay. With a long momentum a step size that
-    follows then stays too large, so m is 2.
+    where m is the window of the average, in steps, and K = `total_steps`. In a run of unknown length moves do not
+    decay. With a long momentum a step size that follows then stays too large, so m is 2.
     """
     window = UNKNOWN_LENGTH if total_steps is None else SHARE_OF_RUN * total_steps
     return 1 - 1 / min(LONGEST_WINDOW, max(1.0, window))
@@ -238,22 +235,3 @@ FOLLOW = Preset(criterion=Follow(c=0.75, smoothing=0.8), backtracking=0.5, betas
 
 DEFAULT = FOLLOW
 """the library's own search"""
-
-PAPER = Preset(
-    criterion=Armijo(c=0.1),
-    first_search="backtrack",
-    first_c=0.1,
-    initial_step_size=0.1,
-    backtracking=0.9,
-    first_backtracking=0.9,
-    growth_steps=500.0,
-    search_growth=1.0,
-    max_trials=10_000,
-    max_interval=1,
-    rounding=0.0,
-    betas=(0.9, 0.999),
-    tested="gradient",
-    first_steps=1,
-    joint="never",
-)
-"""the search of the paper's text; it never stops a search early (10,000 trials at most)"""

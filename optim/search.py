@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from .criteria import Armijo, Criterion
-from .presets import Preset
+from .criteria import Criterion
 
 # The precision of the loss is measured after this many rejected trials of a search. A search that rejects fewer has
 # other reasons than rounding.
@@ -21,19 +20,14 @@ FIRST_SEARCH = 10
 
 
 class Line(Protocol):
-    """The loss of one step along its trial points w + eta d.
+    """The loss of one step along its trial points w + eta d."""
 
-    Attributes:
-        base: f(w).
-        tolerance: how much of a change of f may be rounding, in units of f.
-        slopes: <g, d> of each component that moves.
-    """
-
-    base: float
-    tolerance: float
+    base: float  # f(w)
+    tolerance: float  # how much of a change of f may be rounding, in units of f
 
     @property
-    def slopes(self) -> Sequence[float]: ...
+    def slopes(self) -> Sequence[float]:
+        """<g, d> of each component that moves."""
 
     def predicted(self, sizes: Sequence[float]) -> float:
         """The change of f at a trial point, to first order: the sum of eta <g, d> over what moves."""
@@ -44,44 +38,23 @@ class Line(Protocol):
 
 @dataclass(frozen=True)
 class Rule:
-    """How a line is searched.
+    """How a line is searched."""
 
-    Attributes:
-        criterion: what accepts a trial.
-        factor: delta, by which a rejected step size shrinks.
-        max_trials: evaluations at most.
-        bracketing: whether the step size is bracketed (`bracket`) instead of shrunk.
-        measure: measures the line's tolerance by one or three more evaluations; see `backtrack`.
-    """
-
-    criterion: Criterion
-    factor: float
+    criterion: Criterion  # what accepts a trial
+    factor: float  # delta, by which a rejected step size shrinks
     max_trials: int
-    bracketing: bool = False
-    measure: Callable[[], float] | None = None
-
-    @classmethod
-    def first(cls, preset: Preset, measure: Callable[[], float] | None) -> "Rule":
-        """The rule until a step size is accepted for the first time."""
-        most, bracketing = FIRST_SEARCH * preset.max_trials, preset.first_search == "bracket"
-        return cls(Armijo(preset.first_c), preset.first_backtracking, most, bracketing, measure)
+    bracketing: bool = False  # whether the step size is bracketed (`bracket`) instead of shrunk
+    measure: Callable[[], float] | None = None  # the line's tolerance, by one or three more evaluations (`backtrack`)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """What a search found."""
 
-    Attributes:
-        sizes: the step sizes tried last, one for each component that moves.
-        value: the loss there, NaN where there was no trial.
-        trials: evaluations of the loss.
-        accepted: whether these step sizes were accepted.
-    """
-
-    sizes: tuple[float, ...]
-    value: float
-    trials: int
-    accepted: bool
+    sizes: tuple[float, ...]  # the step sizes tried last, one for each component that moves
+    value: float  # the loss there, NaN where there was no trial
+    trials: int  # evaluations of the loss
+    accepted: bool  # whether these step sizes were accepted
 
 
 @dataclass(frozen=True)
@@ -120,8 +93,8 @@ Along = Callable[[float], list[float]]
 
 def search(line: Line, start: float, rule: Rule) -> Found:
     """Search one step size for all that moves: the whole network, or one component alone (paper Eq. 1, 5 and 6)."""
-    along: Along = lambda t: [t] * len(line.slopes)  # noqa: E731
-    return (bracket if rule.bracketing else backtrack)(line, along, start, rule)
+    find = bracket if rule.bracketing else backtrack
+    return find(line, lambda t: [t] * len(line.slopes), start, rule)
 
 
 def search_jointly(line: Line, starts: Sequence[float], turn: int, rule: Rule) -> Found:
@@ -130,8 +103,7 @@ def search_jointly(line: Line, starts: Sequence[float], turn: int, rule: Rule) -
     .. math:: f\Big(w + \sum_j \eta^{(j)} d^{(j)}\Big) \le f(w) + c\sum_j \eta^{(j)} \langle g^{(j)}, d^{(j)}\rangle
 
     In Eq. 6 and 7 of the paper each component is accepted alone, at another step, and then all move together. Nothing
-    has tested that move. With one first step it diverges on the 12-layer encoder (sst2 small, losses .85 .69 .70; this
-    test gives .56 .19 .068).
+    has tested that move, and it may diverge.
 
     After a rejected trial one more trial moves the others alone. If that one is accepted, the searched component is at
     fault and shrinks alone, to about a tenth. If that does not help, or the others are at fault, all shrink together.
@@ -240,14 +212,11 @@ def tangent_zero(line: Line) -> float:
 
 
 def growth(steps: int, growth_steps: float) -> float:
-    r"""The factor by which a step size grows before its search (paper Eq. 2).
+    r"""The factor by which a step size grows in these steps since its last search (paper Eq. 2).
 
     .. math:: \eta_k = \eta_{k-1} \cdot 2^{b/m}
 
-    where m/b is `growth_steps`, the number of steps in which a step size may double. In the paper it is "a constant
-    that does normally not need to be tuned". It is 500 in the published code, and an epoch in Vaswani et al. 2019.
-
-    Args:
-        steps: number of steps since the last search of the step size.
+    where m/b is `growth_steps`, in which a step size may double: 500 in the published code, an epoch in Vaswani et al.
+    2019.
     """
     return 2 ** (steps / growth_steps)

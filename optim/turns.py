@@ -2,9 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from .extras import drift
 from .overruled import Overruled
@@ -27,19 +26,12 @@ UNSTABLE_AFTER = 6
 
 @dataclass(frozen=True)
 class Turn:
-    """A step's search.
+    """A step's search. Components are named by their positions."""
 
-    Attributes:
-        component: the position of the component whose turn it is; None: the whole network is searched.
-        joint: whether all components move in the trials, each with its own step size.
-        moving: the positions of the components that move in the trials.
-        starts: the step size of each component from which the search starts, also of those that do not move in it.
-    """
-
-    component: int | None
-    joint: bool
-    moving: Sequence[int]
-    starts: list[float]
+    component: int | None  # whose turn it is; None: the whole network is searched
+    joint: bool  # whether all components move in the trials, each with its own step size
+    moving: Sequence[int]  # the components that move in the trials
+    starts: list[float]  # the step sizes from which the search starts, also of components that do not move in it
 
     @property
     def first_trial(self) -> list[float]:
@@ -66,89 +58,44 @@ class Turn:
 
 @dataclass
 class Progress:
-    """What must survive a checkpoint beside torch's own state.
+    """What must survive a checkpoint beside torch's own state."""
 
-    Attributes:
-        whole_network_phase: whether the whole-network searches (first steps) are not over yet.
-        first_trials: whole-network searches in a row that took their first trial.
-        whole_steps: whole-network searches in that phase.
-        searches: component searches so far; the joint test every few steps needs it.
-        next_component: the position of the component whose turn comes next.
-        accepted_once: whether a step size has ever been accepted.
-        moved_unasked: whether a step without a closure was taken, so that a resumed run may begin with one.
-        nonfinite: steps in a row with a loss or gradient that is not finite.
-        interval: steps from one search to the next.
-        steps_since_search: steps since the last search.
-        steps: steps that have moved the weights.
-        nearly_linear: whether the loss at the last accepted trial fell by nearly all that the slope predicts.
-        unresolved: whether the decrease at the last accepted trial was within rounding.
-        measured_error: the loss's error by rounding, as last measured; 0: it has not been measured.
-        measured_at: the loss at which it was measured.
-        shows_average: whether the parameters hold the average of the iterates; the state then holds the iterates.
-        fast_average: average of the step sizes found, over about 10 searches.
-        slow_average: the same over about 100 searches.
-        last_loss: the loss at the last step.
-        rises: steps since the last search, up to the last step, each of whose loss was above that of the one before.
-    """
-
-    whole_network_phase: bool = True
-    first_trials: int = 0
-    whole_steps: int = 0
-    searches: int = 0
-    next_component: int = 0
-    accepted_once: bool = False
-    moved_unasked: bool = False
-    nonfinite: int = 0
-    interval: int = 1
+    whole_network_phase: bool = True  # whether the whole-network searches (first steps) are not over yet
+    first_trials: int = 0  # whole-network searches in a row that took their first trial
+    whole_steps: int = 0  # whole-network searches in that phase
+    searches: int = 0  # of components so far; the joint test every few steps needs it
+    next_component: int = 0  # the position of the component whose turn comes next
+    accepted_once: bool = False  # whether a step size has ever been accepted
+    moved_unasked: bool = False  # whether a step had no closure, so that a resumed run may begin with such a step
+    nonfinite: int = 0  # steps in a row with a loss or gradient that is not finite
+    interval: int = 1  # steps from one search to the next
     steps_since_search: int = 0
-    steps: int = 0
-    nearly_linear: bool = False
-    unresolved: bool = False
-    measured_error: float = 0.0
-    measured_at: float = math.inf
-    shows_average: bool = False
-    fast_average: float = 1e-8
-    slow_average: float = 1e-8
-    last_loss: float = math.inf
-    rises: int = 0
+    steps: int = 0  # that have moved the weights
+    nearly_linear: bool = False  # whether the last accepted trial fell by nearly all that the slope predicts
+    unresolved: bool = False  # whether the decrease at the last accepted trial was within rounding
+    measured_error: float = 0.0  # the loss's error by rounding, as last measured; 0: it has not been measured
+    measured_at: float = math.inf  # the loss at which it was measured
+    shows_average: bool = False  # whether the parameters hold the average of the iterates, and the state the iterates
+    fast_average: float = 1e-8  # of the step sizes found, over about 10 searches
+    slow_average: float = 1e-8  # the same over about 100 searches
+    last_loss: float = math.inf  # at the last step
+    rises: int = 0  # steps since the last search, up to the last step, each with a higher loss than the one before
 
     def error_at(self, loss: float) -> float:
         """A loss's error by rounding as last measured, reduced in proportion if the loss has fallen since."""
         return self.measured_error * min(1.0, abs(loss) / self.measured_at)
 
-    @classmethod
-    def from_saved(cls, saved: Mapping[str, Any]) -> "Progress":
-        """The progress in a checkpoint.
-
-        Raises:
-            ValueError: another version has saved it, which knows other things.
-        """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(saved.keys() - known):
-            raise ValueError(f"the state holds {', '.join(unknown)}, unknown here: another version has saved it")
-        return cls(**saved)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Turns:
-    """The order of the searches.
-
-    Args:
-        preset: of the search.
-        has_components: whether each param group has a step size of its own (PLASLS).
-        total_steps: the steps of the whole run, over which moves fall to 0; None: no decay.
-    """
+    """The order of the searches, of components if they have step sizes of their own (PLASLS)."""
 
     def __init__(self, preset: Preset, has_components: bool, total_steps: int | None) -> None:
         self.preset, self.has_components, self.total_steps = preset, has_components, total_steps
         self.progress = Progress()
         self.overruled = Overruled()
-
-    def is_whole(self, count: int) -> bool:
-        """Whether all `count` components share one step size now."""
-        return not self.has_components or self.progress.whole_network_phase or count == 1
+        is_set = getattr(preset.criterion, "sets_step_size", False)  # then it need not grow to be shrunk
+        self._search_growth = 1.0 if is_set else preset.search_growth
+        self._growth_steps = math.inf if is_set else preset.growth_steps
 
     def next(self, sizes: Sequence[float]) -> Turn | None:
         """This step's turn, given the components' step sizes. None: a step between searches, which takes these.
@@ -163,39 +110,26 @@ class Turns:
         grown = self._growth(steps) if progress.accepted_once else 1.0
         if unstable:
             sizes, grown = [size / 2 for size in sizes], 1.0
-        if self.is_whole(len(sizes)):
+        if not self.has_components or progress.whole_network_phase or len(sizes) == 1:
             return Turn(None, False, moving, [sizes[moving[0]] * grown if size > 0 else 0.0 for size in sizes])
         component = next((j for j in moving if j >= progress.next_component), moving[0])
         all_grow = self.preset.growth == "all"
         starts = [size * (grown if all_grow or j == component else 1.0) for j, size in enumerate(sizes)]
-        joint = self._tests_jointly()
+        every = self.preset.joint
+        joint = every == "always" or (isinstance(every, int) and (progress.searches + 1) % every == 0)
         return Turn(component, joint, moving if joint else [component], starts)
 
     def start_anew(self) -> None:
         """Let the next search be a first one, as nothing that was found holds any longer."""
         self.progress.accepted_once, self.progress.interval = False, 1
 
-    def _is_set(self) -> bool:
-        """Whether the criterion sets step sizes, so that they need not grow to be shrunk."""
-        return getattr(self.preset.criterion, "sets_step_size", False)
-
-    def _grows(self) -> bool:
-        """Whether a step size grows at each search."""
-        return self.preset.search_growth > 1 and not self._is_set()
-
     def _growth(self, steps: int) -> float:
-        if self._is_set():
-            return 1.0
-        by_search = self.preset.search_growth
+        by_search = self._search_growth
         if self.progress.unresolved:  # every step size is accepted here: nothing would stop its growth
             by_search = 1.0
         elif by_search > 1 and self.progress.nearly_linear:
             by_search = max(self.preset.linear_growth, by_search)
-        return growth(steps, self.preset.growth_steps) * by_search
-
-    def _tests_jointly(self) -> bool:
-        joint = self.preset.joint
-        return joint == "always" or (isinstance(joint, int) and (self.progress.searches + 1) % joint == 0)
+        return growth(steps, self._growth_steps) * by_search
 
     def move_factor(self) -> float:
         r"""The share of the step size that the move of step k takes, if the run has K = `total_steps` steps.
@@ -218,7 +152,7 @@ class Turns:
         """Note that a step without a search was done, and its loss before the move."""
         progress = self.progress
         progress.steps_since_search += 1
-        scheduled = self.preset.interval_growth not in (None, "drift")
+        scheduled = self.preset.interval_growth != "drift"
         progress.rises = progress.rises + 1 if scheduled and loss > progress.last_loss else 0
         progress.last_loss = loss
 
@@ -240,7 +174,7 @@ class Turns:
         progress.steps_since_search = 0
         progress.last_loss, progress.rises = loss, 0
         # If a step size grows at each search, its second trial is about where the last search ended.
-        at_once = found.accepted and found.trials <= (2 if self._grows() else 1)
+        at_once = found.accepted and found.trials <= (2 if self._search_growth > 1 else 1)
         if turn.component is not None:
             progress.next_component = (turn.component + 1) % len(turn.starts)
             progress.searches += 1
@@ -260,16 +194,12 @@ class Turns:
             steps, averages = drift.steps_to_next(averages, max(found.sizes), progress.steps, preset.max_interval)
             progress.fast_average, progress.slow_average = averages
             return steps
-        if preset.interval_growth is not None:
-            changed = not 1 / 2 < max(found.sizes) / max(turn.first_trial) < 2
-            # A step size that is about to grow by linear_growth must not stay untested for many steps.
-            jumps = self._grows() and progress.nearly_linear and preset.search_growth < preset.linear_growth
-            unsettled = progress.accepted_once and (changed or jumps or not found.accepted)
-            due = math.ceil((progress.steps + 1) / preset.interval_growth)
-            return 1 if unsettled else min(due, preset.max_interval)
-        at_once = found.accepted and found.trials <= 1
-        first_steps = turn.component is None and self.has_components and len(turn.starts) > 1
-        return min(2 * progress.interval, preset.max_interval) if at_once and not first_steps else 1
+        changed = not 1 / 2 < max(found.sizes) / max(turn.first_trial) < 2
+        # A step size that is about to grow by linear_growth must not stay untested for many steps.
+        jumps = progress.nearly_linear and 1 < self._search_growth < preset.linear_growth
+        if progress.accepted_once and (changed or jumps or not found.accepted):
+            return 1
+        return min(math.ceil((progress.steps + 1) / preset.interval_growth), preset.max_interval)
 
     def merge(self, absorbed: int, count: int) -> None:
         """Note that the component at position `absorbed` has been merged away and `count` are left."""

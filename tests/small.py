@@ -44,7 +44,6 @@ CLASSIC = PAPER.but(
     max_trials=100,
     rounding=4.0,
     loss_scale=1.0,
-    interval_growth=None,
     first_steps="settled",
     joint="always",
 )

@@ -83,19 +83,6 @@ def test_the_joint_test_comes_always_never_or_every_nth_step(joint, expected):
     assert seen == expected
 
 
-def test_searches_move_apart_while_they_take_their_first_trial_and_close_up_when_not():
-    turns, sizes = turns_of(CLASSIC.but(max_interval=4)), [0.1]
-    searched = []
-    for step in range(16):
-        turn = turns.next(sizes)
-        if turn is None:
-            turns.skip(1.0)
-            continue
-        searched.append(step)
-        turns.count(turn, found(turn.first_trial, trials=2 if step in (0, 11) else 1), 1.0, 0.5)
-    assert searched == [0, 1, 3, 7, 11, 12, 14]
-
-
 def searched_steps(preset, steps, shrink=()):
     turns, sizes, searched = turns_of(preset), [1.0], []
     for step in range(1, steps + 1):
@@ -169,13 +156,6 @@ def test_after_a_merge_the_turn_stays_with_the_component_that_was_next():
         _, sizes = search_of(turns, sizes)
     turns.merge(absorbed=1, count=3)  # the next one, third of four, is second of three now
     assert turns.next(sizes[:3]).component == 1
-
-
-def test_progress_goes_through_a_checkpoint_and_what_another_version_has_saved_is_refused():
-    progress = Progress(whole_network_phase=False, steps_since_search=2, next_component=3, interval=4)
-    assert Progress.from_saved(progress.as_dict()) == progress
-    with pytest.raises(ValueError, match="the state holds later, unknown here: another version has saved it"):
-        Progress.from_saved({"later": 1})
 
 
 def test_a_component_whose_step_size_is_0_has_no_turn_and_does_not_move():

@@ -9,7 +9,7 @@ import torch
 
 import optim
 from optim import DEFAULT, PLASLS, LineSearch, Preset, split, with_line_search
-from optim.hosts import REFUSED
+from optim.extras.host_classes import REFUSED
 from optim.presets import SETTINGS, chosen
 
 from .arguments import unknown

@@ -1,12 +1,13 @@
 """A criterion that the library does not have, for the lever "nonmonotone" of its default search."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from optim import Criterion
 
 
 @dataclass
-class NonMonotone:
+class NonMonotone(Criterion):
     r"""Sufficient decrease from a mean of past losses, as in PoNoS (Galli, Rauhut and Schmidt 2023, Eq. 4 and 5).
 
     .. math:: f(w + \eta d) \le \max(C, f(w)) + c\,\eta\,\langle g, d\rangle + \tau, \qquad
@@ -26,15 +27,9 @@ class NonMonotone:
     mean: float = field(default=0.0, init=False, compare=False)
     weight: float = field(default=0.0, init=False, compare=False)
 
-    def begin(self, slope: float) -> None:
-        """Do nothing: the mean needs the loss, which comes with the trial."""
-
     def accepts(self, base: float, trial: float, predicted: float, tolerance: float) -> bool:
         reference = max(self._mean(base), base)
         return math.isfinite(trial) and trial <= reference + self.c * predicted + tolerance
-
-    def needs_descent(self) -> bool:
-        return True
 
     def end(self, base: float, trial: float, predicted: float, size: float, tolerance: float) -> float:
         self.mean, self.weight = self._mean(base), self.smoothing * self.weight + 1
@@ -43,9 +38,3 @@ class NonMonotone:
     def _mean(self, base: float) -> float:
         kept = self.smoothing * self.weight
         return (kept * self.mean + base) / (kept + 1)
-
-    def state_dict(self) -> dict[str, float]:
-        return {"mean": self.mean, "weight": self.weight}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.mean, self.weight = state.get("mean", 0.0), state.get("weight", 0.0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from optim import with_line_search
-from optim.hosts import REFUSED_NAMES
+from optim.extras.host_classes import REFUSED_NAMES
 
 STEPS, BATCH, SEEDS = 300, 64, (0, 1, 2)
 RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)

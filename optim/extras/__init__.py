@@ -1,1 +1,1 @@
-"""What a user opts into, and what only some models need."""
+"""What a user opts into, and what only some models and hosts need."""

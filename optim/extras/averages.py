@@ -16,8 +16,6 @@ KEY = "average"
 class Averaged(Groups):
     """What the setting `averaging` adds to a line search."""
 
-    averaging: float | None
-
     def eval(self) -> None:
         """Put the average of the iterates into the parameters until `train`, if one is kept (`averaging`).
 

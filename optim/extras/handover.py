@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..groups import Groups, scale
+from ..groups import host_of, scale
 from ..line_search import LineSearch
 
 
@@ -38,7 +38,7 @@ def handover(optimizer: LineSearch) -> torch.optim.Optimizer:
         raise RuntimeError("no step size has been found yet; allowed: an optimizer that has taken a step")
     if optimizer.turns.progress.shows_average:
         raise RuntimeError("the parameters hold the average of the iterates; call optimizer.train() before")
-    kind: Any = next(kind for kind in type(optimizer).__mro__ if not issubclass(kind, Groups))
+    kind: Any = host_of(type(optimizer))
     groups = [{**group, "lr": scale(group) * float(group["lr"])} for group in optimizer.param_groups]
     plain = kind(groups, lr=groups[0]["lr"])
     plain.state.update(optimizer.state)

@@ -23,7 +23,7 @@ from torch.optim import lr_scheduler
 from transformers import Trainer
 
 from .. import LineSearch, split
-from ..groups import Group
+from ..components import Group
 
 __all__ = ["LineSearchMixin", "LineSearchTrainer"]
 

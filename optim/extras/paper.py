@@ -1,4 +1,4 @@
-"""The direction that the paper tests, Adam's without momentum, beside a host that moves with momentum (Eq. 3 to 5)."""
+"""The paper's search: its preset, and the direction that it tests, Adam's without momentum (Eq. 3 to 5)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -6,8 +6,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..move import Group, Line, Loss, Part
+from ..components import Group
+from ..criteria import Armijo
+from ..guard import Evaluation
+from ..move import Line, Part
+from ..presets import Preset
 from ..sums import Sums, inner, local
+
+PAPER = Preset(
+    criterion=Armijo(c=0.1),
+    first_search="backtrack",
+    first_c=0.1,
+    initial_step_size=0.1,
+    backtracking=0.9,
+    first_backtracking=0.9,
+    growth_steps=500.0,
+    search_growth=1.0,
+    max_trials=10_000,
+    max_interval=1,
+    rounding=0.0,
+    betas=(0.9, 0.999),
+    tested="gradient",
+    first_steps=1,
+    joint="never",
+)
+"""the search of the paper's text; it never stops a search early (10,000 trials at most)"""
 
 
 class TestedDirection(Line):
@@ -27,7 +50,7 @@ class TestedDirection(Line):
         self,
         parts: Sequence[Part],
         still: Iterable[Tensor],
-        f: Loss,
+        f: Evaluation,
         tolerance: float,
         groups: Sequence[Group],
         states: Mapping[Tensor, dict[str, Any]],

@@ -39,9 +39,6 @@ class Ranks:
         self._compared = False
         self._average: bool | None = None  # whether gradients are averaged here; None: not known yet
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Ranks, ()  # a process group cannot be copied or saved
-
     @property
     def count(self) -> int:
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
