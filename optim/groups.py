@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .components import Group, merge_smallest, regrouped
-from .criteria import Criterion
+from .criteria import Criterion, Follow
+from .extras.host_classes import momentum_of
 from .guard import Guard, can_have_gradient
 from .presets import ABOVE_0, DEFAULT, SETTINGS, Preset, check, chosen
 from .search import Search
@@ -124,7 +125,10 @@ class Groups(torch.optim.Optimizer):
         """The criterion of the component that is searched alone, or of the whole network."""
         alone = turn.component is not None and not turn.joint
         name = self.param_groups[turn.searched]["name"] if alone else "all"
-        return self.criteria.setdefault(name, self.preset.new_criterion())  # new where components were merged
+        criterion = self.criteria.setdefault(name, self.preset.new_criterion())  # new where components were merged
+        if isinstance(criterion, Follow):
+            criterion.momentum = momentum_of(self.param_groups[turn.searched])
+        return criterion
 
     def _merge(self) -> None:
         """Algorithm 1, once the whole network is not searched any longer."""

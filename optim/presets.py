@@ -230,8 +230,8 @@ SETTINGS = frozenset(each.name for each in fields(Preset))
 SMOOTHED = Preset()
 """accepts on average over searches, and moves without momentum"""
 
-FOLLOW = Preset(criterion=Follow(c=0.75, smoothing=0.8), backtracking=0.5, betas=(None, 0.999))
-"""follows half of the minimum along the move, which has momentum in longer runs"""
+FOLLOW = Preset(criterion=Follow(c=0.775, smoothing=0.8), backtracking=0.5, betas=(None, 0.999))
+"""follows a share of the minimum along the move, which has momentum in longer runs"""
 
 DEFAULT = FOLLOW
 """the library's own search"""

@@ -112,12 +112,21 @@ def parabola(size, slope=-3.0, curvature=8.0, base=1.0):
 
 @pytest.mark.parametrize("c", [0.5, 0.65, 0.75])
 def test_the_step_size_goes_where_the_parabola_has_fallen_by_c_of_what_its_slope_predicts(c):
+    """So it is with a long momentum; the next test has the others."""
     minimum = 3 / 8
-    size = minimum * 2 * (1 - c) * 1.3
-    size *= Follow(c, smoothing=0.8).end(*parabola(size))
+    size, criterion = minimum * 2 * (1 - c) * 1.3, Follow(c, smoothing=0.8)
+    criterion.momentum = 1.0
+    size *= criterion.end(*parabola(size))
     base, value, predicted, *_ = parabola(size)
     assert size == pytest.approx(2 * (1 - c) * minimum)
     assert (value - base) / predicted == pytest.approx(c)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.25, 0.9])
+def test_without_momentum_the_step_size_goes_a_third_of_the_minimum_further(momentum):
+    criterion, minimum = Follow(0.775, smoothing=0.8), 3 / 8
+    criterion.momentum = momentum
+    assert minimum * criterion.end(*parabola(minimum)) == pytest.approx(minimum * (0.45 + (1 - momentum) / 3))
 
 
 def test_a_step_size_that_follows_is_the_ratio_of_averages_written_as_sums():
@@ -129,7 +138,7 @@ def test_a_step_size_that_follows_is_the_ratio_of_averages_written_as_sums():
         factor = criterion.end(*parabola(size, slopes[-1], curvatures[-1]))
         weights = [b ** (k - j) for j in range(k + 1)]
         ratio = -sum(map(operator.mul, weights, slopes)) / sum(map(operator.mul, weights, curvatures))
-        assert factor == pytest.approx(min(2.0, max(0.5, 0.6 * ratio / size)))
+        assert factor == pytest.approx(min(2.0, max(0.5, (0.6 + 1 / 3) * ratio / size)))
         size *= factor
 
 

@@ -116,6 +116,24 @@ def test_the_window_of_the_momentum_is_a_sixtieth_of_the_run_from_one_to_ten_ste
     assert AdamSLS(model.parameters(), total_steps=steps, betas=(0.5, 0.9)).param_groups[0]["betas"] == (0.5, 0.9)
 
 
+@pytest.mark.parametrize(
+    ("make", "momentum"),
+    [
+        (lambda p: AdamSLS(p, total_steps=120), 0.5),
+        (lambda p: with_line_search(torch.optim.SGD)(p, momentum=0.8), 0.8),
+        (lambda p: with_line_search(torch.optim.Adagrad)(p), 0.0),
+    ],
+)
+def test_the_share_of_the_minimum_is_by_the_hosts_momentum(make, momentum):
+    model, closure = problem()
+    optimizer = make(model.parameters())
+    optimizer.step(closure(0))
+    assert optimizer.criteria["all"].momentum == momentum
+    optimizer.param_groups[0]["betas"] = (0.9, 0.99)
+    optimizer.step(closure(1))
+    assert optimizer.criteria["all"].momentum == 0.9
+
+
 def test_a_length_that_is_told_later_sets_the_momentum_unless_betas_were_given():
     model, _ = problem()
     optimizer, given = AdamSLS(model.parameters()), AdamSLS(model.parameters(), betas=(0.9, 0.99))

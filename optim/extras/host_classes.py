@@ -51,6 +51,11 @@ def coupled_decay(host: torch.optim.Optimizer, group: Group) -> float:
     return float(group.get("weight_decay", 0.0))
 
 
+def momentum_of(group: Group) -> float:
+    """The host's momentum: beta_1 of Adam and its like, or mu of SGD; 0 where it has none."""
+    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
+
+
 def length_of_early_moves(host: torch.optim.Optimizer, group: Group, step: int) -> float:
     r"""The length of the host's move at this step, as a multiple of what it will be later for the same gradients.
 
