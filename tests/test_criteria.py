@@ -126,7 +126,8 @@ def test_the_step_size_goes_where_the_parabola_has_fallen_by_c_of_what_its_slope
 def test_without_momentum_the_step_size_goes_a_third_of_the_minimum_further(momentum):
     criterion, minimum = Follow(0.775, smoothing=0.8), 3 / 8
     criterion.momentum = momentum
-    assert minimum * criterion.end(*parabola(minimum)) == pytest.approx(minimum * (0.45 + (1 - momentum) / 3))
+    size = 0.8 * minimum
+    assert size * criterion.end(*parabola(size)) == pytest.approx(minimum * (0.45 + (1 - momentum) / 3))
 
 
 def test_a_step_size_that_follows_is_the_ratio_of_averages_written_as_sums():

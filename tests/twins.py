@@ -126,7 +126,8 @@ class SmoothedTwin(Twin):
 class FollowTwin(SmoothedTwin):
     r"""AdamSLS as it comes: one trial a search, and what it tells sets the next step's eta.
 
-    S = .8 S' - .2 <g, d>,   C = .8 C' + .2 * 2 (f(w + eta d) - f(w) - eta <g, d>) / eta^2,   eta <- (.45 + (1 - beta1) / 3) S / C
+    S = .8 S' - .2 <g, d>,   C = .8 C' + .2 * 2 (f(w + eta d) - f(w) - eta <g, d>) / eta^2,
+    eta <- (.45 + (1 - beta1) / 3) S / C
 
     While moves no longer descend on average, eta is halved first.
     """
