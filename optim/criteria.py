@@ -149,8 +149,9 @@ class Follow:
     S' and C' are of the search before; both start from 0. C is the mean curvature along d, so the parabola
     f(w) - t S + t^2 C / 2 has its minimum at t = S / C, and 2 (1 - c) S / C is the longest step at which it meets
     `Armijo`'s condition. One search changes the step size by a factor of 2 at most, and not at all if the loss changes
-    by no more than its rounding. A trial is rejected only if its loss is not finite, or if moves would no longer descend
-    on average over searches, which is `Smoothed` with c = 0. In ordinary runs this came in none of 1,000 searches.
+    by no more than its rounding. A trial is rejected only if its loss is not finite, or if moves would no longer
+    descend on average over searches, which is `Smoothed` with c = 0. In ordinary runs this came in none of 1,000
+    searches.
 
     Args:
         c: the step size goes to the share 2 (1 - c) of the minimum: with 1/2 to the minimum, with 0.65 to 0.7 of it.
