@@ -212,7 +212,7 @@ def _splits(*splits: Any) -> tuple[Arm, ...]:
 SPLITS = tuple(enumerate(_splits(1, 4, 7, 10)))
 BATCHES = tuple((math.log2(size), arm("batches", optimizer="plasls", batch_size=size)) for size in (8, 16, 32, 64))
 STRICT = {threshold: arm("merging", rounding=0.0, merge_threshold=threshold) for threshold in (0.0, 1e-12)}
-OURS = "our default"
+OURS = "UNTUNED"
 SHORT = {"ADAMSLS, as in the paper": ADAMSLS_PAPER, "PLASLS, as in the paper": PLASLS_PAPER, OURS: UNTUNED}
 """whose claims they are -> the runs on small sets"""
 AGAINST = "ADAM's at 2e-5"

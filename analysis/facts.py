@@ -140,11 +140,12 @@ class Facts:
     # -- tables
 
     def best_rates(self, untuned: Arm, tuned: Arm) -> str:
-        """The default beside an arm at its best rates, task by task and over tasks."""
-        return formats.pipes(pd.DataFrame([_beside_best(row) for row in at_best_rates(self._evidence, untuned, tuned)]))
+        """An arm without a learning rate beside an arm at its best rates, task by task and over tasks."""
+        rows = at_best_rates(self._evidence, untuned, tuned)
+        return formats.pipes(pd.DataFrame([_beside_best(untuned, row) for row in rows]))
 
     def ahead_of_best(self, untuned: Arm, tuned: Arm, task: str = ALL) -> str:
-        """How the default compares with an arm at its best rates, in words."""
+        """How an arm without a learning rate compares with an arm at its best rates, in words."""
         row = self._best(untuned, tuned, task)
         return words.NONE if row is None else _ahead(row.difference, row.devices)
 
@@ -159,7 +160,7 @@ class Facts:
         return row is not None and row.over_conditions.low > 0
 
     def wins(self, untuned: Arm, tuned: Arm, task: str = ALL) -> bool:
-        """Whether the interval of the default's lead is above 0."""
+        """Whether the interval of the first arm's lead is above 0."""
         row = self._best(untuned, tuned, task)
         return row is not None and row.difference.low > 0
 
@@ -174,27 +175,27 @@ class Facts:
         return next((row for row in rows if row.conditions == (task,)), None)
 
     def peers(self, rated: Mapping[str, tuple[Arm, Arm]], rateless: Mapping[str, tuple[Arm, Arm]]) -> str:
-        """The default beside others over all tasks.
+        """An arm beside others over all tasks.
 
         Args:
-            rated: name -> the default and an arm with several rates: at the best of each task, and at the best for all.
-            rateless: name -> the default and another arm.
+            rated: name -> the arm, and one with several rates: at the best of each task, and at the best for all.
+            rateless: name -> the arm, and one without a rate.
         """
         rows = []
-        for name, (default, tuned) in rated.items():
-            found = [row for row in at_best_rates(self._evidence, default, tuned) if row.conditions == (ALL,)]
+        for name, (ours, tuned) in rated.items():
+            found = [row for row in at_best_rates(self._evidence, ours, tuned) if row.conditions == (ALL,)]
             for row in found:
-                said = "best rates" if row.rate is None else f"{words.rate(row.rate)} on all"
-                rows.append(_row(f"{name}, {said}", row.at_best, row.difference, row.over_conditions, row.devices))
-        for name, (default, other) in rateless.items():
-            score, (gains, devices) = self._values(SCORE, other, ()), self._gains(default, other, ())
+                said = f"{name}, {'best rates' if row.rate is None else f'{words.rate(row.rate)} on all'}"
+                rows.append(_row(said, ours, row.at_best, row.difference, row.over_conditions, row.devices))
+        for name, (ours, other) in rateless.items():
+            score, (gains, devices) = self._values(SCORE, other, ()), self._gains(ours, other, ())
             of_seeds, lead = (stats.estimate(each.groupby(level="seed").mean()) for each in (score, gains))
             over_tasks = stats.estimate(gains.groupby(level="task").mean())
-            rows.append(_row(name, of_seeds, lead, over_tasks, devices))
+            rows.append(_row(name, ours, of_seeds, lead, over_tasks, devices))
         return formats.pipes(pd.DataFrame(rows))
 
     def levers(self, meanings: Mapping[str, str]) -> str:
-        """What each lever changes, and by how much the accuracy is then above the default's."""
+        """What each lever changes, and by how much the accuracy is then above that without it."""
         runs = self._evidence.runs["levers"]
         tested = None if runs is None else compare.differences_from(runs, SCORE, {"lever": "none"})
         if tested is None:
@@ -273,11 +274,15 @@ def _only(finding: Finding) -> str:
     return f" on {', '.join(finding.tasks)}" if finding.mixed and finding.tasks else "*" * bool(finding.mixed)
 
 
-def _beside_best(row: Hindsight) -> dict[str, str]:
+def _optimizer(of: Arm) -> str:
+    return words.named(dict(of.settings)["optimizer"])
+
+
+def _beside_best(untuned: Arm, row: Hindsight) -> dict[str, str]:
     found = row.difference
     return {
         "task": words.level(row.conditions[0]),
-        "default, %": words.mean_error(row.score, 1),
+        f"{_optimizer(untuned)}, %": words.mean_error(row.score, 1),
         f"{BASELINE.name}, %": words.mean_error(row.at_best, 1),
         "rate": "best of each" if row.rate is None else words.rate(row.rate),
         "difference": words.number(found.mean, 1, signed=True),
@@ -286,12 +291,12 @@ def _beside_best(row: Hindsight) -> dict[str, str]:
 
 
 def _row(
-    name: str, score: stats.Estimate, difference: stats.Estimate, over_tasks: stats.Estimate, devices: bool
+    name: str, ours: Arm, score: stats.Estimate, difference: stats.Estimate, over_tasks: stats.Estimate, devices: bool
 ) -> dict[str, str]:
     return {
         "optimizer": name,
         "accuracy, %": words.mean_error(score, 1),
-        "the default minus it": words.number(difference.mean, 1, signed=True),
+        f"{_optimizer(ours)} minus it": words.number(difference.mean, 1, signed=True),
         "interval": "devices differ" if devices else words.between(difference.low, difference.high, 1),
         "over tasks": words.NONE if devices else words.between(over_tasks.low, over_tasks.high, 1),
     }

@@ -42,7 +42,7 @@ RATES = {
         (claims.UNSEEN_FOLLOW, claims.UNSEEN_RATES),
     )
 }
-"""part -> its runs of the default, and of ADAM at several rates"""
+"""part -> its runs of a default, and of ADAM at several rates"""
 FIGURES = {
     "rates": "rates",
     "fig3": TOGETHER,
@@ -259,7 +259,7 @@ def _budgets(evidence: Evidence) -> str:
     for task in known:
         runs = claims.tuning_budget(evidence, claims.UNTUNED, claims.ADAM_RATES, [task])
         said.append(f"{task} {'never with these rates' if runs is None else runs}")
-    text = "Runs with different rates until ADAM's best one is expected to be as accurate as the default in one run: "
+    text = "Runs with different rates until ADAM's best one is expected to be as accurate as UNTUNED in one run: "
     return text + (", ".join(said) if said else "no task has all runs") + "."
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow
 
 from train.candidates import CANDIDATES, reads
-from train.config import OUTSIDE_IDENTITY
+from train.config import ADDED, OUTSIDE_IDENTITY
 from train.errors import InputError
 
 from .. import metrics
@@ -58,7 +58,7 @@ def tidy(sweep: StoredSweep, allow_missing: bool) -> Runs:
 def _row(cell: Cell, sweep: StoredSweep) -> dict[str, Any]:
     summary = dict(cell.run.summary or {})
     optimizer = cell.run.config["optimizer"]
-    config = cell.run.config | {key: None for key in sweep.varied if not reads(optimizer, key)}
+    config = ADDED | cell.run.config | {key: None for key in sweep.varied if not reads(optimizer, key)}
     expected = {**sweep.fixed, **cell.settings}
     other = [
         f"{key}={config.get(key)} instead of {value}"
