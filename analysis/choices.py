@@ -44,11 +44,11 @@ CHOICES = (
         ("long",),
     ),
     Choice(
-        "FOLLOW, its share 0.5, its average and its momentum",
-        "sst2, mrpc; characters and ten small problems",
-        f"{SMALL}; none",
-        "10 to 12",
-        ("confirm",),
+        "FOLLOW, its share, its average and its momentum",
+        "sst2, mrpc, 8,000 rows of sst2; characters and ten small problems",
+        f"{SMALL}; {OTHER}; none",
+        "10 to 12; of 8,000 rows also 0 and 1",
+        ("confirm", "budget"),
     ),
     Choice("the test of the joint move", "sst2, mrpc, qnli", OTHER, "0 to 2", ("joint",)),
 )
