@@ -363,7 +363,7 @@ def test_the_run_id_is_a_digest_of_what_changes_the_result():
     plain = Config()
     assert Config.from_args(["--split=10"]).run_id == plain.run_id
     changed = {"out": "x", "sweep": "x", "profile": "x", "track": "False", "keep_model": True}
-    changed |= {"threads": 1, "checkpoint_minutes": 1}
+    changed |= {"threads": 1, "checkpoint_minutes": 1, "shard": True}
     assert set(changed) == set(OUTSIDE_IDENTITY)
     assert Config.from_dict(changed).run_id == plain.run_id
     assert (
