@@ -127,7 +127,7 @@ MOST = 2.0
 class Follow(Criterion):
     r"""The step size follows the minimum along the move, on average over searches. One trial a search is enough.
 
-    .. math:: \eta \leftarrow \Big(2\,(1 - c) + \frac{1 - \mu}{3}\Big)\,\frac{S}{C}, \qquad
+    .. math:: \eta \leftarrow \Big(2\,(1 - c) + \frac13 \min(1 - \mu, \tfrac34)\Big)\,\frac{S}{C}, \qquad
         S = \beta S' - (1 - \beta)\,\langle g, d\rangle, \qquad
         C = \beta C' + (1 - \beta)\,\frac{2}{\eta^2}\,\big(f(w + \eta d) - f(w) - \eta\,\langle g, d\rangle\big)
 
@@ -139,8 +139,8 @@ class Follow(Criterion):
     average over searches, which is `Smoothed` with c = 0. In ordinary runs this came in none of 1,000 searches.
 
     Args:
-        c: the step size goes to the share 2 (1 - c) + (1 - mu) / 3 of the minimum: with c = 0.775 to 0.48 of it with
-            Adam's momentum, 0.9, and to 0.78 of it without any.
+        c: the step size goes to the share 2 (1 - c) + min(1 - mu, 3/4) / 3 of the minimum: with c = 0.775 to 0.48 of
+            it with Adam's momentum, 0.9, and to 0.70 of it with a momentum of 1/4 or less.
         smoothing: beta, 0 <= beta < 1.
     """
 
@@ -171,5 +171,5 @@ class Follow(Criterion):
             return 1 / MOST
         if self.curvature <= 0:  # no minimum is in sight
             return MOST
-        share = 2 * (1 - self.c) + (1 - self.momentum) / 3
+        share = 2 * (1 - self.c) + min(1 - self.momentum, 0.75) / 3
         return min(MOST, max(1 / MOST, share * self.slope / self.curvature / size))

@@ -123,11 +123,13 @@ def test_the_step_size_goes_where_the_parabola_has_fallen_by_c_of_what_its_slope
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.25, 0.9])
-def test_without_momentum_the_step_size_goes_a_third_of_the_minimum_further(momentum):
+def test_without_momentum_the_step_size_goes_a_quarter_of_the_minimum_further(momentum):
     criterion, minimum = Follow(0.775, smoothing=0.8), 3 / 8
     criterion.momentum = momentum
     size = 0.8 * minimum
-    assert size * criterion.end(*parabola(size)) == pytest.approx(minimum * (0.45 + (1 - momentum) / 3))
+    assert size * criterion.end(*parabola(size)) == pytest.approx(
+        minimum * {0.0: 0.7, 0.25: 0.7, 0.9: 0.45 + 0.1 / 3}[momentum]
+    )
 
 
 def test_a_step_size_that_follows_is_the_ratio_of_averages_written_as_sums():
@@ -139,7 +141,7 @@ def test_a_step_size_that_follows_is_the_ratio_of_averages_written_as_sums():
         factor = criterion.end(*parabola(size, slopes[-1], curvatures[-1]))
         weights = [b ** (k - j) for j in range(k + 1)]
         ratio = -sum(map(operator.mul, weights, slopes)) / sum(map(operator.mul, weights, curvatures))
-        assert factor == pytest.approx(min(2.0, max(0.5, (0.6 + 1 / 3) * ratio / size)))
+        assert factor == pytest.approx(min(2.0, max(0.5, (0.6 + 1 / 4) * ratio / size)))
         size *= factor
 
 

@@ -127,7 +127,7 @@ class FollowTwin(SmoothedTwin):
     r"""AdamSLS as it comes: one trial a search, and what it tells sets the next step's eta.
 
     S = .8 S' - .2 <g, d>,   C = .8 C' + .2 * 2 (f(w + eta d) - f(w) - eta <g, d>) / eta^2,
-    eta <- (.45 + (1 - beta1) / 3) S / C
+    eta <- (.45 + min(1 - beta1, 3/4) / 3) S / C
 
     While moves no longer descend on average, eta is halved first.
     """
@@ -157,7 +157,11 @@ class FollowTwin(SmoothedTwin):
         self.S = 0.8 * self.S + 0.2 * s
         self.C = 0.8 * self.C + 0.2 * 2 * (value - base + self.eta * s) / self.eta**2
         wanted = (
-            0.5 if self.S <= 0 else 2.0 if self.C <= 0 else (0.45 + (1 - self.beta1) / 3) * self.S / self.C / self.eta
+            0.5
+            if self.S <= 0
+            else 2.0
+            if self.C <= 0
+            else (0.45 + min(1 - self.beta1, 0.75) / 3) * self.S / self.C / self.eta
         )
         factor = min(2.0, max(0.5, wanted))
         self.eta *= factor
