@@ -46,10 +46,9 @@ def _without_a_rate(runs: Runs) -> str | None:
         return None
     found = costs.hindsight(runs)
     place = found.settings.index("optimizer")
-    rows = sorted(reversed(found.rows), key=lambda row: row.untuned[place] != DEFAULT.key)
-    if not rows:
+    row = min(reversed(found.rows), key=lambda row: row.untuned[place] != DEFAULT.key, default=None)
+    if row is None:
         return None
-    row = rows[0]
     rate = "of each task" if row.rate is None else words.level(row.rate)
     untuned, tuned = (words.arm(found.settings, each) for each in (row.untuned, row.tuned))
     difference = words.number(row.difference.mean, 1, signed=True)

@@ -20,9 +20,9 @@ from .tasks import TASKS
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-# Where a run is kept and how it is watched does not change its result, so these fields are not in its run id.
 # A field that older runs do not have is in no id at the value that they had.
 ADDED = {"adapter": "none"}
+# Where a run is kept and how it is watched does not change its result, so these fields are not in its run id.
 OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "shard", "threads", "checkpoint_minutes")
 
 

@@ -8,6 +8,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from optim import with_line_search
 from optim.extras.host_classes import REFUSED_NAMES
+
+from .clock import stepping
 
 STEPS, BATCH, SEEDS = 300, 64, (0, 1, 2)
 RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
@@ -91,16 +94,13 @@ def train(problem: Problem, seed: int, make: Callable[[list[Tensor]], Any], deca
     torch.manual_seed(seed)
     model = network()
     optimizer = make(list(model.parameters()))
+    step = stepping(optimizer)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS) if decay else None
     generator = torch.Generator().manual_seed(seed)
     for _ in range(STEPS):
         batch = torch.randint(rows, (BATCH,), generator=generator)
-        if schedule is None:
-            optimizer.step(lambda batch=batch: loss(model, batch))
-        else:
-            optimizer.zero_grad()
-            loss(model, batch).backward()
-            optimizer.step()
+        step(partial(loss, model, batch))
+        if schedule is not None:
             schedule.step()
     with torch.no_grad():
         return float(loss(model, torch.arange(rows))), optimizer

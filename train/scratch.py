@@ -35,6 +35,7 @@ from optim import handover
 
 from .arguments import Parser, any_terminal, unknown
 from .arms import Arm, read_arm
+from .clock import stepping
 from .code import commit
 from .errors import InputError, writing
 from .problems import OUTSIDE, PROBLEMS
@@ -68,15 +69,9 @@ def train(run: Run, arm: Arm) -> dict[str, Any]:
             if k == begun_alone:
                 optimizer = handover(optimizer)
                 schedule = LambdaLR(optimizer, lambda j, k=k: (1 + math.cos(math.pi * (k + j) / run.steps)) / 2)  # type: ignore[misc]
-            if schedule is None:
-                losses.append(optimizer.step(partial(task.loss, batch)).item())
-                continue
-            optimizer.zero_grad()
-            loss = task.loss(batch)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
+            losses.append(stepping(optimizer)(partial(task.loss, batch)).item())
+            if schedule is not None:
+                schedule.step()
         task.model.eval()
         with torch.no_grad():
             figure = float(task.figure())
