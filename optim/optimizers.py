@@ -197,8 +197,7 @@ class _Hosted(LineSearch):
             group.setdefault("name", f"group_{j}" if j else "all")
             if rate not in (0.0, first):
                 group.setdefault("lr_scale", rate / first)
-            # If all rates are 0, they were place holders. LoRA+ of peft makes groups that are empty.
-            is_still = not group["params"] or (first > 0 and rate == 0)
+            is_still = first > 0 and rate == 0  # if all rates are 0, they were place holders
             self._set_rate(group, 0.0 if is_still else self.preset.initial_step_size or UNKNOWN)
             self._take_in(group)
 
