@@ -26,9 +26,9 @@ CHOICES = (
         "sst2, mrpc; 600 rows of qnli, mnli",
         SMALL,
         "0; on sst2 also 1",
-        ("rates", "confirm"),
+        ("rates",),
     ),
-    Choice("c = 0.5, not 0.1", "sst2", SMALL, "0, 1", ("levers", "confirm")),
+    Choice("c = 0.5, not 0.1", "sst2", SMALL, "0, 1", ("levers",)),
     Choice(
         "no momentum in longer runs",
         "8,000 rows of sst2, 4,000 others to judge",

@@ -9,7 +9,7 @@ import pandas as pd
 
 from train.candidates import BASELINE
 
-from . import choices, claims, compare, costs, formats, stats, words
+from . import choices, claims, costs, formats, stats, words
 from .compare import ALL, SCORE, TRIALS, Measure, kinds_of_devices
 from .costs import Hindsight
 from .evidence import Arm, Evidence, Finding, arm, whole_tasks
@@ -37,7 +37,6 @@ class Facts:
         self._parts = list(study.evidence.cells)
         self._capped = study.capped()
         self._verdicts = list(enumerate(study.findings, 1))
-        self._provenance = study.provenance()
 
     def unchosen(self, of: Arm) -> Arm:
         """The runs of an arm with seeds that no choice was made on."""
@@ -128,11 +127,6 @@ class Facts:
         runs = self._evidence.runs[part]
         return len(self._evidence.cells[part]) - (0 if runs is None else len(runs.table))
 
-    def provenance(self) -> str:
-        """How many runs are of which kind of device and code."""
-        counts = self._provenance.groupby(["device", "code"]).size()
-        return "; ".join(f"{count} on {device}, {code}" for (device, code), count in counts.items())
-
     def capped(self) -> str:
         """How many runs of the paper's search an older version cut, and of which parts."""
         return ", ".join(f"{len(cells)} of `{part}`" for part, cells in self._capped.items())
@@ -192,22 +186,6 @@ class Facts:
             of_seeds, lead = (stats.estimate(each.groupby(level="seed").mean()) for each in (score, gains))
             over_tasks = stats.estimate(gains.groupby(level="task").mean())
             rows.append(_row(name, ours, of_seeds, lead, over_tasks, devices))
-        return formats.pipes(pd.DataFrame(rows))
-
-    def levers(self, meanings: Mapping[str, str]) -> str:
-        """What each lever changes, and by how much the accuracy is then above that without it."""
-        runs = self._evidence.runs["levers"]
-        tested = None if runs is None else compare.differences_from(runs, SCORE, {"lever": "none"})
-        if tested is None:
-            return ""
-        rows = [
-            {
-                "changed": meanings[row.lever],
-                "difference": words.number(row.difference, 1, signed=True),
-                "interval": words.between(row.low, row.high, 1),
-            }
-            for row in tested.rows.itertuples()
-        ]
         return formats.pipes(pd.DataFrame(rows))
 
     def claims_of_several(self) -> str:

@@ -53,10 +53,11 @@ def test_the_page_claims_the_default_on_unseen_seeds_only_once_all_of_their_runs
 
     def told() -> str:
         page = facts.page(read(str(tmp_path), "study"))
-        return " ".join(page.split("## Claimed on seeds")[1].split("## Beside other")[0].split())
+        return " ".join(page.split("## The default beside")[1].split("## UNTUNED beside")[0].split())
 
     whole = told()
-    assert "at 1e-4, 2e-4, seeds 5, 6, 7," in whole
+    assert "seeds 5, 6, 7, which no choice has seen." in whole
+    assert "the better of 1e-4, 2e-4 on each task" in whole
     assert re.search(
         r"FOLLOW is 0\.[67] points ahead \(0\.6 to 0\.7\), .* interval over tasks is −1\.4 to 2\.7\.", whole
     )
