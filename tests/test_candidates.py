@@ -125,7 +125,7 @@ def test_an_optimizer_of_torch_becomes_a_candidate_by_one_row(monkeypatch: pytes
         if builder == "scheduled":
             row = dataclasses.replace(row, host="torch.optim:AdamW")
             monkeypatch.setitem(candidates.CANDIDATES, "nadam", row)
-        config = Config(optimizer="nadam", learning_rate=0.05, epochs=2)
+        config = Config(optimizer="nadam", learning_rate=0.05, epochs=8)
         assert_learns_and_goes_on(config)
 
 
@@ -183,11 +183,9 @@ def test_a_checkpoint_of_the_published_salsa_goes_to_the_device_of_the_parameter
     assert {tensor.device.type for tensor in (*tensors, *moments)} == {"meta"}
 
 
-@pytest.mark.parametrize(
-    "key", ["adam", "adamw", "prodigy", "schedule-free", "salsa", "untuned", "plasls-2023", "salsa-package"]
-)
+@pytest.mark.parametrize("key", sorted(CANDIDATES.keys() - {"sgdsls", "adamsls", "plasls", "follow"}))
 def test_a_candidate_learns_and_its_state_goes_on_as_if_it_had_not_stopped(key: str) -> None:
-    assert_learns_and_goes_on(Config(optimizer=key, learning_rate=0.05, epochs=2, split=1))
+    assert_learns_and_goes_on(Config(optimizer=key, learning_rate=0.05, epochs=8, split=1))
 
 
 def assert_learns_and_goes_on(config: Config) -> None:
@@ -207,11 +205,11 @@ def assert_learns_and_goes_on(config: Config) -> None:
         return found
 
     model, optimizer = learner()
-    losses = train(model, optimizer, range(40))
+    losses = train(model, optimizer, range(160))  # L-DoG starts with very small moves
     assert losses[-1] < losses[0]
     first, begun = learner()
     train(first, begun, range(15))
     second, resumed = learner()
     second.load_state_dict(first.state_dict())
     resumed.load_state_dict(begun.state_dict())
-    assert train(second, resumed, range(15, 40)) == losses[15:]
+    assert train(second, resumed, range(15, 160)) == losses[15:]

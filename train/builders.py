@@ -66,6 +66,61 @@ class PlainStep(torch.optim.Optimizer):
         return loss.detach()
 
 
+class OnLoss(torch.optim.Optimizer):
+    """Mix-in over MoMo's classes, which need the loss. What they forget to save is saved."""
+
+    FORGOTTEN = ("_number_steps", "loss_avg", "lb")
+
+    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
+        self.zero_grad()
+        with torch.enable_grad():
+            loss = closure()
+        loss.backward()
+        super().step(loss=loss.detach())  # type: ignore[call-overload]
+        return loss.detach()
+
+    def state_dict(self):
+        return super().state_dict() | {key: getattr(self, key) for key in self.FORGOTTEN}
+
+    def load_state_dict(self, state_dict) -> None:
+        super().load_state_dict(state_dict)
+        for key in self.FORGOTTEN:
+            setattr(self, key, state_dict[key])
+
+
+class Averaged(PlainStep):
+    """A `PlainStep` beside an average of the model, which `eval` puts into the model and `train` takes out again."""
+
+    def __init__(self, params, *, average: Any, **settings: Any) -> None:
+        super().__init__(params, **settings)
+        self.average = average
+        self.iterates: dict[str, torch.Tensor] | None = None
+
+    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
+        loss = super().step(closure)
+        self.average.step()
+        return loss
+
+    def eval(self) -> None:
+        if self.iterates is None:
+            model = self.average.base_model
+            self.iterates = {key: value.clone() for key, value in model.state_dict().items()}
+            model.load_state_dict(self.average.averaged_model.state_dict())
+
+    def train(self) -> None:
+        if self.iterates is not None:
+            self.average.base_model.load_state_dict(self.iterates)
+            self.iterates = None
+
+    def state_dict(self):
+        return super().state_dict() | {"average": self.average.state_dict()}
+
+    def load_state_dict(self, state_dict) -> None:
+        state_dict = dict(state_dict)
+        self.average.load_state_dict(state_dict.pop("average"))
+        super().load_state_dict(state_dict)
+
+
 class Scheduled(PlainStep):
     """A `PlainStep` under the schedule of the paper's baseline: a linear warm-up, then a cosine (Sec. IV).
 
@@ -130,6 +185,23 @@ def schedule_free(config: Config, model: torch.nn.Module, steps_per_epoch: int) 
     steps = round(config.warmup * steps_per_epoch * config.epochs)
     betas = (config.beta1, BETA2)
     return _over(PlainStep, published)(_named(model), lr=config.learning_rate, betas=betas, warmup_steps=steps)
+
+
+def prodigy_plus(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
+    """Prodigy with Schedule-Free, as its author recommends it: the package's defaults and no schedule."""
+    published = _published("prodigy-plus-schedule-free", "prodigyplus", config).ProdigyPlusScheduleFree
+    return _over(PlainStep, published)(_named(model), split_groups=False)  # there is one group
+
+
+def momo(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
+    """MoMo-Adam as its authors recommend it: a constant learning rate of at most 0.01, and 0 as the least loss."""
+    return _over(OnLoss, _published("momo-opt", "momo", config).MomoAdam)(_named(model))
+
+
+def ldog(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
+    """L-DoG as its authors recommend it: the package's defaults, and its average of the iterates for evaluation."""
+    published = _published("dog-optimizer", "dog", config)
+    return _over(Averaged, published.LDoG)(_named(model), average=published.PolynomialDecayAverager(model))
 
 
 def _named(model: torch.nn.Module) -> list[dict[str, Any]]:
