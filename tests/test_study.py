@@ -73,7 +73,17 @@ def test_a_run_in_an_archive_is_finished_in_every_sweep(tmp_path: Path, capsys: 
 
 def test_the_arm_that_a_part_is_tested_against_is_one_of_its_cells_in_each_choice_of_the_rest() -> None:
     references, spaces = plan.references(), plan.spaces("study", {})
-    assert set(references) == {"splits", "merging", "batches", "dropout", "criterion", "joint", "interval", "levers"}
+    assert set(references) == {
+        "rate-free",
+        "splits",
+        "merging",
+        "batches",
+        "dropout",
+        "criterion",
+        "joint",
+        "interval",
+        "levers",
+    }
     for part, first in references.items():
         assert set(first) <= set(spaces[part].varied)
         rest = [key for key in (*spaces[part].varied, "seed") if key not in first]
