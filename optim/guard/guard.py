@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -31,12 +31,8 @@ _NOTHING_TO_TRAIN = (
     "all frozen, in an optimizer that is made after adapters (peft's get_peft_model) or fully_shard"
 )
 _CONSTANT = (
-    "although its gradient does not vanish: it is a constant, such as value / value.detach(); allowed: a value that "
-    f"falls as the weights learn ({OFF})"
-)
-_RUNS_NO_MODEL = (
-    "where its gradient promised another loss: it runs no model; allowed: a closure that computes prediction and loss "
-    f"anew at each call, such as lambda: loss(model(x), y) ({OFF})"
+    "although its gradient does not vanish: it is a constant, such as value / value.detach(), or runs no model; "
+    f"allowed: prediction and loss anew at each call, such as lambda: loss(model(x), y) ({OFF})"
 )
 
 
@@ -275,26 +271,11 @@ class Evaluation:
         if not accepted and trials and not any(map(math.isfinite, trials)):
             self._ranks.together(self._raise_outside, 0)
         if check and self._watch.searched(self.base, trials, promised, accepted, tolerance):
-            why = _CONSTANT if self._uses_weights() else _RUNS_NO_MODEL
-            raise RuntimeError(f"the closure returned {self.base!r} at all {len(trials)} trial points, {why}")
+            raise RuntimeError(f"the closure returned {self.base!r} at all {len(trials)} trial points, {_CONSTANT}")
 
     def _raise_outside(self) -> None:
         if len(self._errors) == len(self._trials):
             raise self._errors[-1]
-
-    def _uses_weights(self) -> bool:
-        """Whether a backward pass reaches the weights."""
-
-        def backward() -> bool:
-            for losses in map(_losses, self._closures):
-                if not self._backward_inside:
-                    losses.mean().backward()
-            return self._has_gradients()
-
-        # A RuntimeError means that the graph was made, and freed, outside of the closure.
-        with set_aside(self._with_gradients), torch.enable_grad(), suppress(RuntimeError):
-            return self._replay.again(backward)
-        return False
 
     def rounding_error(self, loss_scale: float = 0.0, measured: float = 0.0) -> float:
         r"""How much of f may be rounding, in units of f.
