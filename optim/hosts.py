@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from .extras.averages import Averaged
 from .extras.host_classes import coupled_decay, length_of_early_moves, moves_otherwise
 from .groups import scale, wrong_with
@@ -98,13 +96,9 @@ class Host(Averaged):
                 raise ValueError(f"component {group['name']!r}: {wrong}")
 
     def _is_finite(self, f: Evaluation) -> bool:
-        """Whether f and its gradient are finite. If they are not, for too many steps in a row, this raises.
-
-        Raises:
-            FloatingPointError: as said. The weights, moments and step sizes are as they were before these steps.
-        """
+        """Whether f and its gradient are finite. If not, for too many steps in a row, this is a FloatingPointError."""
         progress = self.turns.progress
-        progress.nonfinite = 0 if f.is_finite(self._parameters()) else progress.nonfinite + 1
+        progress.nonfinite = 0 if f.is_finite() else progress.nonfinite + 1
         self.counts["nonfinite"] += progress.nonfinite > 0
         if progress.nonfinite >= self.preset.max_nonfinite:
             raise FloatingPointError(
@@ -118,12 +112,11 @@ class Host(Averaged):
             self.turns.start_anew()
         return self.turns.next(self._step_sizes())
 
-    def _given(self, turn: Turn, f: Evaluation) -> tuple[list[Part], list[Tensor], Evaluation, float]:
-        """What moves in this step's trials, the parameters that do not, f, and how much of its changes is rounding."""
+    def _given(self, turn: Turn, f: Evaluation) -> tuple[list[Part], Evaluation, float]:
+        """What moves in this step's trials, f, and how much of its changes is rounding."""
         groups = [self.param_groups[j] for j in turn.moving]
         parts = [Part(group, coupled_decay(self, group), self.offload) for group in groups]
-        still = [p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]]
-        return parts, still, f, self._tolerance(f, self.preset.rounding)
+        return parts, f, self._tolerance(f, self.preset.rounding)
 
     def _tolerance(self, f: Evaluation, errors: float) -> float:
         """So many rounding errors of f."""

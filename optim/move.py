@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .components import Group
-from .guard import Evaluation
+from .guard import Evaluation, is_plain
 from .sums import Sums, inner, local, total
 
 # A move is found in the difference of the weights after it and before it. If it is shorter than this share of the
@@ -111,15 +111,15 @@ class Line:
 
     Args:
         parts: of the param groups that move.
-        still: parameters that do not move.
         f: the step's evaluations.
         tolerance: how much of a change of f may be rounding.
     """
 
-    def __init__(self, parts: Sequence[Part], still: Iterable[Tensor], f: Evaluation, tolerance: float) -> None:
+    def __init__(self, parts: Sequence[Part], f: Evaluation, tolerance: float) -> None:
         self.base, self.tolerance, self.f = f.base, tolerance, f
         self.parts = list(parts)
-        self._still = [(p, p.detach()) for p in still if not hasattr(p, "device_mesh")]
+        moving = {p for part in parts for p in part.parameters}
+        self._still = [(p, p.detach()) for p in f.parameters if p not in moving and is_plain(p)]
         self.is_finite = True
         """whether the weights, where they stand, have told finite slopes"""
 
@@ -253,14 +253,13 @@ class HostMove(Line):
     def __init__(
         self,
         parts: Sequence[Part],
-        still: Iterable[Tensor],
         f: Evaluation,
         tolerance: float,
         step: Callable[[Sequence[float]], None],
         sizes: Sequence[float],
         state: "HostState | None" = None,
     ) -> None:
-        super().__init__(parts, still, f, tolerance)
+        super().__init__(parts, f, tolerance)
         self._step, self._state = step, state
         kinds = {w.dtype for part in self.parts for w in part.weights}
         self._largest = min((torch.finfo(kind).max / 100 for kind in kinds), default=0.0)

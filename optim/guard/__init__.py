@@ -3,6 +3,6 @@
 from .gradients import are_used, mark_used
 from .guard import Closure, Evaluation, Guard
 from .replay import is_trial
-from .state import can_have_gradient
+from .state import can_have_gradient, is_plain
 
-__all__ = ["Closure", "Evaluation", "Guard", "are_used", "can_have_gradient", "is_trial", "mark_used"]
+__all__ = ["Closure", "Evaluation", "Guard", "are_used", "can_have_gradient", "is_plain", "is_trial", "mark_used"]
