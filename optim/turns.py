@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from .extras import drift
 from .overruled import Overruled
 from .presets import Preset
-from .search import Found, growth
+from .search import Found
 
 # The step size has settled when this many whole-network searches in a row have taken their first trial. A single one
 # may be luck, while Adam's first directions still change from step to step. No run has compared 3 with 2 or 5.
@@ -124,12 +124,19 @@ class Turns:
         self.progress.accepted_once, self.progress.interval = False, 1
 
     def _growth(self, steps: int) -> float:
+        r"""The factor by which a step size grows in these steps since its last search (paper Eq. 2).
+
+        .. math:: \eta_k = \eta_{k-1} \cdot 2^{b/m}
+
+        where m/b is `growth_steps`: 500 in the published code, an epoch in Vaswani et al. 2019. The setting
+        `search_growth` is one more factor.
+        """
         by_search = self._search_growth
         if self.progress.unresolved:  # every step size is accepted here: nothing would stop its growth
             by_search = 1.0
         elif by_search > 1 and self.progress.nearly_linear:
             by_search = max(self.preset.linear_growth, by_search)
-        return growth(steps, self._growth_steps) * by_search
+        return 2 ** (steps / self._growth_steps) * by_search
 
     def move_factor(self) -> float:
         r"""The share of the step size that the move of step k takes, if the run has K = `total_steps` steps.
