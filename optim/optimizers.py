@@ -1,6 +1,7 @@
 """The optimizers: each one pairs one of torch's with the line search. `with_line_search` does so for any other."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from inspect import signature
 from typing import Any, overload
 
@@ -161,17 +162,13 @@ def with_line_search(host: Any, **settings: Any) -> Any:
     return taken
 
 
-_CLASSES: dict[type, type] = {}
-
-
+@cache
 def _class(host: type) -> type:
     refuse_host(host)
     if issubclass(host, LineSearch):
         return host
-    if host not in _CLASSES:
-        text = f"{host.__name__} with a line search: the arguments are those of `LineSearch`, and its own without lr."
-        _CLASSES[host] = type(f"{host.__name__}SLS", (_Hosted, host), {"__doc__": text, "host": host})
-    return _CLASSES[host]
+    text = f"{host.__name__} with a line search: the arguments are those of `LineSearch`, and its own without lr."
+    return type(f"{host.__name__}SLS", (_Hosted, host), {"__doc__": text, "host": host})
 
 
 class _Hosted(LineSearch):
