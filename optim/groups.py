@@ -12,7 +12,8 @@ from torch import Tensor
 from .components import Group, merge_smallest, regrouped
 from .criteria import Criterion, Follow
 from .extras.host_classes import momentum_of
-from .guard import Guard, can_have_gradient
+from .guard import Guard
+from .guard.state import can_have_gradient
 from .presets import ABOVE_0, DEFAULT, SETTINGS, Preset, check, chosen
 from .search import Search
 from .turns import Progress, Turn, Turns

@@ -7,7 +7,8 @@ from typing import Any
 from .extras.averages import Averaged
 from .extras.host_classes import coupled_decay, length_of_early_moves, moves_otherwise
 from .groups import scale, wrong_with
-from .guard import Evaluation, are_used, mark_used
+from .guard import Evaluation
+from .guard.gradients import are_used, mark_used, set_aside
 from .move import Part
 from .presets import check
 from .search import Search
@@ -26,18 +27,15 @@ class Host(Averaged):
         """The host's own step at these step sizes, of the groups at the positions `only`, or of all."""
         shown, step = self._step_sizes(), self.turns.progress.steps + 1
         chosen = range(len(sizes)) if only is None else set(only)
-        hidden = [(p, p.grad) for j, g in enumerate(self.param_groups) if j not in chosen for p in g["params"]]
+        others = [p for j, group in enumerate(self.param_groups) if j not in chosen for p in group["params"]]
         # Torch's hook wrapper is around this class's step already. Hooks fire once, as the host's step has none here.
         host: Any = super().step
         try:
-            for parameter, _ in hidden:
-                parameter.grad = None
             for group, size in zip(self.param_groups, sizes, strict=True):
                 self._set_rate(group, size * scale(group) / length_of_early_moves(self, group, step))
-            host.__wrapped__(self) if getattr(host, "hooked", False) else host()
+            with set_aside(others):
+                host.__wrapped__(self) if getattr(host, "hooked", False) else host()
         finally:
-            for parameter, gradient in hidden:
-                parameter.grad = gradient
             self._set_sizes(shown)
 
     def _moved(self) -> None:

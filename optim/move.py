@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .components import Group
-from .guard import Evaluation, is_plain
+from .guard import Evaluation
+from .guard.state import is_plain
 from .sums import Sums, inner, local, total
 
 # A move is found in the difference of the weights after it and before it. If it is shorter than this share of the
