@@ -50,8 +50,8 @@ class Contents:
         self.copies = {held: held.detach().clone() for held in plain}
 
     def put_back(self) -> None:
-        for held, copy in self.copies.items():
-            write(held, copy)
+        for tensor, copy in self.copies.items():
+            write(tensor, copy)
         now = dict(self.module._buffers.items())
         for name in now.keys() - self._buffers.keys():
             delattr(self.module, name)
