@@ -116,8 +116,7 @@ class Groups(torch.optim.Optimizer):
 
     def _criterion_of(self, turn: Turn) -> Criterion:
         """The criterion of the component that is searched alone, or of the whole network."""
-        alone = turn.component is not None and not turn.joint
-        name = self.param_groups[turn.searched]["name"] if alone else "all"
+        name = self.param_groups[turn.searched]["name"] if turn.alone else "all"
         criterion = self.criteria.setdefault(name, self.preset.new_criterion())  # new where components were merged
         if isinstance(criterion, Follow):
             criterion.momentum = momentum_of(self.param_groups[turn.searched])

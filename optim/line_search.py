@@ -164,12 +164,11 @@ class LineSearch(Host):
     def _line(self, turn: Turn, f: Evaluation) -> Line:
         """The trial points of this step. What moves is at the first of them."""
         unknown = None if self.turns.progress.accepted_once else HostState(self, self.param_groups)
-        alone = turn.component is not None and not turn.joint
 
         def step(sizes: Sequence[float]) -> None:
             of_moving = dict(zip(turn.moving, sizes, strict=True))
             of_all = [of_moving.get(j, 0.0) for j in range(len(self.param_groups))]
-            self._host_step(of_all, of_moving if alone else None)
+            self._host_step(of_all, of_moving if turn.alone else None)
 
         return HostMove(*self._given(turn, f), step, turn.first_trial, unknown)
 
@@ -186,8 +185,8 @@ class LineSearch(Host):
                 turn = turn.starting_at(max(tangent_zero(line), line.size_that_moves_by(LEAST_START)))
         if not any(line.slopes):  # nothing moves, so there is nothing to test
             found = Found(tuple(self._step_sizes()[j] for j in turn.moving), math.nan, 0, accepted=True)
-        elif turn.joint and turn.component is not None:
-            found = search_jointly(line, turn.first_trial, turn.moving.index(turn.component), rule)
+        elif turn.joint:
+            found = search_jointly(line, turn.first_trial, turn.moving.index(turn.searched), rule)
         else:
             found = search(line, turn.first_trial[0], rule)
         f.searched(found.accepted, line.predicted(turn.first_trial), line.tolerance, self.check_closure)

@@ -44,6 +44,11 @@ class Turn:
         return replace(self, starts=[size if j in searched else start for j, start in enumerate(self.starts)])
 
     @property
+    def alone(self) -> bool:
+        """Whether the trials move one component and no other (Eq. 6)."""
+        return self.component is not None and not self.joint
+
+    @property
     def searched(self) -> int:
         """The position of the component that is searched; of the whole network, its first one that moves."""
         return self.moving[0] if self.component is None else self.component
