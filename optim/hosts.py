@@ -60,7 +60,7 @@ class Host(Averaged):
     def _step_without_closure(self) -> None:
         progress, sizes, ranks = self.turns.progress, self._step_sizes(), self.guard.ranks
         # A trainer without closures must not go on with the step sizes of a checkpoint either.
-        searched = progress.accepted_once and (self.search is not None or progress.moved_unasked)
+        searched = progress.accepted_once and (self.search is not None or progress.without_closure)
 
         def check() -> None:
             if not searched and any(sizes):
@@ -73,7 +73,7 @@ class Host(Averaged):
                 )
 
         ranks.together(check, 0)
-        progress.moved_unasked = True
+        progress.without_closure = True
         self._start_together()
         ranks.average_gradients(self._parameters())
         self._move_by_last_sizes()

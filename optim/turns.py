@@ -71,7 +71,7 @@ class Progress:
     searches: int = 0  # of components so far; the joint test every few steps needs it
     next_component: int = 0  # the position of the component whose turn comes next
     accepted_once: bool = False  # whether a step size has ever been accepted
-    moved_unasked: bool = False  # whether a step had no closure, so that a resumed run may begin with such a step
+    without_closure: bool = False  # whether a step had no closure: then a resumed run may begin with such a step
     nonfinite: int = 0  # steps in a row with a loss or gradient that is not finite
     interval: int = 1  # steps from one search to the next
     steps_since_search: int = 0
