@@ -161,15 +161,10 @@ class Line:
     def measure(self) -> None:
         """Compute the slopes from where the weights stand. If that is not finite, they stay as they are."""
         moved = [part for part in self.parts if part.size]
-        rows = [
-            sums
-            for part in moved
-            for sums in (
-                part.inner(part.gradients()),
-                part.inner(part.start) if part.decay else {},
-                part.inner() if part.decay else {},
-            )
-        ]
+        rows: list[Sums] = []
+        for part in moved:
+            rows.append(part.inner(part.gradients()))
+            rows += [part.inner(part.start), part.inner()] if part.decay else [{}, {}]
         self.set_slopes(moved, rows, [part.size for part in moved])
 
     def set_slopes(self, parts: Sequence[Part], rows: Sequence[Sums], units: Sequence[float]) -> None:
