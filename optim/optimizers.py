@@ -1,6 +1,6 @@
 """The optimizers: each one pairs one of torch's with the line search. `with_line_search` does so for any other."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from inspect import signature
 from typing import Any, overload
@@ -107,8 +107,8 @@ class PLASLS(AdamSLS):
         **settings: Any,
     ) -> None:
         if search is None:
-            params = list(params) if isinstance(params, Iterator) else params
-            search = SMOOTHED if isinstance(params, Sequence) and len(params) > 1 else DEFAULT
+            params = list(params)
+            search = SMOOTHED if sum(isinstance(each, dict) for each in params) > 1 else DEFAULT
         search = chosen(search, joint=joint, merge_threshold=merge_threshold, first_steps=first_steps)
         super().__init__(params, search=search, **settings)
 
