@@ -110,14 +110,14 @@ class Host(Averaged):
             self.turns.start_anew()
         return self.turns.next(self._step_sizes())
 
-    def _given(self, turn: Turn, f: Evaluation) -> tuple[list[Part], Evaluation, float]:
+    def _line_arguments(self, turn: Turn, f: Evaluation) -> tuple[list[Part], Evaluation, float]:
         """What moves in this step's trials, f, and how much of its changes is rounding."""
         groups = [self.param_groups[j] for j in turn.moving]
         parts = [Part(group, coupled_decay(self, group), self.offload) for group in groups]
         return parts, f, self._tolerance(f, self.preset.rounding)
 
     def _tolerance(self, f: Evaluation, errors: float) -> float:
-        """So many rounding errors of f."""
+        """How much of f so many rounding errors are, in units of f."""
         measured = self.turns.progress.error_at(f.base)
         return errors * f.rounding_error(self.preset.loss_scale or 0.0, measured) if errors else 0.0
 

@@ -170,7 +170,7 @@ class LineSearch(Host):
             of_all = [of_moving.get(j, 0.0) for j in range(len(self.param_groups))]
             self._host_step(of_all, of_moving if turn.alone else None)
 
-        return HostMove(*self._given(turn, f), step, turn.first_trial, unknown)
+        return HostMove(*self._line_arguments(turn, f), step, turn.first_trial, unknown)
 
     def _search(self, turn: Turn, line: Line, f: Evaluation) -> Found:
         """Search this step's step sizes, and set those that were accepted."""

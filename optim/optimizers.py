@@ -73,7 +73,7 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         if self.preset.tested == "move" or not any(group["betas"][0] for group in self.param_groups):
             return super()._line(turn, f)
         groups = [self.param_groups[j] for j in turn.moving]
-        return TestedDirection(*self._given(turn, f), groups, self.state, turn.first_trial)
+        return TestedDirection(*self._line_arguments(turn, f), groups, self.state, turn.first_trial)
 
 
 class PLASLS(AdamSLS):

@@ -98,7 +98,7 @@ class Turns:
         self.preset, self.has_components, self.total_steps = preset, has_components, total_steps
         self.progress = Progress()
         self.overruled = Overruled()
-        is_set = getattr(preset.criterion, "sets_step_size", False)  # then it need not grow to be shrunk
+        is_set = getattr(preset.criterion, "sets_step_size", False)  # the criterion itself lets the step size grow
         self._search_growth = 1.0 if is_set else preset.search_growth
         self._growth_steps = math.inf if is_set else preset.growth_steps
 

@@ -64,7 +64,7 @@ class Modules:
             self.known.setdefault(module, set())
 
     def parameters_but(self, own: Iterable[Tensor]) -> list[Tensor]:
-        """Parameters of the modules that ran, without one's `own`."""
+        """Parameters of the modules that ran, without those in `own`."""
         of_all = dict.fromkeys(p for module in self.ran for p in module._parameters.values() if p is not None)
         return list(of_all.keys() - set(own))
 

@@ -68,7 +68,7 @@ def has_buffers_of_a_vmap(module: Module) -> bool:
 class Outside:
     """Parameters that are not searched, such as a teacher's. It finds those that one evaluation changes.
 
-    They are copied as long as that needs no more memory than one's `own` parameters, which are searched. Of others only
+    They are copied as long as that needs no more memory than the parameters that are searched (`own`). Of others only
     norms are compared. What cannot be trained, subclasses of Tensor and what FSDP shards are left alone.
     """
 
