@@ -5,14 +5,14 @@ from typing import Any
 
 from torch.nn import Module
 
-from .extras.families import Rule, by_layer, by_projection, by_rule
+from .extras.families import Naming, by_layer, by_projection, by_rule
 
 Group = dict[str, Any]
 _OWN = {"params", "param_names", "name", "lr"}
 """what may differ between components that are merged"""
 
 
-def split(model: Module, components: int | str | Rule) -> list[Group]:
+def split(model: Module, components: int | str | Naming) -> list[Group]:
     """Divide all trainable parameters of the model into param groups, one for each component.
 
     Layers are what lists of modules hold (ModuleList, or Sequential with blocks of one class), the blocks below the

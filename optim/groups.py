@@ -12,8 +12,9 @@ from torch import Tensor
 from .components import Group, merge_smallest, regrouped
 from .criteria import Criterion, Follow
 from .extras.host_classes import momentum_of
-from .guard import Guard, can_have_gradient
-from .presets import ABOVE_0, DEFAULT, SETTINGS, Preset, check, chosen
+from .guard import Guard
+from .guard.state import can_have_gradient
+from .presets import ABOVE_0, SETTINGS, Preset
 from .search import Search
 from .turns import Progress, Turn, Turns
 
@@ -41,29 +42,6 @@ class Groups(torch.optim.Optimizer):
     counts: Counter[str]  # evaluations, searches, trials, failures, ... since the start
     guard: Guard  # the closures' evaluations
     given: dict[str, int]  # the components as they were given: name -> number of parameter tensors
-
-    def _prepare(
-        self,
-        search: Preset = DEFAULT,
-        c: float | None = None,
-        max_interval: int | None = None,
-        total_steps: int | None = None,
-        averaging: float | None = None,
-        clip_norm: float | None = None,
-        check_closure: bool = True,
-        offload: bool = False,
-        grad_scaler: Any = None,
-    ) -> None:
-        """All that a line search has beside its host, before the host has param groups."""
-        preset = chosen(search, c=c, max_interval=max_interval)
-        check(total_steps=total_steps, averaging=averaging, clip_norm=clip_norm)
-        check(check_closure=check_closure, offload=offload)
-        self.preset, self.averaging, self.clip_norm = preset, averaging, clip_norm
-        self.check_closure, self.offload = check_closure, offload
-        self.turns = Turns(preset, self.has_components, total_steps)
-        self.criteria = {"all": preset.new_criterion()}
-        self.search, self.counts, self.given = None, Counter(), {}
-        self.guard = Guard(self.counts, grad_scaler)
 
     # -- param groups -------------------------------------------------------------------------------------
 
@@ -103,6 +81,21 @@ class Groups(torch.optim.Optimizer):
         self.given[group["name"]] = len(group["params"])
         self.criteria[group["name"]] = self.preset.new_criterion()
 
+    def _take_over(self, size: float) -> None:
+        """Search with the param groups of an optimizer that is there already. Their step size is `size` for now."""
+        self._patch_step_function()
+        # Some Adafactors have no rate.
+        rates = [1.0 if group.get("lr") is None else float(group["lr"]) for group in self.param_groups]
+        first = next((rate for rate in rates if rate > 0), 0.0)
+        for j, (group, rate) in enumerate(zip(self.param_groups, rates, strict=True)):
+            refuse({key: value for key, value in group.items() if key != "lr"})
+            group.setdefault("name", f"group_{j}" if j else "all")
+            if rate not in (0.0, first):
+                group.setdefault("lr_scale", rate / first)
+            is_still = first > 0 and rate == 0  # if all rates are 0, they were place holders
+            self._set_rate(group, 0.0 if is_still else size)
+            self._take_in(group)
+
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if can_have_gradient(p)]
 
@@ -123,8 +116,7 @@ class Groups(torch.optim.Optimizer):
 
     def _criterion_of(self, turn: Turn) -> Criterion:
         """The criterion of the component that is searched alone, or of the whole network."""
-        alone = turn.component is not None and not turn.joint
-        name = self.param_groups[turn.searched]["name"] if alone else "all"
+        name = self.param_groups[turn.searched]["name"] if turn.alone else "all"
         criterion = self.criteria.setdefault(name, self.preset.new_criterion())  # new where components were merged
         if isinstance(criterion, Follow):
             criterion.momentum = momentum_of(self.param_groups[turn.searched])

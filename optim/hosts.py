@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from .extras.averages import Averaged
 from .extras.host_classes import coupled_decay, length_of_early_moves, moves_otherwise
 from .groups import scale, wrong_with
-from .guard import Evaluation, are_used, mark_used
+from .guard import Evaluation
+from .guard.gradients import are_used, mark_used, set_aside
 from .move import Part
 from .presets import check
 from .search import Search
@@ -28,18 +27,15 @@ class Host(Averaged):
         """The host's own step at these step sizes, of the groups at the positions `only`, or of all."""
         shown, step = self._step_sizes(), self.turns.progress.steps + 1
         chosen = range(len(sizes)) if only is None else set(only)
-        hidden = [(p, p.grad) for j, g in enumerate(self.param_groups) if j not in chosen for p in g["params"]]
+        others = [p for j, group in enumerate(self.param_groups) if j not in chosen for p in group["params"]]
         # Torch's hook wrapper is around this class's step already. Hooks fire once, as the host's step has none here.
         host: Any = super().step
         try:
-            for parameter, _ in hidden:
-                parameter.grad = None
             for group, size in zip(self.param_groups, sizes, strict=True):
                 self._set_rate(group, size * scale(group) / length_of_early_moves(self, group, step))
-            host.__wrapped__(self) if getattr(host, "hooked", False) else host()
+            with set_aside(others):
+                host.__wrapped__(self) if getattr(host, "hooked", False) else host()
         finally:
-            for parameter, gradient in hidden:
-                parameter.grad = gradient
             self._set_sizes(shown)
 
     def _moved(self) -> None:
@@ -64,7 +60,7 @@ class Host(Averaged):
     def _step_without_closure(self) -> None:
         progress, sizes, ranks = self.turns.progress, self._step_sizes(), self.guard.ranks
         # A trainer without closures must not go on with the step sizes of a checkpoint either.
-        searched = progress.accepted_once and (self.search is not None or progress.moved_unasked)
+        searched = progress.accepted_once and (self.search is not None or progress.without_closure)
 
         def check() -> None:
             if not searched and any(sizes):
@@ -77,7 +73,7 @@ class Host(Averaged):
                 )
 
         ranks.together(check, 0)
-        progress.moved_unasked = True
+        progress.without_closure = True
         self._start_together()
         ranks.average_gradients(self._parameters())
         self._move_by_last_sizes()
@@ -98,13 +94,9 @@ class Host(Averaged):
                 raise ValueError(f"component {group['name']!r}: {wrong}")
 
     def _is_finite(self, f: Evaluation) -> bool:
-        """Whether f and its gradient are finite. If they are not, for too many steps in a row, this raises.
-
-        Raises:
-            FloatingPointError: as said. The weights, moments and step sizes are as they were before these steps.
-        """
+        """Whether f and its gradient are finite. If not, for too many steps in a row, this is a FloatingPointError."""
         progress = self.turns.progress
-        progress.nonfinite = 0 if f.is_finite(self._parameters()) else progress.nonfinite + 1
+        progress.nonfinite = 0 if f.is_finite() else progress.nonfinite + 1
         self.counts["nonfinite"] += progress.nonfinite > 0
         if progress.nonfinite >= self.preset.max_nonfinite:
             raise FloatingPointError(
@@ -118,15 +110,14 @@ class Host(Averaged):
             self.turns.start_anew()
         return self.turns.next(self._step_sizes())
 
-    def _given(self, turn: Turn, f: Evaluation) -> tuple[list[Part], list[Tensor], Evaluation, float]:
-        """What moves in this step's trials, the parameters that do not, f, and how much of its changes is rounding."""
+    def _line_arguments(self, turn: Turn, f: Evaluation) -> tuple[list[Part], Evaluation, float]:
+        """What moves in this step's trials, f, and how much of its changes is rounding."""
         groups = [self.param_groups[j] for j in turn.moving]
         parts = [Part(group, coupled_decay(self, group), self.offload) for group in groups]
-        still = [p for j, group in enumerate(self.param_groups) if j not in turn.moving for p in group["params"]]
-        return parts, still, f, self._tolerance(f, self.preset.rounding)
+        return parts, f, self._tolerance(f, self.preset.rounding)
 
     def _tolerance(self, f: Evaluation, errors: float) -> float:
-        """So many rounding errors of f."""
+        """How much of f so many rounding errors are, in units of f."""
         measured = self.turns.progress.error_at(f.base)
         return errors * f.rounding_error(self.preset.loss_scale or 0.0, measured) if errors else 0.0
 

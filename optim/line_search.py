@@ -11,6 +11,7 @@ and C are the slope and the curvature along it, on average. r_k is 1, or falls t
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -20,12 +21,12 @@ from torch import Tensor
 
 from .criteria import Armijo
 from .groups import refuse
-from .guard import Closure, Evaluation
+from .guard import Closure, Evaluation, Guard
 from .hosts import Host
 from .move import HostMove, HostState, Line
-from .presets import DEFAULT, Preset
+from .presets import DEFAULT, Preset, check, chosen
 from .search import FIRST_SEARCH, Found, Rule, Search, resolves, search, search_jointly, tangent_zero
-from .turns import Turn
+from .turns import Turn, Turns
 
 # The first search starts from a step size that changes the weights by this share at least. A loss may be 0 where its
 # slope is not, as a policy gradient's is: then the tangent's zero says nothing, and no trial beside it is resolved.
@@ -89,8 +90,19 @@ class LineSearch(Host):
         **host: Any,
     ) -> None:
         refuse(host)
-        self._prepare(search, c, max_interval, total_steps, averaging, clip_norm, check_closure, offload, grad_scaler)
-        super().__init__(params, lr=self.preset.initial_step_size or UNKNOWN, **host)  # type: ignore[call-arg]
+        check(total_steps=total_steps, averaging=averaging, clip_norm=clip_norm)
+        check(check_closure=check_closure, offload=offload)
+        self.preset = chosen(search, c=c, max_interval=max_interval)
+        self.averaging, self.clip_norm, self.check_closure, self.offload = averaging, clip_norm, check_closure, offload
+        self.turns = Turns(self.preset, self.has_components, total_steps)
+        self.criteria = {"all": self.preset.new_criterion()}
+        self.search, self.counts, self.given = None, Counter(), {}
+        self.guard = Guard(self.counts, grad_scaler)
+        size = self.preset.initial_step_size or UNKNOWN
+        if isinstance(params, torch.optim.Optimizer):  # by with_line_search
+            self._take_over(size)
+        else:
+            super().__init__(params, lr=size, **host)  # type: ignore[call-arg]
 
     # -- the step (paper Sec. III) ------------------------------------------------------------------------
 
@@ -152,14 +164,13 @@ class LineSearch(Host):
     def _line(self, turn: Turn, f: Evaluation) -> Line:
         """The trial points of this step. What moves is at the first of them."""
         unknown = None if self.turns.progress.accepted_once else HostState(self, self.param_groups)
-        alone = turn.component is not None and not turn.joint
 
         def step(sizes: Sequence[float]) -> None:
             of_moving = dict(zip(turn.moving, sizes, strict=True))
             of_all = [of_moving.get(j, 0.0) for j in range(len(self.param_groups))]
-            self._host_step(of_all, of_moving if alone else None)
+            self._host_step(of_all, of_moving if turn.alone else None)
 
-        return HostMove(*self._given(turn, f), step, turn.first_trial, unknown)
+        return HostMove(*self._line_arguments(turn, f), step, turn.first_trial, unknown)
 
     def _search(self, turn: Turn, line: Line, f: Evaluation) -> Found:
         """Search this step's step sizes, and set those that were accepted."""
@@ -174,8 +185,8 @@ class LineSearch(Host):
                 turn = turn.starting_at(max(tangent_zero(line), line.size_that_moves_by(LEAST_START)))
         if not any(line.slopes):  # nothing moves, so there is nothing to test
             found = Found(tuple(self._step_sizes()[j] for j in turn.moving), math.nan, 0, accepted=True)
-        elif turn.joint and turn.component is not None:
-            found = search_jointly(line, turn.first_trial, turn.moving.index(turn.component), rule)
+        elif turn.joint:
+            found = search_jointly(line, turn.first_trial, turn.moving.index(turn.searched), rule)
         else:
             found = search(line, turn.first_trial[0], rule)
         f.searched(found.accepted, line.predicted(turn.first_trial), line.tolerance, self.check_closure)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .components import Group
 from .guard import Evaluation
+from .guard.state import is_plain
 from .sums import Sums, inner, local, total
 
 # A move is found in the difference of the weights after it and before it. If it is shorter than this share of the
@@ -111,15 +112,15 @@ class Line:
 
     Args:
         parts: of the param groups that move.
-        still: parameters that do not move.
         f: the step's evaluations.
         tolerance: how much of a change of f may be rounding.
     """
 
-    def __init__(self, parts: Sequence[Part], still: Iterable[Tensor], f: Evaluation, tolerance: float) -> None:
+    def __init__(self, parts: Sequence[Part], f: Evaluation, tolerance: float) -> None:
         self.base, self.tolerance, self.f = f.base, tolerance, f
         self.parts = list(parts)
-        self._still = [(p, p.detach()) for p in still if not hasattr(p, "device_mesh")]
+        moving = {p for part in parts for p in part.parameters}
+        self._still = [(p, p.detach()) for p in f.parameters if p not in moving and is_plain(p)]
         self.is_finite = True
         """whether the weights, where they stand, have told finite slopes"""
 
@@ -160,15 +161,10 @@ class Line:
     def measure(self) -> None:
         """Compute the slopes from where the weights stand. If that is not finite, they stay as they are."""
         moved = [part for part in self.parts if part.size]
-        rows = [
-            sums
-            for part in moved
-            for sums in (
-                part.inner(part.gradients()),
-                part.inner(part.start) if part.decay else {},
-                part.inner() if part.decay else {},
-            )
-        ]
+        rows: list[Sums] = []
+        for part in moved:
+            rows.append(part.inner(part.gradients()))
+            rows += [part.inner(part.start), part.inner()] if part.decay else [{}, {}]
         self.set_slopes(moved, rows, [part.size for part in moved])
 
     def set_slopes(self, parts: Sequence[Part], rows: Sequence[Sums], units: Sequence[float]) -> None:
@@ -253,14 +249,13 @@ class HostMove(Line):
     def __init__(
         self,
         parts: Sequence[Part],
-        still: Iterable[Tensor],
         f: Evaluation,
         tolerance: float,
         step: Callable[[Sequence[float]], None],
         sizes: Sequence[float],
         state: "HostState | None" = None,
     ) -> None:
-        super().__init__(parts, still, f, tolerance)
+        super().__init__(parts, f, tolerance)
         self._step, self._state = step, state
         kinds = {w.dtype for part in self.parts for w in part.weights}
         self._largest = min((torch.finfo(kind).max / 100 for kind in kinds), default=0.0)

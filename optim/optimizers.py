@@ -1,6 +1,7 @@
 """The optimizers: each one pairs one of torch's with the line search. `with_line_search` does so for any other."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
+from functools import cache
 from inspect import signature
 from typing import Any, overload
 
@@ -8,9 +9,8 @@ import torch
 
 from .extras.host_classes import refuse_host
 from .extras.paper import TestedDirection
-from .groups import refuse
 from .guard import Evaluation
-from .line_search import UNKNOWN, LineSearch
+from .line_search import LineSearch
 from .move import Line
 from .presets import DEFAULT, SMOOTHED, Preset, check, chosen, momentum
 from .turns import Turn
@@ -73,7 +73,7 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         if self.preset.tested == "move" or not any(group["betas"][0] for group in self.param_groups):
             return super()._line(turn, f)
         groups = [self.param_groups[j] for j in turn.moving]
-        return TestedDirection(*self._given(turn, f), groups, self.state, turn.first_trial)
+        return TestedDirection(*self._line_arguments(turn, f), groups, self.state, turn.first_trial)
 
 
 class PLASLS(AdamSLS):
@@ -107,8 +107,8 @@ class PLASLS(AdamSLS):
         **settings: Any,
     ) -> None:
         if search is None:
-            params = list(params) if isinstance(params, Iterator) else params
-            search = SMOOTHED if isinstance(params, Sequence) and len(params) > 1 else DEFAULT
+            params = list(params)
+            search = SMOOTHED if sum(isinstance(each, dict) for each in params) > 1 else DEFAULT
         search = chosen(search, joint=joint, merge_threshold=merge_threshold, first_steps=first_steps)
         super().__init__(params, search=search, **settings)
 
@@ -150,28 +150,28 @@ def with_line_search(host: Any, **settings: Any) -> Any:
     """
     if isinstance(host, type):
         return _class(host)
+    kind: type = type(host)
     if "step" in vars(host):  # it would hide the search's
         raise TypeError(
             f"the step of this {type(host).__name__} has been replaced, as torch's schedulers do; allowed: "
             "with_line_search first, and then the scheduler"
         )
-    taken: Any = object.__new__(_class(type(host)))
+    allowed = list(signature(LineSearch).parameters)[1:-1]  # without the parameters, and the host's own arguments
+    if unknown := sorted(settings.keys() - set(allowed)):
+        raise TypeError(f"unknown setting {unknown[0]}; allowed: {', '.join(allowed)}")
+    taken: Any = object.__new__(_class(kind))
     taken.__dict__ = host.__dict__
-    taken._take_over(**settings)
+    LineSearch.__init__(taken, host, **settings)
     return taken
 
 
-_CLASSES: dict[type, type] = {}
-
-
+@cache
 def _class(host: type) -> type:
     refuse_host(host)
     if issubclass(host, LineSearch):
         return host
-    if host not in _CLASSES:
-        text = f"{host.__name__} with a line search: the arguments are those of `LineSearch`, and its own without lr."
-        _CLASSES[host] = type(f"{host.__name__}SLS", (_Hosted, host), {"__doc__": text, "host": host})
-    return _CLASSES[host]
+    text = f"{host.__name__} with a line search: the arguments are those of `LineSearch`, and its own without lr."
+    return type(f"{host.__name__}SLS", (_Hosted, host), {"__doc__": text, "host": host})
 
 
 class _Hosted(LineSearch):
@@ -181,25 +181,6 @@ class _Hosted(LineSearch):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (self.host,), self.__getstate__()
-
-    def _take_over(self, **settings: Any) -> None:
-        """Search with the param groups and the state of an optimizer that is there already."""
-        allowed = signature(self._prepare).parameters
-        if unknown := sorted(settings.keys() - allowed.keys()):
-            raise TypeError(f"unknown setting {unknown[0]}; allowed: {', '.join(allowed)}")
-        self._prepare(**settings)
-        self._patch_step_function()
-        # Some Adafactors have no rate.
-        rates = [1.0 if group.get("lr") is None else float(group["lr"]) for group in self.param_groups]
-        first = next((rate for rate in rates if rate > 0), 0.0)
-        for j, (group, rate) in enumerate(zip(self.param_groups, rates, strict=True)):
-            refuse({key: value for key, value in group.items() if key != "lr"})
-            group.setdefault("name", f"group_{j}" if j else "all")
-            if rate not in (0.0, first):
-                group.setdefault("lr_scale", rate / first)
-            is_still = first > 0 and rate == 0  # if all rates are 0, they were place holders
-            self._set_rate(group, 0.0 if is_still else self.preset.initial_step_size or UNKNOWN)
-            self._take_in(group)
 
 
 def _empty(host: type) -> Any:

@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from .criteria import Criterion, Follow, Smoothed
@@ -180,10 +180,6 @@ class Preset:
     def new_criterion(self) -> Criterion:
         """A copy of the criterion that remembers nothing."""
         return replace(self.criterion)  # type: ignore[type-var]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values, the criterion's under its class's name."""
-        return asdict(self) | {"criterion": repr(self.criterion)}
 
 
 def check(**settings: object) -> None:

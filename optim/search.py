@@ -209,14 +209,3 @@ def tangent_zero(line: Line) -> float:
     """|f| / |<g, d>|, where the tangent of the loss reaches 0: its unit is right, its size may not be."""
     size = abs(line.base) / max(abs(sum(line.slopes)), sys.float_info.min)
     return size if 0 < size < math.inf else 1.0
-
-
-def growth(steps: int, growth_steps: float) -> float:
-    r"""The factor by which a step size grows in these steps since its last search (paper Eq. 2).
-
-    .. math:: \eta_k = \eta_{k-1} \cdot 2^{b/m}
-
-    where m/b is `growth_steps`, in which a step size may double: 500 in the published code, an epoch in Vaswani et al.
-    2019.
-    """
-    return 2 ** (steps / growth_steps)

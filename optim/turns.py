@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from .extras import drift
 from .overruled import Overruled
 from .presets import Preset
-from .search import Found, growth
+from .search import Found
 
 # The step size has settled when this many whole-network searches in a row have taken their first trial. A single one
 # may be luck, while Adam's first directions still change from step to step. No run has compared 3 with 2 or 5.
@@ -44,6 +44,11 @@ class Turn:
         return replace(self, starts=[size if j in searched else start for j, start in enumerate(self.starts)])
 
     @property
+    def alone(self) -> bool:
+        """Whether the trials move one component and no other (Eq. 6)."""
+        return self.component is not None and not self.joint
+
+    @property
     def searched(self) -> int:
         """The position of the component that is searched; of the whole network, its first one that moves."""
         return self.moving[0] if self.component is None else self.component
@@ -66,7 +71,7 @@ class Progress:
     searches: int = 0  # of components so far; the joint test every few steps needs it
     next_component: int = 0  # the position of the component whose turn comes next
     accepted_once: bool = False  # whether a step size has ever been accepted
-    moved_unasked: bool = False  # whether a step had no closure, so that a resumed run may begin with such a step
+    without_closure: bool = False  # whether a step had no closure: then a resumed run may begin with such a step
     nonfinite: int = 0  # steps in a row with a loss or gradient that is not finite
     interval: int = 1  # steps from one search to the next
     steps_since_search: int = 0
@@ -93,7 +98,7 @@ class Turns:
         self.preset, self.has_components, self.total_steps = preset, has_components, total_steps
         self.progress = Progress()
         self.overruled = Overruled()
-        is_set = getattr(preset.criterion, "sets_step_size", False)  # then it need not grow to be shrunk
+        is_set = getattr(preset.criterion, "sets_step_size", False)  # the criterion itself lets the step size grow
         self._search_growth = 1.0 if is_set else preset.search_growth
         self._growth_steps = math.inf if is_set else preset.growth_steps
 
@@ -124,12 +129,19 @@ class Turns:
         self.progress.accepted_once, self.progress.interval = False, 1
 
     def _growth(self, steps: int) -> float:
+        r"""The factor by which a step size grows in these steps since its last search (paper Eq. 2).
+
+        .. math:: \eta_k = \eta_{k-1} \cdot 2^{b/m}
+
+        where m/b is `growth_steps`: 500 in the published code, an epoch in Vaswani et al. 2019. The setting
+        `search_growth` is one more factor.
+        """
         by_search = self._search_growth
         if self.progress.unresolved:  # every step size is accepted here: nothing would stop its growth
             by_search = 1.0
         elif by_search > 1 and self.progress.nearly_linear:
             by_search = max(self.preset.linear_growth, by_search)
-        return growth(steps, self._growth_steps) * by_search
+        return 2 ** (steps / self._growth_steps) * by_search
 
     def move_factor(self) -> float:
         r"""The share of the step size that the move of step k takes, if the run has K = `total_steps` steps.

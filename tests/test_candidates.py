@@ -108,7 +108,7 @@ def test_each_lever_of_the_default_search_changes_what_it_names_and_nothing_else
 
     def settings(**changes: Any) -> dict[str, Any]:
         built = find("untuned").build(Config(optimizer="untuned", **changes), torch.nn.Linear(3, 2), 16)
-        return built.preset.as_dict() | {"total_steps": built.turns.total_steps, "averaging": built.averaging}
+        return vars(built.preset) | {"total_steps": built.turns.total_steps, "averaging": built.averaging}
 
     default, found = settings(), settings(lever=lever)
     assert {key for key in found if found[key] != default[key]} == changes[lever]

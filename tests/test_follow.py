@@ -162,6 +162,7 @@ def test_components_that_follow_alone_have_step_sizes_of_their_own_and_one_compo
 def test_components_without_a_preset_are_tested_jointly():
     model, _ = problem()
     assert PLASLS(split(model, by_layer)).preset == SMOOTHED
+    assert PLASLS(model.parameters()).preset == DEFAULT  # several tensors of one component
 
 
 @pytest.mark.parametrize("search", [FOLLOW, SMOOTHED])

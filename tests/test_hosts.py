@@ -267,5 +267,5 @@ def test_a_search_that_is_no_preset_is_named_with_what_is_allowed(make):
 
 def test_an_unknown_setting_beside_an_instance_is_named_with_those_that_there_are():
     host = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
-    with pytest.raises(TypeError, match=r"^unknown setting rate; allowed: search, c, max_interval, total_steps, "):
+    with pytest.raises(TypeError, match=r"^unknown setting rate; allowed: search, total_steps, averaging, "):
         with_line_search(host, rate=1.0)

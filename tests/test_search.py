@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from optim import Armijo, Smoothed
-from optim.search import Rule, growth, search, search_jointly, tangent_zero
+from optim.search import Rule, search, search_jointly, tangent_zero
 
 RULE = Rule(Armijo(0.1), factor=0.9, max_trials=100)
 
@@ -111,12 +111,6 @@ def test_the_tolerant_search_stops_where_no_decrease_can_be_resolved():
 
 def test_the_strict_search_goes_on_below_rounding():
     assert search(Curve(step_to_one), 1.0, replace(RULE, max_trials=400)).trials == 400
-
-
-def test_a_step_size_doubles_in_growth_steps_however_they_are_divided():
-    assert growth(500, 500.0) == 2
-    assert growth(100, 500.0) * growth(400, 500.0) == pytest.approx(2, rel=1e-15)
-    assert growth(7, math.inf) == 1
 
 
 def measured(tolerance, max_trials=50):

@@ -70,6 +70,13 @@ def test_only_the_searched_step_size_grows_unless_all_are_to():
     assert turns.next([1.0, 1.0, 1.0]).starts == [2 ** (1 / 500)] * 3
 
 
+@pytest.mark.parametrize(("steps", "growth"), [(1, 2 ** (1 / 500)), (250, 2**0.5), (500, 2.0)])
+def test_a_step_size_doubles_in_growth_steps_however_they_are_divided(steps, growth):
+    turns, _ = after_first_steps()
+    turns.progress.steps_since_search = steps - 1
+    assert turns.next([1.0, 0.1, 0.1]).starts[0] == growth
+
+
 @pytest.mark.parametrize(
     ("joint", "expected"), [("always", [True] * 6), ("never", [False] * 6), (3, [False, False, True] * 2)]
 )

@@ -11,7 +11,7 @@ from torch.nn import Module, ModuleList, RNNBase, Sequential
 
 Group = dict[str, Any]
 Named = list[tuple[str, torch.nn.Parameter]]
-Rule = Callable[[str], str]
+Naming = Callable[[str], str]
 
 # How BERT, DistilBERT, MPNet, T5, BART, DeBERTa, LLaMA ... name the projections: one segment of a parameter's name.
 _PROJECTIONS = {
@@ -30,7 +30,7 @@ _OF_FEED_FORWARD = re.compile(r"^(post_attention\w*|layernorm_after|full_layer\w
 _NUMBERED = re.compile(r"^(?:layer_?)?(?:norm|ln)_?(\d+)$")
 
 
-def by_rule(named: Iterable[tuple[str, torch.nn.Parameter]], rule: Rule) -> list[Group]:
+def by_rule(named: Iterable[tuple[str, torch.nn.Parameter]], rule: Naming) -> list[Group]:
     """One param group for each name that the rule gives, in the order of first appearance."""
     groups: dict[str, Group] = {}
     for name, parameter in named:

@@ -1,6 +1,6 @@
 """The paper's search: its preset, and the direction that it tests, Adam's without momentum (Eq. 3 to 5)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,14 +49,13 @@ class TestedDirection(Line):
     def __init__(
         self,
         parts: Sequence[Part],
-        still: Iterable[Tensor],
         f: Evaluation,
         tolerance: float,
         groups: Sequence[Group],
         states: Mapping[Tensor, dict[str, Any]],
         sizes: Sequence[float],
     ) -> None:
-        super().__init__(parts, still, f, tolerance)
+        super().__init__(parts, f, tolerance)
         self._directions = [
             [direction_without_momentum(group, p, states.get(p, {})) for p in part.parameters]
             for group, part in zip(groups, self.parts, strict=True)

@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -31,12 +31,8 @@ _NOTHING_TO_TRAIN = (
     "all frozen, in an optimizer that is made after adapters (peft's get_peft_model) or fully_shard"
 )
 _CONSTANT = (
-    "although its gradient does not vanish: it is a constant, such as value / value.detach(); allowed: a value that "
-    f"falls as the weights learn ({OFF})"
-)
-_RUNS_NO_MODEL = (
-    "where its gradient promised another loss: it runs no model; allowed: a closure that computes prediction and loss "
-    f"anew at each call, such as lambda: loss(model(x), y) ({OFF})"
+    "although its gradient does not vanish: it is a constant, such as value / value.detach(), or runs no model; "
+    f"allowed: prediction and loss anew at each call, such as lambda: loss(model(x), y) ({OFF})"
 )
 
 
@@ -94,23 +90,24 @@ class Evaluation:
         value: f(w_k) as the caller gets it, a detached tensor of shape []; the mean over ranks.
         base: f(w_k) in float64, the mean over ranks.
         mean: takes the mean over all ranks of each value of a tensor.
+        parameters: the optimizer's, but for those of a type that cannot be trained.
     """
 
     def __init__(self, guard: Guard, optimizer: torch.optim.Optimizer, closures: Sequence[Closure]) -> None:
         self._guard, self._optimizer, self._closures = guard, optimizer, closures
         self._ranks, self._watch, self._scaler = guard.ranks, guard.watch, guard.grad_scaler
         self.mean = guard.ranks.means
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"] if can_have_gradient(p)]
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"] if can_have_gradient(p)]
         looks = guard.modules is None or (self._watch.checks > 0 and self._watch.is_due())
-        self._replay = Replay(guard.modules, closures, self._parameters, looks)
+        self._replay = Replay(guard.modules, closures, self.parameters, looks)
         self._modules = self._replay.modules
-        self._accumulated = Accumulated(self._parameters)
+        self._accumulated = Accumulated(self.parameters)
         self._losses: list[Tensor] = []
         self._backward_inside = self._without_backward = False
         self._trials: list[float] = []
         self._errors: list[Exception] = []  # of trials outside of the model's domain
         # Later this also has the parameters that others move, of modules that have run.
-        self._with_gradients: list[Tensor] = list(self._parameters)
+        self._with_gradients: list[Tensor] = list(self.parameters)
 
     def first(self) -> None:
         """Evaluate f(w_k). Its gradient, the unscaled mean over ranks, is in p.grad afterwards (None before).
@@ -119,14 +116,14 @@ class Evaluation:
         """
         self._replay.first(self._forward_backward)
         self._modules.backward_inside |= self._backward_inside
-        self._with_gradients += self._modules.parameters_but(self._parameters)
+        self._with_gradients += self._modules.parameters_but(self.parameters)
         means = [losses.mean() for losses in self._losses]
         self.value: Tensor = means[0] if len(means) == 1 else torch.stack(means).mean()
         self.base = self._ranks.mean(lambda: _mean(self._losses))
         if self._ranks.count > 1:
             self.value = self.value.new_tensor(self.base)
-        self._ranks.average_gradients(self._parameters)  # this also tells the other ranks of sparse gradients
-        if any(p.grad is not None and p.grad.is_sparse for p in self._parameters):
+        self._ranks.average_gradients(self.parameters)  # this also tells the other ranks of sparse gradients
+        if any(p.grad is not None and p.grad.is_sparse for p in self.parameters):
             raise RuntimeError(SPARSE)
         if not self._has_gradients():
             if self._guard.modules is None:
@@ -151,7 +148,7 @@ class Evaluation:
 
     def _forward(self, closure: Closure) -> Tensor:
         if self._losses:  # this closure may clear the gradients of those before
-            with set_aside(self._parameters), torch.enable_grad():
+            with set_aside(self.parameters), torch.enable_grad():
                 losses = _losses(closure)
                 self._backward_inside = self._has_gradients()
         else:
@@ -174,7 +171,7 @@ class Evaluation:
         return losses
 
     def _has_gradients(self) -> bool:
-        return any(p.grad is not None for p in self._parameters)
+        return any(p.grad is not None for p in self.parameters)
 
     def again(self) -> float:
         """f at the present weights, with the randomness of `first`; NaN if the closure raises `OUTSIDE` on any rank."""
@@ -275,26 +272,11 @@ class Evaluation:
         if not accepted and trials and not any(map(math.isfinite, trials)):
             self._ranks.together(self._raise_outside, 0)
         if check and self._watch.searched(self.base, trials, promised, accepted, tolerance):
-            why = _CONSTANT if self._uses_weights() else _RUNS_NO_MODEL
-            raise RuntimeError(f"the closure returned {self.base!r} at all {len(trials)} trial points, {why}")
+            raise RuntimeError(f"the closure returned {self.base!r} at all {len(trials)} trial points, {_CONSTANT}")
 
     def _raise_outside(self) -> None:
         if len(self._errors) == len(self._trials):
             raise self._errors[-1]
-
-    def _uses_weights(self) -> bool:
-        """Whether a backward pass reaches the weights."""
-
-        def backward() -> bool:
-            for losses in map(_losses, self._closures):
-                if not self._backward_inside:
-                    losses.mean().backward()
-            return self._has_gradients()
-
-        # A RuntimeError means that the graph was made, and freed, outside of the closure.
-        with set_aside(self._with_gradients), torch.enable_grad(), suppress(RuntimeError):
-            return self._replay.again(backward)
-        return False
 
     def rounding_error(self, loss_scale: float = 0.0, measured: float = 0.0) -> float:
         r"""How much of f may be rounding, in units of f.
@@ -307,16 +289,16 @@ class Evaluation:
         """
         precision = torch.finfo(self.value.dtype).eps
         error = max(precision * max(abs(self.base), loss_scale), measured)
-        types = {self._modules.autocast or self.value.dtype, *(p.dtype for p in self._parameters)}
+        types = {self._modules.autocast or self.value.dtype, *(p.dtype for p in self.parameters)}
         coarse = max(torch.finfo(dtype).eps for dtype in types)
         if coarse > precision:
-            pieces = ((p, local(p.detach()) * local(p.grad, p)) for p in self._parameters if p.grad is not None)
+            pieces = ((p, local(p.detach()) * local(p.grad, p)) for p in self.parameters if p.grad is not None)
             error += coarse * total([inner((p, piece, piece) for p, piece in pieces)], lambda sums: sums)[0] ** 0.5
         return self._ranks.mean(lambda: error)
 
-    def is_finite(self, parameters: Iterable[Tensor]) -> bool:
-        """Whether f(w_k) and the gradients of all these parameters are finite, on all ranks."""
-        parts = [part for p in parameters if p.grad is not None and (part := local(p.grad)).numel()]
+    def is_finite(self) -> bool:
+        """Whether f(w_k) and its gradient are finite, on all ranks."""
+        parts = [part for p in self.parameters if p.grad is not None and (part := local(p.grad)).numel()]
 
         def sum_of_norms(order: float) -> float:
             norms = [norm.to(parts[0].device) for norm in torch._foreach_norm(parts, order)] if parts else []

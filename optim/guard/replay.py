@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from .state import Buffers, Outside, has_buffers, is_fsdp, modules_of, write
+from .state import Contents, Outside, has_buffers_of_a_vmap, is_fsdp, modules_of
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Modules:
             self.known.setdefault(module, set())
 
     def parameters_but(self, own: Iterable[Tensor]) -> list[Tensor]:
-        """Parameters of the modules that ran, without one's `own`."""
+        """Parameters of the modules that ran, without those in `own`."""
         of_all = dict.fromkeys(p for module in self.ran for p in module._parameters.values() if p is not None)
         return list(of_all.keys() - set(own))
 
@@ -73,14 +73,6 @@ class Modules:
         for module in self.ran:
             if is_fsdp(module):
                 module.reshard()  # type: ignore[operator]
-
-
-class _State(NamedTuple):
-    """Everything that an evaluation may change, at one moment."""
-
-    randomness: tuple[Any, ...]
-    buffers: Iterable[Buffers]
-    outside: Sequence[tuple[Tensor, Tensor]]
 
 
 class Replay:
@@ -105,15 +97,14 @@ class Replay:
         self._closures, self._own, self._looks = closures, own, looks
         self._outside: Outside | None = None
         self._devices = {parameter.device for parameter in own}
-        self._buffers_before: dict[Module, Buffers] = {}
-        self._outside_before: list[tuple[Tensor, Tensor]] = []
         self._wrappers: dict[DistributedDataParallel, tuple[bool, bool]] = {}
-        self._after: _State | None = None
-        self._before = self._randomness()
+        self._before: dict[Module, Contents] = {}
+        self._randomness_before = self._randomness()
+        self._after: tuple[tuple[Any, ...], list[Contents]] | None = None
 
     def end(self) -> None:
         if self._after is not None:
-            self._restore(self._after)
+            self._restore(*self._after)
             for wrapper, (broadcasts, averages) in self._wrappers.items():
                 wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync = broadcasts, averages
 
@@ -121,20 +112,16 @@ class Replay:
         if self._looks:
             self.modules.add(modules_of(self._closures))
             self._outside = Outside(self.modules.known, self._own)
-        for module, names in self.modules.known.items():
+        for module in self.modules.known:
             self._remember(module)
-            changed = (module._parameters[name] for name in names if name in module._parameters)
-            self._outside_before += [(p, p.detach().clone()) for p in changed if p is not None]
         if not self.modules.compiled:
             self.modules.autocast = None
             self._notice_autocast()
         result = evaluate() if self.modules.compiled else self._finding_modules(evaluate)
         if self._outside is not None:
-            known = {id(parameter) for parameter, _ in self._outside_before}
             for module, name, parameter, before in self._outside.changed():
                 self.modules.known[module].add(name)
-                if id(parameter) not in known:
-                    self._outside_before.append((parameter, before))
+                self._before[module].copies.setdefault(parameter, before)
             self._outside = None
         return result
 
@@ -162,9 +149,9 @@ class Replay:
             self.modules.compiled = bool(compiling) or any(compiled)
 
     def _remember(self, module: Module) -> None:
-        # The content is compared, as torch's batch norm writes its statistics without changing the version counter.
-        if module not in self._buffers_before and has_buffers(module):
-            self._buffers_before[module] = Buffers(module)
+        if module in self._before or has_buffers_of_a_vmap(module):
+            return
+        self._before[module] = Contents(module, self.modules.known.get(module, ()))
         if self._outside is not None:
             self._outside.add(module)
 
@@ -176,14 +163,10 @@ class Replay:
     def again(self, evaluate: Callable[[], T]) -> T:
         global _evaluates_again
         if self._after is None:
-            self._after = _State(
-                self._randomness(),
-                [Buffers(module) for module in self._buffers_before],
-                [(parameter, parameter.detach().clone()) for parameter, _ in self._outside_before],
-            )
+            self._after = self._randomness(), [Contents(m, self.modules.known[m]) for m in self._before]
             wrappers = [module for module in self.modules.ran if isinstance(module, DistributedDataParallel)]
             self._wrappers = {w: (w.require_forward_param_sync, w.require_backward_grad_sync) for w in wrappers}
-        self._restore(_State(self._before, self._buffers_before.values(), self._outside_before))
+        self._restore(self._randomness_before, self._before.values())
         for wrapper in self._wrappers:
             # A forward without gradients would set the first of the two for good.
             wrapper.require_forward_param_sync = wrapper.require_backward_grad_sync = False
@@ -201,16 +184,14 @@ class Replay:
         return random.getstate(), numpy, torch.get_rng_state(), states
 
     @torch.no_grad()
-    def _restore(self, state: _State) -> None:
-        python, numpy, cpu, of_devices = state.randomness
+    def _restore(self, randomness: tuple[Any, ...], contents: Iterable[Contents]) -> None:
+        python, numpy, cpu, of_devices = randomness
         random.setstate(python)
         if numpy is not None:
             sys.modules["numpy"].random.set_state(numpy)
         torch.set_rng_state(cpu)
         for device, of_device in of_devices.items():
             torch.get_device_module(device).set_rng_state(of_device, device)
-        for buffers in state.buffers:
-            buffers.put_back()
-        for parameter, content in state.outside:
-            write(parameter, content)
+        for of_module in contents:
+            of_module.put_back()
         self.modules.reshard()

@@ -39,36 +39,36 @@ def write(tensor: Tensor, copy: Tensor) -> None:
         tensor.data = copy.clone()
 
 
-class Buffers:
-    """One module's buffers: which tensors they are, and what is in them."""
+class Contents:
+    """One module's buffers and those of its parameters that closures change: which they are, and what is in them."""
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, changed: Iterable[str]) -> None:
         self.module = module
-        self._held = dict(module._buffers.items())
-        plain = {name: held for name, held in self._held.items() if held is not None and is_plain(held)}
-        self._copies = {name: held.detach().clone() for name, held in plain.items()}
+        self._buffers = dict(module._buffers.items())
+        parameters = [module._parameters[name] for name in changed if name in module._parameters]
+        plain = [held for held in (*self._buffers.values(), *parameters) if held is not None and is_plain(held)]
+        self.copies = {held: held.detach().clone() for held in plain}
 
     def put_back(self) -> None:
+        for tensor, copy in self.copies.items():
+            write(tensor, copy)
         now = dict(self.module._buffers.items())
-        for name in now.keys() - self._held.keys():
+        for name in now.keys() - self._buffers.keys():
             delattr(self.module, name)
-        for name, held in self._held.items():
-            if held is not None and name in self._copies:
-                write(held, self._copies[name])
+        for name, held in self._buffers.items():
             if now.get(name, self) is not held:
                 setattr(self.module, name, held)
 
 
-def has_buffers(module: Module) -> bool:
-    """Whether a module has buffers of its own. Inside of a vmap it has those of the vmap for a while."""
-    held = list(module._buffers.values())
-    return bool(held) and not any(is_inside_vmap(buffer) for buffer in held if buffer is not None)
+def has_buffers_of_a_vmap(module: Module) -> bool:
+    """Whether a module is inside of a vmap, and has other buffers for a while."""
+    return any(is_inside_vmap(held) for held in list(module._buffers.values()) if held is not None)
 
 
 class Outside:
     """Parameters that are not searched, such as a teacher's. It finds those that one evaluation changes.
 
-    They are copied as long as that needs no more memory than one's `own` parameters, which are searched. Of others only
+    They are copied as long as that needs no more memory than the parameters that are searched (`own`). Of others only
     norms are compared. What cannot be trained, subclasses of Tensor and what FSDP shards are left alone.
     """
 
