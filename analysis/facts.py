@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from train.candidates import BASELINE
+from train.candidates import BASELINE, reads
 
 from . import choices, claims, costs, formats, stats, words
 from .compare import ALL, SCORE, TRIALS, Measure, kinds_of_devices
@@ -186,6 +186,34 @@ class Facts:
             of_seeds, lead = (stats.estimate(each.groupby(level="seed").mean()) for each in (score, gains))
             over_tasks = stats.estimate(gains.groupby(level="task").mean())
             rows.append(_row(name, ours, of_seeds, lead, over_tasks, devices))
+        return formats.pipes(pd.DataFrame(rows))
+
+    def adapters(self, part: str, recommended: float) -> str:
+        """An arm without a learning rate beside one at its best rates and at a recommended one, adapter by adapter.
+
+        Only the rates that ran with all seeds count.
+        """
+        runs = self._evidence.runs.get(part)
+        if runs is None:
+            return ""
+        seeds = runs.table.groupby(["adapter", "optimizer", "learning_rate"])["seed"].transform("nunique")
+        whole = runs.table[seeds == seeds.max()]
+        rated = whole["optimizer"].map(lambda key: reads(key, "learning_rate"))
+        of_one = whole[~rated | (whole["learning_rate"] == recommended)]
+        at_best, at_one = (costs.hindsight(runs.only(table, runs.varied)).rows for table in (whole, of_one))
+        others = {row.conditions: row for row in at_one}
+        rows = [
+            {
+                "adapter": words.level(row.conditions[0]),
+                "the default, %": words.mean_error(row.score, 1),
+                "AdamW, %": words.mean_error(row.at_best, 1),
+                "rate": "best of each" if row.rate is None else words.rate(row.rate),
+                "difference": words.number(row.difference.mean, 1, signed=True),
+                "interval": words.between(row.difference.low, row.difference.high, 1),
+                f"AdamW at {words.rate(recommended)}, %": words.mean_error(others[row.conditions].at_best, 1),
+            }
+            for row in at_best
+        ]
         return formats.pipes(pd.DataFrame(rows))
 
     def claims_of_several(self) -> str:
