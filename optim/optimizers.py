@@ -144,8 +144,8 @@ def with_line_search(host: Any, **settings: Any) -> Any:
         A class that is `LineSearch` and the host's class, or an optimizer of such a class.
 
     Raises:
-        TypeError: the host cannot be searched on (LBFGS, SparseAdam, Rprop, ASGD), or a scheduler is attached to it.
-            The error says why.
+        TypeError: the host cannot be searched on (LBFGS, SparseAdam, Rprop, ASGD), is around another optimizer, or has
+            a scheduler attached. The error says why.
         ValueError: a setting is out of range.
     """
     if isinstance(host, type):
@@ -155,7 +155,15 @@ def with_line_search(host: Any, **settings: Any) -> Any:
             f"the step of this {type(host).__name__} has been replaced, as torch's schedulers do; allowed: "
             "with_line_search first, and then the scheduler"
         )
-    taken: Any = object.__new__(_class(type(host)))
+    kind = _class(type(host))
+    for inner in vars(host).values():
+        if isinstance(inner, torch.optim.Optimizer):  # it has the state, which a search would not put back
+            outer, inner = type(host).__name__, type(inner).__name__
+            raise TypeError(
+                f"this {outer} is wrapped around another optimizer, {inner}; allowed: with_line_search({inner}(...)) "
+                f"first, and then the {outer} around it"
+            )
+    taken: Any = object.__new__(kind)
     taken.__dict__ = host.__dict__
     taken._take_over(**settings)
     return taken
