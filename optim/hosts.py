@@ -16,7 +16,7 @@ from .turns import Turn
 
 _CLOSURE = (
     "call step(closure); in Hugging Face's Trainer take LineSearchTrainer from plasls.hf, or LineSearchMixin before "
-    "your Trainer's class"
+    "your Trainer's class; instead of DeepSpeed's engine take fully_shard (FSDP2)"
 )
 
 

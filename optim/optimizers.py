@@ -144,13 +144,12 @@ def with_line_search(host: Any, **settings: Any) -> Any:
         A class that is `LineSearch` and the host's class, or an optimizer of such a class.
 
     Raises:
-        TypeError: the host cannot be searched on (LBFGS, SparseAdam, Rprop, ASGD), or a scheduler is attached to it.
-            The error says why.
+        TypeError: the host cannot be searched on (LBFGS, SparseAdam, Rprop, ASGD), is around another optimizer, or has
+            a scheduler attached. The error says why.
         ValueError: a setting is out of range.
     """
     if isinstance(host, type):
         return _class(host)
-    kind: type = type(host)
     if "step" in vars(host):  # it would hide the search's
         raise TypeError(
             f"the step of this {type(host).__name__} has been replaced, as torch's schedulers do; allowed: "
@@ -159,7 +158,15 @@ def with_line_search(host: Any, **settings: Any) -> Any:
     allowed = list(signature(LineSearch).parameters)[1:-1]  # without the parameters, and the host's own arguments
     if unknown := sorted(settings.keys() - set(allowed)):
         raise TypeError(f"unknown setting {unknown[0]}; allowed: {', '.join(allowed)}")
-    taken: Any = object.__new__(_class(kind))
+    kind = _class(type(host))
+    for inner in vars(host).values():
+        if isinstance(inner, torch.optim.Optimizer):  # it has the state, which a search would not put back
+            outer, inner = type(host).__name__, type(inner).__name__
+            raise TypeError(
+                f"this {outer} is wrapped around another optimizer, {inner}; allowed: with_line_search({inner}(...)) "
+                f"first, and then the {outer} around it"
+            )
+    taken: Any = object.__new__(kind)
     taken.__dict__ = host.__dict__
     LineSearch.__init__(taken, host, **settings)
     return taken

@@ -5,6 +5,7 @@ torchrun --nproc_per_node=2 -m tests.distributed_worker FOLDER
 
 import copy
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -241,9 +242,19 @@ def not_sharded_like_this(rank):
     model = FullyShardedDataParallel(to_shard("FSDP1"), device_id=torch.device("cpu"))
     optimizer = AdamSLS(model.parameters())
     fsdp1 = raised(lambda: optimizer.step(lambda: squares(model(x), y)))
-    model = to_shard("ZeRO")
-    half = AdamSLS(list(model.parameters())[rank::2])  # as ZeroRedundancyOptimizer gives it to each rank
-    return {"FSDP1": fsdp1, "ZeRO": raised(lambda: half.step(lambda: squares(model(x), y)))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of its TorchScript
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+    seen = {"FSDP1": fsdp1}
+    for widths in ((6, 5, 1), (6, 6, 6)):  # the ranks' parts have other shapes, or the same ones
+        layers = [torch.nn.Linear(*each) for each in itertools.pairwise(widths)]
+        model = DistributedDataParallel(torch.nn.Sequential(*layers))
+        zero = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=optim.AdamSLS)
+        seen[f"ZeRO, {widths}"] = raised(lambda: zero.step(lambda: squares(model(x)[:, :1], y)))  # noqa: B023
+    host = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.Adam, lr=1e-3)
+    seen["ZeRO, host"] = raised(lambda: optim.with_line_search(host))
+    seen["ZeRO, class"] = raised(lambda: optim.with_line_search(ZeroRedundancyOptimizer))
+    return seen
 
 
 @claim

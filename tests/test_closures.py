@@ -549,6 +549,21 @@ def test_where_losses_drift_the_first_step_warns_once_of_the_likeliest_cause(mak
         optimizer.step(closure(quiet))
 
 
+def test_hooks_that_each_evaluation_adds_are_no_state_to_warn_of():
+    """TRL's DPOTrainer does so, as it turns gradient checkpointing off and on in its loss."""
+    model = network()
+    optimizer = AdamSLS(model.parameters())
+    x, y = next(batches(1))
+
+    def closure():
+        model[0].register_forward_hook(lambda *_: None)
+        return cross_entropy(model(x), y)
+
+    for _ in range(3):  # where a warning is an error
+        optimizer.step(closure)
+    assert len(model[0]._forward_hooks) > 3
+
+
 def test_checks_are_at_most_one_forward_in_a_hundred_over_80_steps():
     model, calls = network(), []
     optimizer = AdamSLS(model.parameters())

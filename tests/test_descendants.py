@@ -1,5 +1,8 @@
 """optim/hf.py: TRL's and sentence-transformers' trainers search with the mix-in; where they are missing this skips."""
 
+import math
+import warnings
+
 import pytest
 import torch
 import transformers as hf
@@ -51,6 +54,30 @@ def test_trls_sft_trainer_searches_and_counts_each_token_once(tiny, tmp_path, ac
     learnt(trainer)
     tokens = sum(map(len, trainer.train_dataset["input_ids"]))
     assert [row["num_tokens"] for row in trainer.state.log_history if "num_tokens" in row][-1] == 3 * tokens
+
+
+def test_trls_dpo_trainer_learns_preferences_without_a_rate_and_logs_each_batch_once(tiny, tmp_path):
+    """Its reference model is read from the folder, so the model is given as one, and the optimizer as a class."""
+    trl = pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
+    words, _ = encoder(tiny)
+    words.eos_token, words.padding_side = "[SEP]", "left"
+    sizes = SIZES | {"initializer_range": 0.02}
+    tokens = {"vocab_size": len(words), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, **tokens)).save_pretrained(tmp_path)
+    pairs = [{"prompt": "a film", "chosen": f" {good}", "rejected": f" {bad}"} for good in GOOD for bad in BAD]
+    args = arguments(tmp_path / "out", trl.DPOConfig, num_train_epochs=10, bf16=False, lr_scheduler_type="cosine")
+    trainer = type("Searching", (LineSearchMixin, trl.DPOTrainer), {})(
+        str(tmp_path), args=args, train_dataset=Dataset.from_list(pairs), processing_class=words,
+        optimizer_cls_and_kwargs=(AdamSLS, {}),
+    )  # fmt: skip
+    reference = [weight.clone() for weight in trainer.ref_model.parameters()]
+    with warnings.catch_warnings(record=True) as said:
+        assert learnt(trainer)[0] == pytest.approx(math.log(2), rel=1e-5)  # the model is the reference still
+    assert not [each for each in said if each.category is RuntimeWarning]
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert rows[0]["rewards/margins"] == 0.0  # of the batch before its move, not of a trial
+    assert rows[-1]["rewards/accuracies"] == 1.0
+    assert all(map(torch.equal, reference, trainer.ref_model.parameters()))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -174,6 +175,17 @@ def test_an_instance_with_a_scheduler_is_refused_as_the_schedulers_step_would_hi
     torch.optim.lr_scheduler.LambdaLR(host, lambda step: 1.0)
     with pytest.raises(TypeError, match="with_line_search first, and then the scheduler"):
         with_line_search(host)
+
+
+def test_an_optimizer_around_another_is_refused_in_a_line_that_says_what_to_wrap_first():
+    """Its state is the inner one's, which a search would not put back between the trials of a first search."""
+    accelerator, model = accelerate.Accelerator(cpu=True), network()
+    around = accelerator.prepare(AdamW(model.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match=r"wrapped around another optimizer, AdamW; allowed: with_line"):
+        with_line_search(around)
+    inside = accelerator.prepare(with_line_search(AdamW(model.parameters(), lr=0.1))).optimizer
+    losses = train(model, inside, batches(60))
+    assert mean(losses[-10:]) < 0.6 * losses[0]
 
 
 # -- hosts that keep their learning rate in a tensor, or move less far at first -----------------------------------

@@ -114,7 +114,7 @@ def _observed(evaluate: Callable[[], float], modules: Iterable[Module]) -> tuple
 
 def attributes(modules: Iterable[Module]) -> dict[tuple[str, int], Any]:
     """A fingerprint of each attribute of the modules, other than what torch lists, by its name and the module's id."""
-    skipped = ("_parameters", "_buffers", "_modules", "forward")
+    skipped = vars(Module()).keys() - {"training"} | {"forward"}  # hooks, too: transformers adds some in forward passes
     return {
         (f"{type(module).__name__}.{name}", id(module)): _print(value)
         for module in list(modules)

@@ -17,6 +17,7 @@ T = TypeVar("T")
 NO_GRADIENT, NOT_A_NUMBER = -2.0, -1.0
 SPARSE = "sparse gradients are not supported; allowed: dense ones (sparse=False)"
 _SHARDS = "allowed: fully_shard (FSDP2), called before the optimizer is made"
+_ZERO = f"A ZeroRedundancyOptimizer gives each rank other ones; instead of it {_SHARDS}"
 
 
 class Ranks:
@@ -79,10 +80,12 @@ class Ranks:
         if len(rank := (differs != differs[0]).nonzero()):
             raise RuntimeError(
                 f"rank {int(rank[0, 0])} has other parameters, settings or step sizes than rank 0; allowed: a state "
-                f"that is loaded on all or on none. A ZeroRedundancyOptimizer gives each rank other ones; {_SHARDS}"
+                f"that is loaded on all or on none. {_ZERO}"
             )
         if (other := self._first_unlike(parameters)) is not None:
-            raise RuntimeError(f"rank {other} starts from other weights than rank 0; allowed: the same on all ranks")
+            raise RuntimeError(
+                f"rank {other} starts from other weights than rank 0; allowed: the same on all ranks. {_ZERO}"
+            )
         self._compared = True
 
     def average_gradients(self, parameters: Sequence[Tensor]) -> None:
