@@ -12,8 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from optim import AdamSLS  # where it is installed: from plasls import AdamSLS
 from optim.hf import LineSearchTrainer  # from plasls.hf import LineSearchTrainer
-from train.errors import InputError
-from train.packaged import locate
+from train.packaged import InputError, locate
 
 parser = argparse.ArgumentParser()
 parser.add_argument("file", help="a CSV file with the columns text and label, in UTF-8")
@@ -33,11 +32,11 @@ def read(file):
         raise InputError(f"{file}: row {hole} has no text or no label; allowed: both in each row")
     if len(names := sorted({row["label"] for row in rows})) < 2:
         raise InputError(f"{file}: {len(rows)} rows, labels: {', '.join(names) or 'none'}; allowed: two or more labels")
-    return rows, names
+    return rows, {name: number for number, name in enumerate(names)}
 
 
 try:
-    (rows, names), source = read(args.file), locate(args.model, "model") or args.model
+    (rows, numbers), source = read(args.file), locate(args.model, "model") or args.model
 except InputError as error:
     parser.exit(2, f"error: {error}\n")
 except (OSError, UnicodeError, csv.Error) as error:
@@ -46,11 +45,12 @@ set_seed(0)
 random.shuffle(rows)
 held, learn = rows[::10], [row for place, row in enumerate(rows) if place % 10]
 tokens = AutoTokenizer.from_pretrained(source, model_max_length=128)
-model = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32, id2label=dict(enumerate(names)))
+labels = {"label2id": numbers, "id2label": dict(enumerate(numbers))}
+model = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32, **labels)
 settings = {"num_train_epochs": args.epochs, "per_device_train_batch_size": 32, "lr_scheduler_type": "cosine"}
 trainer = LineSearchTrainer(
     model, TrainingArguments(args.out, **settings, logging_steps=10, save_strategy="no", report_to="none"),
-    train_dataset=[tokens(row["text"], truncation=True) | {"labels": names.index(row["label"])} for row in learn],
+    train_dataset=[tokens(row["text"], truncation=True) | {"labels": numbers[row["label"]]} for row in learn],
     processing_class=tokens, optimizer_cls_and_kwargs=(AdamSLS, {}),
 )  # fmt: skip
 trainer.train()

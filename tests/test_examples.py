@@ -80,7 +80,9 @@ def test_rows_of_ones_own_are_learnt_and_the_saved_model_names_their_labels(own_
     text = "".join(f'{place},"a {one}, {other} film",{label}\n' for place, (one, other, label) in enumerate(rows))
     own_csv(f"\ufeffplace,text,label\n{text}", "--epochs=60")
     assert capsys.readouterr().out.splitlines()[-1] == "4 of 4 held-out rows are right; mine has the model"
-    answers = transformers.pipeline("text-classification", str(tmp_path / "mine"))(["a bad film", "a warm film"])
+    predict = transformers.pipeline("text-classification", str(tmp_path / "mine"))
+    assert predict.model.config.label2id == {"no": 0, "yes": 1}
+    answers = predict(["a bad film", "a warm film"])
     assert [answer["label"] for answer in answers] == ["no", "yes"]
 
 
