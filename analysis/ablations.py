@@ -16,9 +16,10 @@
 #
 # How many components should have a step size of their own, should components with vanishing step sizes be merged, and
 # what does the batch size change? Each part loads one sweep, tabulates it, plots it and tests it; no number below is
-# written by hand. `make sweep-splits`, `make sweep-merging` and `make sweep-batches` make the runs.
+# written by hand. `make notebook OUT=results` shows the committed runs and trains nothing. `make sweep-splits`,
+# `make sweep-merging` and `make sweep-batches` make runs of your own, in `runs`.
 #
-# `SOURCE` may as well be `"wandb:ENTITY/PROJECT"` or `"offline:FOLDER"`: the tables are the same.
+# `SOURCE` may also be `"results"`, `"wandb:ENTITY/PROJECT"` or `"offline:FOLDER"`.
 
 # %%
 import os

@@ -260,6 +260,8 @@ def verdict(tested: Differences) -> str:
         f"differ from the first arm: {'; '.join(differ)}" if differ else "no arm differs from the first beyond chance"
     )
     text = f"**{name}**: {said} (paired t-test, Holm at {100 * SIGNIFICANT:g} %)."
+    if untested := int(rows["holm"].isna().sum()):
+        text += f" {untested} of {len(rows)} comparisons could not be tested."
     seen = number(rows["detectable"].iloc[0], digits)
     if seen != NONE:
         text += f" With these seeds the first comparison could probably see a difference of {seen}."

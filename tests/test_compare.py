@@ -153,6 +153,14 @@ def test_a_verdict_is_of_p_and_not_of_its_digits():
     assert "differ from the first arm: split 4 (" in said
 
 
+def test_a_verdict_counts_the_arms_that_could_not_be_tested():
+    """They may have run on another kind of device. Of such arms nobody knows whether they differ."""
+    rows = {"split": [4, 7], "difference": [0.2, 0.1], "low": 0.0, "high": 1.0, "holm": [0.5, math.nan]}
+    said = words.verdict(made_up(**rows, detectable=0.1))
+    assert "no arm differs from the first beyond chance" in said
+    assert "1 of 2 comparisons could not be tested." in said
+
+
 def test_a_verdict_of_equal_arms_and_of_single_runs_says_so():
     equal = made_up(split=[4, 7], difference=[1e-9, 0.0], low=math.nan, high=math.nan, holm=[1.0, 1.0], detectable=0.0)
     assert words.verdict(equal).endswith("all arms have the same results as the first one, to the digits shown.")

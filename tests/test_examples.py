@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+import transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch.nn.functional import cross_entropy
@@ -56,6 +57,55 @@ def test_an_example_learns_and_goes_on_where_it_was_cut_off(run, example):
     resumed = run(*example, epochs=6, out="cut")
     assert begun == whole[:1]
     assert resumed[-5:] == whole[1:]
+
+
+@pytest.fixture
+def own_csv(tiny, tmp_path, monkeypatch):
+    """Run examples.own_csv on a file with this text."""
+
+    def call(text, *options):
+        file = tmp_path / "mine.csv"
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["own_csv", "mine.csv", f"--model={tiny / 'model'}", "--out=mine", *options])
+        runpy.run_module("examples.own_csv", run_name="__main__")
+
+    return call
+
+
+@pytest.mark.filterwarnings("default:::transformers", "ignore:.*pin_memory.*")
+def test_rows_of_ones_own_are_learnt_and_the_saved_model_names_their_labels(own_csv, tmp_path, capsys):
+    words = {"no": ["bad", "dull", "poor", "weak"], "yes": ["good", "fine", "rich", "warm"]}
+    rows = [(one, other, label) for label, each in words.items() for one in each for other in each]
+    text = "".join(f'{place},"a {one}, {other} film",{label}\n' for place, (one, other, label) in enumerate(rows))
+    own_csv(f"\ufeffplace,text,label\n{text}", "--epochs=60")
+    assert capsys.readouterr().out.splitlines()[-1] == "4 of 4 held-out rows are right; mine has the model"
+    predict = transformers.pipeline("text-classification", str(tmp_path / "mine"))
+    assert predict.model.config.label2id == {"no": 0, "yes": 1}
+    answers = predict(["a bad film", "a warm film"])
+    assert [answer["label"] for answer in answers] == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "mine.csv: no column text or label; columns there: none, as the file is empty"),
+        ("sentence,label\na,x\n", "mine.csv: no column text; columns there: sentence, label"),
+        ("text,label\n", "mine.csv: 0 rows, labels: none; allowed: two or more labels"),
+        ("text,label\na,x\nb,x\n", "mine.csv: 2 rows, labels: x; allowed: two or more labels"),
+        ("text,label\na,x\nb\n", "mine.csv: row 2 has no text or no label; allowed: both in each row"),
+        (
+            b"text,label\ncaf\xe9,x\n",
+            "mine.csv cannot be read ('utf-8' codec can't decode byte 0xe9 .*CSV file in UTF-8",
+        ),
+    ],
+    ids=["empty", "no text", "no rows", "one label", "a short row", "not UTF-8"],
+)
+def test_a_csv_file_that_cannot_be_learnt_is_refused_in_one_line(own_csv, capsys, text, told):
+    with pytest.raises(SystemExit) as ended:
+        own_csv(text)
+    assert ended.value.code == 2
+    assert re.fullmatch(f"error: {told.replace('(', '[(]')}\n", capsys.readouterr().err)
 
 
 @pytest.mark.filterwarnings("default:::lightning", "ignore:.*LeafSpec")

@@ -68,6 +68,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     metadata = Parser().parsestr((info / "METADATA").read_text("utf-8"))
     needed = [each for each in metadata.get_all("Requires-Dist", []) if "extra ==" not in each]
     assert needed == ["torch>=2.7"]
+    assert metadata.get_all("Provides-Extra") == ["hf"]
     assert (metadata["Version"], metadata["License-Expression"]) == (__version__, "MIT")
     assert metadata.get_payload().strip() == (HERE / "README.md").read_text("utf-8").strip()
     assert (info / "licenses/LICENSE").read_bytes() == (HERE / "LICENSE").read_bytes()
@@ -84,6 +85,14 @@ def test_the_readmes_example_runs_from_the_wheel_with_torch_alone(wheel, tmp_pat
     )
     assert ran.returncode == 0, ran.stderr
     assert Path(ran.stdout.splitlines()[-1]).is_relative_to(wheel)
+
+
+def test_without_transformers_the_trainer_says_what_to_install(wheel, tmp_path):
+    script = TORCH_ONLY.format(installed=str(wheel), refused={"transformers", "optim"}) + "import plasls.hf"
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert ran.stderr.splitlines()[-1].endswith("not installed: pip install transformers accelerate")
 
 
 def test_what_sweeps_install_is_pinned_and_is_enough_to_run_and_analyse_them():
