@@ -158,10 +158,11 @@ def with_line_search(host: Any, **settings: Any) -> Any:
     allowed = list(signature(LineSearch).parameters)[1:-1]  # without the parameters, and the host's own arguments
     if unknown := sorted(settings.keys() - set(allowed)):
         raise TypeError(f"unknown setting {unknown[0]}; allowed: {', '.join(allowed)}")
-    kind = _class(type(host))
+    own: type = type(host)
+    kind = _class(own)
     for inner in vars(host).values():
         if isinstance(inner, torch.optim.Optimizer):  # it has the state, which a search would not put back
-            outer, inner = type(host).__name__, type(inner).__name__
+            outer, inner = own.__name__, type(inner).__name__
             raise TypeError(
                 f"this {outer} is wrapped around another optimizer, {inner}; allowed: with_line_search({inner}(...)) "
                 f"first, and then the {outer} around it"
