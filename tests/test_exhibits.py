@@ -153,6 +153,10 @@ def test_the_report_is_one_page_that_asks_for_nothing_from_elsewhere(report):
     for image in page.images:
         assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
         assert "profile embedded" in image["alt"]
+    heads, bodies = (re.findall(rf"<{part}>(.*?)</{part}>", report, re.S) for part in ("thead", "tbody"))
+    shown = [re.findall(r'<td class="\w*" data-label="(.*?)"', body.split("</tr>")[0]) for body in bodies]
+    # On a phone each cell stands below the one before, with its column's name.
+    assert [names for names in shown if names] == [re.findall(r"<th[^>]*>(.*?)</th>", head) for head in heads]
 
 
 def test_the_report_has_the_users_own_sweeps_and_names_what_it_cannot_show(tmp_path):
