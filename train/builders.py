@@ -113,12 +113,24 @@ class Averaged(PlainStep):
             self.iterates = None
 
     def state_dict(self):
-        return super().state_dict() | {"average": self.average.state_dict()}
+        return super().state_dict() | {"average": self.average.state_dict(), "iterates": self.iterates}
 
     def load_state_dict(self, state_dict) -> None:
         state_dict = dict(state_dict)
         self.average.load_state_dict(state_dict.pop("average"))
+        self.iterates = state_dict.pop("iterates")
         super().load_state_dict(state_dict)
+
+
+class OfSavedTypes(PlainStep):
+    """A `PlainStep` whose state has several data types. torch would load all of it in that of the parameters."""
+
+    def load_state_dict(self, state_dict) -> None:
+        super().load_state_dict(state_dict)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, saved in state_dict["state"].items():
+            held = self.state[parameters[index]]
+            held |= {key: held[key].to(value.dtype) for key, value in saved.items() if isinstance(value, torch.Tensor)}
 
 
 class Scheduled(PlainStep):
@@ -190,7 +202,7 @@ def schedule_free(config: Config, model: torch.nn.Module, steps_per_epoch: int) 
 def prodigy_plus(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
     """Prodigy with Schedule-Free, as its author recommends it: the package's defaults and no schedule."""
     published = _published("prodigy-plus-schedule-free", "prodigyplus", config).ProdigyPlusScheduleFree
-    return _over(PlainStep, published)(_named(model), split_groups=False)  # there is one group
+    return _over(OfSavedTypes, published)(_named(model), split_groups=False)  # there is one group
 
 
 def momo(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
