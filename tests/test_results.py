@@ -56,14 +56,14 @@ def test_the_page_claims_the_default_on_unseen_seeds_only_once_all_of_their_runs
         return " ".join(page.split("## The default beside")[1].split("## UNTUNED beside")[0].split())
 
     whole = told()
-    assert "seeds 5, 6, 7, which no choice has seen." in whole
+    assert "seeds 5, 6, 7, 8, 9, which no choice has seen." in whole
     assert "the better of 1e-4, 2e-4 on each task" in whole
     assert re.search(
-        r"FOLLOW is 0\.[67] points ahead \(0\.6 to 0\.7\), .* interval over tasks is −1\.4 to 2\.7\.", whole
+        r"FOLLOW is 0\.[67] points ahead \(0\.6 to 0\.7\), .* interval over tasks is −1\.5 to 2\.8\.", whole
     )
     assert whole.count("| 2e-4 |") >= 2  # of qnli and of mnli
     shutil.rmtree(cells[-1].folder)
-    assert "35 of 36 runs have finished, so nothing is claimed yet." in told()
+    assert "59 of 60 runs have finished, so nothing is claimed yet." in told()
     assert "points ahead" not in told()
 
 
