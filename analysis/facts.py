@@ -196,7 +196,7 @@ class Facts:
         runs = self._evidence.runs.get(part)
         if runs is None:
             return ""
-        seeds = runs.table.groupby(["adapter", "optimizer", "learning_rate"])["seed"].transform("nunique")
+        seeds = runs.table.groupby(["adapter", "optimizer", "learning_rate"], dropna=False)["seed"].transform("nunique")
         whole = runs.table[seeds == seeds.max()]
         rated = whole["optimizer"].map(lambda key: reads(key, "learning_rate"))
         of_one = whole[~rated | (whole["learning_rate"] == recommended)]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis import choices, facts, results
+from analysis import archive, choices, facts, results
 from analysis.__main__ import main
 from analysis.evidence import arm
 from analysis.study import read
 from sweeps import plan
+from train.config import Config
 from train.tasks import TASKS
 
 from .fake_runs import edit, write_run
@@ -65,6 +66,30 @@ def test_the_page_claims_the_default_on_unseen_seeds_only_once_all_of_their_runs
     shutil.rmtree(cells[-1].folder)
     assert "59 of 60 runs have finished, so nothing is claimed yet." in told()
     assert "points ahead" not in told()
+
+
+def test_the_table_of_adapters_has_only_rates_that_ran_with_all_seeds(tmp_path: Path) -> None:
+    shared = {"sweep": "adapters", "out": str(tmp_path / "runs"), "profile": "study", "model": "bge", "data": "glue"}
+    accuracies = {("lora", 1e-3): 0.6, ("lora", 1e-2): 0.7, ("ia3", 1e-3): 0.66, ("ia3", 1e-2): 0.5}
+    for adapter in ("lora", "ia3"):
+        for seed in (5, 6):
+            arms = [("follow", 1e-3, 0.71)] + [("adamw", rate, accuracies[adapter, rate]) for rate in (1e-3, 1e-2)]
+            for optimizer, rate, accuracy in arms + [("adamw", 1e-4, 0.99)] * (seed == 5):
+                config = Config.from_dict(
+                    shared | {"adapter": adapter, "seed": seed, "optimizer": optimizer, "learning_rate": rate}
+                )
+                write_run(config, 0)
+                edit(config.folder / "summary.json", eval__accuracy=accuracy)
+    archive.add(tmp_path / "runs", tmp_path, unclean=True)
+    write_run(next(iter(plan.spaces("study", {"out": [str(tmp_path)]})["rates"].cells().values())), 0)
+    page = facts.page(read(str(tmp_path), "study"))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    found = {(row[0], row[3]): row for row in rows if len(row) == 7}
+    assert found["lora", "0.01"][2::2] == ["70.0 ± 0.0", "+1.0", "60.0 ± 0.0"]
+    assert found["ia3", "0.001"][2::2] == ["66.0 ± 0.0", "+5.0", "66.0 ± 0.0"]
+    assert found["all", "best of each"][2::2] == ["68.0 ± 0.0", "+3.0", "63.0 ± 0.0"]
+    assert found["all", "0.001"][2::2] == ["63.0 ± 0.0", "+8.0", "63.0 ± 0.0"]
+    assert "99.0" not in page
 
 
 def test_the_page_tells_of_arms_on_different_devices_without_an_interval(tmp_path: Path) -> None:
