@@ -211,8 +211,10 @@ class Facts:
                 "difference": words.number(row.difference.mean, 1, signed=True),
                 "interval": words.between(row.difference.low, row.difference.high, 1),
                 f"AdamW at {words.rate(recommended)}, %": words.mean_error(others[row.conditions].at_best, 1),
+                "difference there": words.number(others[row.conditions].difference.mean, 1, signed=True),
             }
             for row in at_best
+            if row.rate is None or row.conditions != (ALL,)  # other rates did not run with all adapters
         ]
         return formats.pipes(pd.DataFrame(rows))
 
