@@ -136,7 +136,8 @@ class Facts:
     def best_rates(self, untuned: Arm, tuned: Arm) -> str:
         """An arm without a learning rate beside an arm at its best rates, task by task and over tasks."""
         rows = at_best_rates(self._evidence, untuned, tuned)
-        return formats.pipes(pd.DataFrame([_beside_best(untuned, row) for row in rows]))
+        names = (_optimizer(untuned), BASELINE.name)
+        return formats.pipes(pd.DataFrame([_beside_best("task", names, row) for row in rows]))
 
     def ahead_of_best(self, untuned: Arm, tuned: Arm, task: str = ALL) -> str:
         """How an arm without a learning rate compares with an arm at its best rates, in words."""
@@ -203,13 +204,8 @@ class Facts:
         at_best, at_one = (costs.hindsight(runs.only(table, runs.varied)).rows for table in (whole, of_one))
         others = {row.conditions: row for row in at_one}
         rows = [
-            {
-                "adapter": words.level(row.conditions[0]),
-                "the default, %": words.mean_error(row.score, 1),
-                "AdamW, %": words.mean_error(row.at_best, 1),
-                "rate": "best of each" if row.rate is None else words.rate(row.rate),
-                "difference": words.number(row.difference.mean, 1, signed=True),
-                "interval": words.between(row.difference.low, row.difference.high, 1),
+            _beside_best("adapter", ("the default", "AdamW"), row)
+            | {
                 f"AdamW at {words.rate(recommended)}, %": words.mean_error(others[row.conditions].at_best, 1),
                 "difference there": words.number(others[row.conditions].difference.mean, 1, signed=True),
             }
@@ -286,12 +282,13 @@ def _optimizer(of: Arm) -> str:
     return words.named(dict(of.settings)["optimizer"])
 
 
-def _beside_best(untuned: Arm, row: Hindsight) -> dict[str, str]:
-    found = row.difference
+def _beside_best(condition: str, names: tuple[str, str], row: Hindsight) -> dict[str, str]:
+    """A row of a table. `condition` is what differs from row to row, and the names are those of the two arms."""
+    found, (untuned, tuned) = row.difference, names
     return {
-        "task": words.level(row.conditions[0]),
-        f"{_optimizer(untuned)}, %": words.mean_error(row.score, 1),
-        f"{BASELINE.name}, %": words.mean_error(row.at_best, 1),
+        condition: words.level(row.conditions[0]),
+        f"{untuned}, %": words.mean_error(row.score, 1),
+        f"{tuned}, %": words.mean_error(row.at_best, 1),
         "rate": "best of each" if row.rate is None else words.rate(row.rate),
         "difference": words.number(found.mean, 1, signed=True),
         "interval": words.between(found.low, found.high, 1),

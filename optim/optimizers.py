@@ -150,15 +150,15 @@ def with_line_search(host: Any, **settings: Any) -> Any:
     """
     if isinstance(host, type):
         return _class(host)
+    own: type = type(host)
     if "step" in vars(host):  # it would hide the search's
         raise TypeError(
-            f"the step of this {type(host).__name__} has been replaced, as torch's schedulers do; allowed: "
+            f"the step of this {own.__name__} has been replaced, as torch's schedulers do; allowed: "
             "with_line_search first, and then the scheduler"
         )
     allowed = list(signature(LineSearch).parameters)[1:-1]  # without the parameters, and the host's own arguments
     if unknown := sorted(settings.keys() - set(allowed)):
         raise TypeError(f"unknown setting {unknown[0]}; allowed: {', '.join(allowed)}")
-    own: type = type(host)
     kind = _class(own)
     for inner in vars(host).values():
         if isinstance(inner, torch.optim.Optimizer):  # it has the state, which a search would not put back

@@ -62,22 +62,21 @@ class PlainStep(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = closure()
         loss.backward()
-        super().step()
+        self.move(loss.detach())
         return loss.detach()
 
+    def move(self, loss: torch.Tensor) -> None:
+        """The optimizer's own step, after the backward pass of this loss."""
+        super().step()
 
-class OnLoss(torch.optim.Optimizer):
-    """Mix-in over MoMo's classes, which need the loss. What they forget to save is saved."""
+
+class OnLoss(PlainStep):
+    """A `PlainStep` over MoMo's classes, which need the loss. What they forget to save is saved."""
 
     FORGOTTEN = ("_number_steps", "loss_avg", "lb")
 
-    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
-        self.zero_grad()
-        with torch.enable_grad():
-            loss = closure()
-        loss.backward()
-        super().step(loss=loss.detach())  # type: ignore[call-overload]
-        return loss.detach()
+    def move(self, loss: torch.Tensor) -> None:
+        super(PlainStep, self).step(loss=loss)  # type: ignore[call-overload]
 
     def state_dict(self):
         return super().state_dict() | {key: getattr(self, key) for key in self.FORGOTTEN}
@@ -96,10 +95,9 @@ class Averaged(PlainStep):
         self.average = average
         self.iterates: dict[str, torch.Tensor] | None = None
 
-    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
-        loss = super().step(closure)
+    def move(self, loss: torch.Tensor) -> None:
+        super().move(loss)
         self.average.step()
-        return loss
 
     def eval(self) -> None:
         if self.iterates is None:
@@ -143,10 +141,9 @@ class Scheduled(PlainStep):
         super().__init__(params, **settings)
         self.schedule = get_cosine_schedule_with_warmup(self, round(warmup * total_steps), total_steps)
 
-    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
-        loss = super().step(closure)
+    def move(self, loss: torch.Tensor) -> None:
+        super().move(loss)
         self.schedule.step()
-        return loss
 
     def state_dict(self):
         return super().state_dict() | {"schedule": self.schedule.state_dict()}

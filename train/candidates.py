@@ -90,14 +90,7 @@ _ROWS = (
         "adamw", "ADAMW", "#888888", "train.builders:scheduled", SCHEDULED, searches=False, host="torch.optim:AdamW"
     ),
     Candidate("prodigy", "PRODIGY", "#E69F00", "train.builders:prodigy", (), searches=False),
-    Candidate(
-        "prodigy-plus",
-        "PRODIGY + SCHEDULE-FREE",
-        "#B07AA1",
-        "train.builders:prodigy_plus",
-        (),
-        searches=False,
-    ),
+    Candidate("prodigy-plus", "PRODIGY + SCHEDULE-FREE", "#B07AA1", "train.builders:prodigy_plus", (), searches=False),
     Candidate("momo-adam", "MOMO-ADAM", "#7F6A00", "train.builders:momo", (), searches=False),
     Candidate("l-dog", "L-DOG", "#5B7F95", "train.builders:ldog", (), searches=False),
     Candidate("schedule-free", "SCHEDULE-FREE", "#7A4D9E", "train.builders:schedule_free", SCHEDULED, searches=False),
