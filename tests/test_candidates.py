@@ -213,3 +213,20 @@ def assert_learns_and_goes_on(config: Config) -> None:
     second.load_state_dict(first.state_dict())
     resumed.load_state_dict(begun.state_dict())
     assert train(second, resumed, range(15, 160)) == losses[15:]
+
+
+def test_l_dog_is_evaluated_at_its_average_and_trains_on_from_its_iterates() -> None:
+    model = torch.nn.Linear(4, 3)
+    optimizer = find("l-dog").build(Config(optimizer="l-dog"), model, steps_per_epoch=20)
+    average = torch.zeros(3, 4)
+    for k in range(1, 6):
+        x = torch.randn(32, 4, generator=torch.Generator().manual_seed(k))
+        optimizer.step(lambda x=x: torch.nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)))
+        share = 9 / (8 + k)  # of polynomial decay averaging with gamma = 8
+        average = (1 - share) * average + share * model.weight.detach()
+    last = model.weight.detach().clone()
+    optimizer.eval()
+    torch.testing.assert_close(model.weight.detach(), average)
+    assert not torch.equal(model.weight, last)
+    optimizer.train()
+    assert torch.equal(model.weight, last)
