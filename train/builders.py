@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_scheduler
 
 from optim import PAPER, PLASLS, SGDSLS, SMOOTHED, AdamSLS, Armijo, Preset, SaLSA, split, with_line_search
 
@@ -132,14 +132,14 @@ class OfSavedTypes(PlainStep):
 
 
 class Scheduled(PlainStep):
-    """A `PlainStep` under the schedule of the paper's baseline: a linear warm-up, then a cosine (Sec. IV).
+    """A `PlainStep` under a linear warm-up, then a decay to 0: a cosine (the paper's baseline, Sec. IV), or linear.
 
     The schedule is a part of the optimizer, so that one object is stepped and one state is saved.
     """
 
-    def __init__(self, params, *, warmup: float, total_steps: int, **settings: Any) -> None:
+    def __init__(self, params, *, warmup: float, total_steps: int, schedule: str = "cosine", **settings: Any) -> None:
         super().__init__(params, **settings)
-        self.schedule = get_cosine_schedule_with_warmup(self, round(warmup * total_steps), total_steps)
+        self.schedule = get_scheduler(schedule, self, round(warmup * total_steps), total_steps)
 
     def move(self, loss: torch.Tensor) -> None:
         super().move(loss)
@@ -166,14 +166,24 @@ def _host(config: Config) -> Any:
 
 def scheduled(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
     """The row's Adam-like class, with its own defaults but for the peak rate, the betas and eps, under the schedule."""
+    return _scheduled(config, model, steps_per_epoch, fused=True)
+
+
+def nadamw(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
+    """NAdam with AdamW's decay of the weights, and of its size, under the schedule."""
+    return _scheduled(config, model, steps_per_epoch, decoupled_weight_decay=True, weight_decay=0.01)
+
+
+def _scheduled(config: Config, model: torch.nn.Module, steps_per_epoch: int, **settings: Any) -> Any:
     return _over(Scheduled, _host(config))(
         _named(model),
         lr=config.learning_rate,
         betas=(config.beta1, BETA2),
         eps=EPSILON,
-        fused=True,
         warmup=config.warmup,
+        schedule=config.schedule,
         total_steps=steps_per_epoch * config.epochs,
+        **settings,
     )
 
 

@@ -54,7 +54,8 @@ class Candidate:
 
 SEARCH = ("search", "c", "max_interval", "rounding")
 ADAM = ("direction", "beta1")
-SCHEDULED = ("learning_rate", "warmup", "beta1")
+WARMED = ("learning_rate", "warmup", "beta1")
+SCHEDULED = (*WARMED, "schedule")
 COMPONENTS = ("split", "growth", "joint", "merge_threshold")
 
 # Colours after Okabe and Ito, which can be told apart with the common kinds of colour blindness. Trials of ADAMSLS and
@@ -89,11 +90,14 @@ _ROWS = (
     Candidate(
         "adamw", "ADAMW", "#888888", "train.builders:scheduled", SCHEDULED, searches=False, host="torch.optim:AdamW"
     ),
+    Candidate(
+        "nadamw", "NADAMW", "#B35C44", "train.builders:nadamw", SCHEDULED, searches=False, host="torch.optim:NAdam"
+    ),
     Candidate("prodigy", "PRODIGY", "#E69F00", "train.builders:prodigy", (), searches=False),
     Candidate("prodigy-plus", "PRODIGY + SCHEDULE-FREE", "#B07AA1", "train.builders:prodigy_plus", (), searches=False),
     Candidate("momo-adam", "MOMO-ADAM", "#7F6A00", "train.builders:momo", (), searches=False),
     Candidate("l-dog", "L-DOG", "#5B7F95", "train.builders:ldog", (), searches=False),
-    Candidate("schedule-free", "SCHEDULE-FREE", "#7A4D9E", "train.builders:schedule_free", SCHEDULED, searches=False),
+    Candidate("schedule-free", "SCHEDULE-FREE", "#7A4D9E", "train.builders:schedule_free", WARMED, searches=False),
 )
 CANDIDATES = {row.key: row for row in _ROWS}
 """in the paper's order"""

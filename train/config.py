@@ -21,7 +21,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 # A field that older runs do not have is in no id at the value that they had.
-ADDED = {"adapter": "none"}
+ADDED = {"adapter": "none", "schedule": "cosine"}
 # Where a run is kept and how it is watched does not change its result, so these fields are not in its run id.
 OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "shard", "threads", "checkpoint_minutes")
 
@@ -77,9 +77,11 @@ class Config:
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """seeds the head, the small subset, the order of rows and the dropout"""
     learning_rate: PositiveFloat = 2e-5
-    """peak learning rate of adam, adamw and schedule-free; the line searches have none"""
+    """peak learning rate of adam, adamw, nadamw and schedule-free; the line searches have none"""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """share of adam's steps in linear warm-up, before the cosine decay"""
+    """share of their steps in linear warm-up, before the decay"""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """decay of their learning rate to 0, but for schedule-free, which has none"""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """momentum of adam, adamsls and plasls: beta of the mean gradient; 0: none"""
     lever: Literal[
