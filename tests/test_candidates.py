@@ -1,6 +1,7 @@
 """train/candidates.py and train/tasks.py: a row says all that the study knows of a candidate or a task."""
 
 import dataclasses
+import math
 import pkgutil
 import typing
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from optim import PAPER
+from optim import PAPER, handover
 from train import candidates
 from train.builders import LEVERS, MENDED, PRESETS, preset
 from train.candidates import CANDIDATES, SEARCHES, USED_BY, Candidate, find, reads
@@ -186,6 +187,36 @@ def test_a_checkpoint_of_the_published_salsa_goes_to_the_device_of_the_parameter
 @pytest.mark.parametrize("key", sorted(CANDIDATES.keys() - {"sgdsls", "adamsls", "plasls", "follow"}))
 def test_a_candidate_learns_and_its_state_goes_on_as_if_it_had_not_stopped(key: str) -> None:
     assert_learns_and_goes_on(Config(optimizer=key, learning_rate=0.05, epochs=8, split=1))
+
+
+def test_handover_is_the_default_for_an_epoch_and_then_adam_at_the_step_size_found() -> None:
+    def losses(key: str) -> list[float]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 3)
+        optimizer: Any = find(key).build(Config(optimizer=key, epochs=4), model, steps_per_epoch=20)
+        found = []
+        for k in range(80):
+            x = torch.randn(32, 4, generator=torch.Generator().manual_seed(k))
+
+            def closure(x: torch.Tensor = x) -> torch.Tensor:
+                return torch.nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
+
+            if key == "follow" and k == 20:
+                optimizer = handover(optimizer)
+                schedule = torch.optim.lr_scheduler.LambdaLR(
+                    optimizer, lambda j: (1 + math.cos(math.pi * (20 + j) / 80)) / 2
+                )
+            if key == "follow" and k >= 20:
+                optimizer.zero_grad()
+                found.append(closure())
+                found[-1].backward()
+                optimizer.step()
+                schedule.step()
+            else:
+                found.append(optimizer.step(closure))
+        return [loss.item() for loss in found]
+
+    torch.testing.assert_close(losses("handover"), losses("follow"), rtol=1e-6, atol=0)
 
 
 def assert_learns_and_goes_on(config: Config) -> None:

@@ -7,13 +7,14 @@ step as `search`.
 """
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import get_scheduler
 
 from optim import PAPER, PLASLS, SGDSLS, SMOOTHED, AdamSLS, Armijo, Preset, SaLSA, split, with_line_search
+from optim.turns import Turn, Turns
 
 from .candidates import SEARCHES, find, reads
 from .config import Config
@@ -264,6 +265,23 @@ def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLAS
 def follow(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
     """The library's default, which is told the number of steps."""
     return AdamSLS(split(model, 1), total_steps=steps_per_epoch * config.epochs, eps=EPSILON, fused=True)
+
+
+class InFirstSteps(Turns):
+    """Searches in this many first steps, and then none."""
+
+    last: int
+
+    def next(self, sizes: Sequence[float]) -> Turn | None:
+        return super().next(sizes) if self.progress.steps < self.last else None
+
+
+def handed_over(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
+    """The library's default for one epoch, then Adam alone at the step size that was found, with the same decay."""
+    optimizer = follow(config, model, steps_per_epoch)
+    optimizer.turns = InFirstSteps(optimizer.preset, optimizer.has_components, optimizer.turns.total_steps)
+    optimizer.turns.last = steps_per_epoch
+    return optimizer
 
 
 def untuned(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:

@@ -83,6 +83,7 @@ _ROWS = (
         timed=("", "joint=never", "joint=never split=qkv"),
     ),
     Candidate("follow", "FOLLOW", "#0B6E4F", "train.builders:follow", (), trials=0.25),
+    Candidate("handover", "HANDOVER", "#A3C585", "train.builders:handed_over", (), trials=0.15),
     Candidate("untuned", "UNTUNED", "#009E73", "train.builders:untuned", ("lever",), trials=0.5),
     Candidate("salsa", "SALSA", "#CC79A7", "train.builders:salsa", (), trials=1.5),
     Candidate("salsa-package", "SALSA 0.1.0", "#8C6D31", "train.builders:published_salsa", (), trials=1.7),
