@@ -40,6 +40,7 @@ RATES = {
         (claims.UNTUNED, claims.ADAM_RATES),
         (claims.LONG[claims.DEFAULT], claims.LONG_ADAM_RATES),
         (claims.UNSEEN_FOLLOW, claims.UNSEEN_RATES),
+        (claims.MOMENTUM_FREE, claims.MOMENTUM_FREE_RATES),
     )
 }
 """part -> its runs of a default, and of ADAM at several rates"""
