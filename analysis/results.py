@@ -134,14 +134,14 @@ def _claims(study: Study, commands: Mapping[str, str]) -> list[str]:
     missing: dict[str, None] = {part: None for _, finding in found for part in finding.missing}
     shown = [
         "## The paper's claims",
-        "Each claim is a number of every seed; over several tasks it is their mean. It **holds** where the 95 % t "
-        "interval of the number's mean over seeds lies within the range that the second table names, **does not hold** "
-        "where the interval lies outside of it, and **cannot be told** where it reaches a border, where no task is "
-        f"left, or with fewer than {SEEDS_AT_LEAST} seeds. A task is left out where it lacks runs, and where the runs "
-        "with the same seed are of different kinds of devices (devices differ): the number and the verdict are of the "
-        "other tasks, which stand beside it. p (t): paired t-test that the mean is at the border. p (exact): sign-flip "
-        "test of the same, and the least p that so many seeds can give. The p values are not adjusted for the number "
-        "of claims.",
+        "Each claim is judged by a number that every seed has, the mean over tasks if there are several. The second "
+        "table names the number, and the range in which the claim puts it. A claim **holds** if the 95 % t interval of "
+        "the number's mean over seeds lies within this range, and **does not hold** if the interval lies outside. It "
+        "**cannot be told** if the interval reaches a border, if no task is left, or with fewer than "
+        f"{SEEDS_AT_LEAST} seeds. A task is left out if it lacks runs, or if its runs with the same seed are of "
+        "different kinds of devices (devices differ). Then the verdict names the tasks that it is of. p (t): paired "
+        "t-test that the mean is at the border. p (exact): sign-flip test of the same, and the least p that so many "
+        "seeds can give. The p values are not adjusted for the number of claims.",
         formats.pipes(
             pd.DataFrame([_row(number, *each) for number, each in enumerate(found, 1)]), markdown=("verdict",)
         ),
@@ -274,7 +274,8 @@ def _budgets(evidence: Evidence) -> str:
     for task in known:
         runs = claims.tuning_budget(evidence, claims.UNTUNED, claims.ADAM_RATES, [task])
         said.append(f"{task} {'never with these rates' if runs is None else runs}")
-    text = "Runs with different rates until ADAM's best one is expected to be as accurate as UNTUNED in one run: "
+    text = "How many rates of ADAM must be tried until the best of them can be expected to be as accurate as one run "
+    text += "of UNTUNED: "
     return text + (", ".join(said) if said else "no task has all runs") + "."
 
 
