@@ -88,7 +88,9 @@ class Facts:
         if runs is None:
             return words.NONE
         of_task = dict(zip(runs.table["task"], runs.table["samples"] // runs.table["epochs"], strict=True))
-        told = ", ".join(f"{count:,} rows of {task}" for task, count in of_task.items())
+        of_each = f"{next(iter(of_task.values())):,} rows of each task"
+        alike = len(of_task) > 1 and len(set(of_task.values())) == 1
+        told = of_each if alike else ", ".join(f"{count:,} rows of {task}" for task, count in of_task.items())
         return f"{told}, {runs.table['epochs'].iloc[0]} epochs"
 
     def seeds(self, part: str) -> str:

@@ -58,7 +58,7 @@ def test_the_page_claims_the_default_on_unseen_seeds_only_once_all_of_their_runs
 
     whole = told()
     assert "seeds 5, 6, 7, 8, 9, which no choice has seen;" in whole
-    assert re.search(r"best of 1e-4, 2e-4 for each task, FOLLOW is 0\.[67] points ahead \(0\.6 to 0\.7\)\.", whole)
+    assert re.search(r"best of 1e-4, 2e-4 for each, FOLLOW is 0\.[67] points ahead \(0\.6 to 0\.7\)\.", whole)
     assert "interval over tasks is −1.5 to 2.8: on another task there may be no lead." in whole
     assert "On qnli, mnli the highest rate is the best one" in whole
     assert whole.count("| 2e-4 |") >= 2  # of qnli and of mnli
