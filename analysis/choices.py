@@ -8,49 +8,36 @@ from .runs import Runs
 
 
 class Choice(NamedTuple):
-    """A choice: what, the runs that it was made on (tasks, encoder, seeds), and the parts whose runs claim it."""
+    """A choice: what, the runs that it was made on, their seeds, and the parts whose runs claim it."""
 
     what: str
-    tasks: str
-    encoder: str
+    runs: str
     seeds: str
     claimed: tuple[str, ...]
 
 
-SEEN = (0, 1)
-"""the seeds of the small tasks that choices were made on"""
-SMALL, OTHER = "the study's", "MiniLM"
 CHOICES = (
-    Choice(
-        "UNTUNED's parts",
-        "sst2, mrpc; 600 rows of qnli, mnli",
-        SMALL,
-        "0; on sst2 also 1",
-        ("rates",),
-    ),
-    Choice("c = 0.5, not 0.1", "sst2", SMALL, "0, 1", ("levers",)),
+    Choice("UNTUNED's parts", "sst2, mrpc; 600 rows of qnli, mnli", "0; on sst2 also 1", ("rates",)),
+    Choice("c = 0.5, not 0.1", "sst2", "0, 1", ("levers",)),
     Choice(
         "no momentum in longer runs",
-        "8,000 rows of sst2, 4,000 others to judge",
-        OTHER,
+        "8,000 rows of sst2 (MiniLM), judged on 4,000 other training rows",
         "0, 1",
         ("long",),
     ),
     Choice(
         "at most 32 steps between searches",
-        "8,000 rows of sst2; digits and characters",
-        f"{OTHER}; none",
+        "8,000 rows of sst2 (MiniLM); digits and characters (from scratch)",
         "0, 1; 0 to 2",
         ("long",),
     ),
     Choice(
-        "FOLLOW, its share, its average and its momentum",
-        "sst2, mrpc, 8,000 rows of sst2; characters and ten small problems",
-        f"{SMALL}; {OTHER}; none",
+        "FOLLOW's parts",
+        "sst2, mrpc; 8,000 rows of sst2 (MiniLM); characters and ten small problems (from scratch)",
         "10 to 12; of 8,000 rows also 0 and 1",
         ("confirm", "budget"),
     ),
-    Choice("the test of the joint move", "sst2, mrpc, qnli", OTHER, "0 to 2", ("joint",)),
+    Choice("the test of the joint move", "sst2, mrpc, qnli (MiniLM)", "0 to 2", ("joint",)),
 )
 
 
@@ -59,8 +46,7 @@ def rows(runs: Mapping[str, Runs | None]) -> list[dict[str, str]]:
     return [
         {
             "choice": each.what,
-            "chosen on": each.tasks,
-            "encoder": each.encoder,
+            "chosen on": each.runs,
             "seeds": each.seeds,
             "claimed on": ", ".join(_claimed(name, runs.get(name)) for name in each.claimed),
         }

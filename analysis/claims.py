@@ -193,6 +193,9 @@ UNTUNED = arm("rates", optimizer=DEFAULT)
 SGDSLS_PAPER, ADAMSLS_PAPER, PLASLS_PAPER = (arm("paper", optimizer=key) for key in ("sgdsls", *SEARCHES))
 UNSEEN_FOLLOW, UNSEEN_RATES = arm("confirm", optimizer="follow"), arm("confirm", optimizer=ADAM)
 """on seeds that no choice has seen"""
+MOMENTUM_FREE = arm("momentum", optimizer=DEFAULT)
+MOMENTUM_FREE_RATES = arm("momentum", optimizer=ADAM, learning_rate=(1e-4, 2e-4))
+"""ADAM without momentum, at the rates that ran on all tasks"""
 LONG_ADAM = arm("long", optimizer=ADAM, learning_rate=PAPERS_RATE)
 LONG_ADAM_RATES = arm("long", optimizer=ADAM)
 LONG_SGDSLS = arm("long", optimizer="sgdsls")

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from train.candidates import BASELINE, reads
+from train.candidates import BASELINE, DEFAULT, reads
 
 from . import choices, claims, costs, formats, stats, words
 from .compare import ALL, SCORE, TRIALS, Measure, kinds_of_devices
@@ -28,20 +28,13 @@ class Facts:
 
     arm = staticmethod(arm)
     confidence = CONFIDENCE
-    seen = choices.SEEN
-    """the seeds of `rates` that choices were made on"""
 
     def __init__(self, study: Study) -> None:
         parts, beside = study.evidence, study.beside
         self._evidence = Evidence({**parts.cells, **beside.cells}, {**parts.runs, **beside.runs})
         self._parts = list(study.evidence.cells)
         self._capped = study.capped()
-        self._verdicts = list(enumerate(study.findings, 1))
-
-    def unchosen(self, of: Arm) -> Arm:
-        """The runs of an arm with seeds that no choice was made on."""
-        seeds = {each.seed for each in self._evidence.asked(of)} - set(choices.SEEN)
-        return Arm(of.part, (*of.settings, ("seed", tuple(sorted(seeds)))))
+        self._verdicts = study.findings
 
     # -- means and differences over seeds; over several tasks, of each seed's mean over them
 
@@ -95,12 +88,19 @@ class Facts:
         if runs is None:
             return words.NONE
         of_task = dict(zip(runs.table["task"], runs.table["samples"] // runs.table["epochs"], strict=True))
-        told = ", ".join(f"{count:,} rows of {task}" for task, count in of_task.items())
+        of_each = f"{next(iter(of_task.values())):,} rows of each task"
+        alike = len(of_task) > 1 and len(set(of_task.values())) == 1
+        told = of_each if alike else ", ".join(f"{count:,} rows of {task}" for task, count in of_task.items())
         return f"{told}, {runs.table['epochs'].iloc[0]} epochs"
 
     def seeds(self, part: str) -> str:
         runs = self._evidence.runs[part]
         return words.NONE if runs is None else words.seeds(runs)
+
+    def devices(self, part: str) -> str:
+        """The kinds of devices of a part's runs."""
+        runs = self._evidence.runs[part]
+        return words.NONE if runs is None else ", ".join(sorted(set(kinds_of_devices(runs.table["device"]))))
 
     def rates_of(self, of: Arm) -> str:
         """The learning rates that an arm asks for."""
@@ -160,10 +160,10 @@ class Facts:
         return row is not None and row.difference.low > 0
 
     def tops_out(self, untuned: Arm, tuned: Arm) -> str:
-        """The tasks on which the highest rate tried is the best one."""
+        """The tasks on which the highest rate tried is the best one; empty where there are none."""
         rows = [row for row in at_best_rates(self._evidence, untuned, tuned) if row.conditions != (ALL,)]
         highest = max(each.learning_rate for each in self._evidence.asked(tuned))
-        return ", ".join(str(row.conditions[0]) for row in rows if row.rate == highest) or "none"
+        return ", ".join(str(row.conditions[0]) for row in rows if row.rate == highest)
 
     def _best(self, untuned: Arm, tuned: Arm, task: str) -> Hindsight | None:
         rows = at_best_rates(self._evidence, untuned, tuned)
@@ -173,15 +173,13 @@ class Facts:
         """An arm beside others over all tasks.
 
         Args:
-            rated: name -> the arm, and one with several rates: at the best of each task, and at the best for all.
+            rated: name -> the arm, and one with several rates, of which each task has the best.
             rateless: name -> the arm, and one without a rate.
         """
         rows = []
         for name, (ours, tuned) in rated.items():
-            found = [row for row in at_best_rates(self._evidence, ours, tuned) if row.conditions == (ALL,)]
-            for row in found:
-                said = f"{name}, {'best rates' if row.rate is None else f'{words.rate(row.rate)} on all'}"
-                rows.append(_row(said, ours, row.at_best, row.difference, row.over_conditions, row.devices))
+            if row := self._best(ours, tuned, ALL):
+                rows.append(_row(name, ours, row.at_best, row.difference, row.over_conditions, row.devices))
         for name, (ours, other) in rateless.items():
             score, (gains, devices) = self._values(SCORE, other, ()), self._gains(ours, other, ())
             of_seeds, lead = (stats.estimate(each.groupby(level="seed").mean()) for each in (score, gains))
@@ -190,53 +188,48 @@ class Facts:
         return formats.pipes(pd.DataFrame(rows))
 
     def adapters(self, part: str, recommended: float) -> str:
-        """An arm without a learning rate beside one at its best rates and at a recommended one, adapter by adapter.
+        """An arm without a learning rate beside one at its best rates and at a recommended one, adapter by adapter."""
+        others = {row.conditions: row for row in self._of_adapters(part, recommended)}
+        at = f"difference at {words.rate(recommended)}"
+        rows = [
+            _beside_best("adapter", (words.named(DEFAULT.key), "ADAMW"), row)
+            | {at: words.number(others[row.conditions].difference.mean, 1, signed=True)}
+            for row in self._of_adapters(part)
+        ]
+        return formats.pipes(pd.DataFrame(rows))
 
-        Only the rates that ran with all seeds count.
-        """
+    def adapters_ahead(self, part: str) -> str:
+        """How an arm without a learning rate compares with one at the best rate of each adapter, over all of them."""
+        rows = [row for row in self._of_adapters(part) if row.conditions == (ALL,)]
+        return _ahead(rows[0].difference, rows[0].devices) if rows else words.NONE
+
+    def _of_adapters(self, part: str, rate: float | None = None) -> list[Hindsight]:
+        """An arm without a learning rate beside one at its best rates, or at one rate; only rates with all seeds."""
         runs = self._evidence.runs.get(part)
         if runs is None:
-            return ""
+            return []
         seeds = runs.table.groupby(["adapter", "optimizer", "learning_rate"], dropna=False)["seed"].transform("nunique")
         whole = runs.table[seeds == seeds.max()]
         rated = whole["optimizer"].map(lambda key: reads(key, "learning_rate"))
-        of_one = whole[~rated | (whole["learning_rate"] == recommended)]
-        at_best, at_one = (costs.hindsight(runs.only(table, runs.varied)).rows for table in (whole, of_one))
-        others = {row.conditions: row for row in at_one}
-        rows = [
-            _beside_best("adapter", ("the default", "AdamW"), row)
-            | {
-                f"AdamW at {words.rate(recommended)}, %": words.mean_error(others[row.conditions].at_best, 1),
-                "difference there": words.number(others[row.conditions].difference.mean, 1, signed=True),
-            }
-            for row in at_best
-            if row.rate is None or row.conditions != (ALL,)  # other rates did not run with all adapters
-        ]
-        return formats.pipes(pd.DataFrame(rows))
+        table = whole if rate is None else whole[~rated | (whole["learning_rate"] == rate)]
+        rows = costs.hindsight(runs.only(table, runs.varied)).rows
+        # a row over all adapters at one rate would need a rate that ran with all of them
+        return rows if rate is not None else [row for row in rows if row.rate is None or row.conditions != (ALL,)]
 
     def claims_of_several(self) -> str:
         """The claims that are asked of several optimizers, with the verdict on each."""
         rows: dict[str, dict[str, str]] = {}
-        for number, (claim, finding) in self._verdicts:
+        for claim, finding in self._verdicts:
             if claim.of in claims.SHORT and claim.arms:
                 whose = claim.of.removesuffix(", as in the paper")
-                rows.setdefault(claim.said, {})[whose] = f"{finding.verdict}{_only(finding)} ({number})"
+                rows.setdefault(claim.said, {})[whose] = f"{finding.verdict}{_only(finding)}"
         return formats.pipes(
             pd.DataFrame([{"the paper says": said} | of for said, of in rows.items()]).fillna(words.NONE)
         )
 
-    def claims_that(self, verdict: str) -> str:
-        """The other claims with this verdict."""
-        found = [
-            f"{claim.said}{f', {claim.of}' * bool(claim.of)}{_only(finding)} ({number})"
-            for number, (claim, finding) in self._verdicts
-            if finding.verdict == verdict and claim.of not in claims.SHORT
-        ]
-        return "; ".join(found) or "none"
-
     def verdicts(self) -> str:
         """How many claims have which verdict."""
-        said = [str(finding.verdict) for _, (_, finding) in self._verdicts]
+        said = [str(finding.verdict) for _, finding in self._verdicts]
         return ", ".join(f"{said.count(verdict)} {verb}" for verdict, verb in VERBS.items())
 
     def choices(self) -> str:
@@ -275,7 +268,7 @@ def at_best_rates(evidence: Evidence, untuned: Arm, tuned: Arm) -> list[Hindsigh
 
 def _only(finding: Finding) -> str:
     """The tasks of a verdict that is not of all of them, as devices differ."""
-    return f" on {', '.join(finding.tasks)}" if finding.mixed and finding.tasks else "*" * bool(finding.mixed)
+    return f" on {', '.join(finding.tasks)}" * bool(finding.mixed and finding.tasks)
 
 
 def _optimizer(of: Arm) -> str:

@@ -19,9 +19,9 @@ from sweeps import plan
 from train.arguments import Parser, folder
 from train.errors import InputError, writing
 
-from . import claims, compare, exhibits, facts, figures, formats, tables, words
+from . import claims, compare, costs, exhibits, facts, figures, formats, lead, tables, words
 from .compare import LOSS, SCORE, TRIALS
-from .evidence import SEEDS_AT_LEAST, Arm, Claim, Evidence, Finding, whole_tasks
+from .evidence import SEEDS_AT_LEAST, Arm, Claim, Evidence, Finding, arm, whole_tasks
 from .formats import Table
 from .runs import Runs
 from .sources.stored import Cell, StoredSweep
@@ -40,6 +40,7 @@ RATES = {
         (claims.UNTUNED, claims.ADAM_RATES),
         (claims.LONG[claims.DEFAULT], claims.LONG_ADAM_RATES),
         (claims.UNSEEN_FOLLOW, claims.UNSEEN_RATES),
+        (claims.MOMENTUM_FREE, claims.MOMENTUM_FREE_RATES),
     )
 }
 """part -> its runs of a default, and of ADAM at several rates"""
@@ -133,14 +134,14 @@ def _claims(study: Study, commands: Mapping[str, str]) -> list[str]:
     missing: dict[str, None] = {part: None for _, finding in found for part in finding.missing}
     shown = [
         "## The paper's claims",
-        "Each claim is a number of every seed; over several tasks it is their mean. It **holds** where the 95 % t "
-        "interval of the number's mean over seeds lies within the range that the second table names, **does not hold** "
-        "where the interval lies outside of it, and **cannot be told** where it reaches a border, where no task is "
-        f"left, or with fewer than {SEEDS_AT_LEAST} seeds. A task is left out where it lacks runs, and where the runs "
-        "with the same seed are of different kinds of devices (devices differ): the number and the verdict are of the "
-        "other tasks, which stand beside it. p (t): paired t-test that the mean is at the border. p (exact): sign-flip "
-        "test of the same, and the least p that so many seeds can give. The p values are not adjusted for the number "
-        "of claims.",
+        "Each claim is judged by a number that every seed has, the mean over tasks if there are several. The second "
+        "table names the number, and the range in which the claim puts it. A claim **holds** if the 95 % t interval of "
+        "the number's mean over seeds lies within this range, and **does not hold** if the interval lies outside. It "
+        "**cannot be told** if the interval reaches a border, if no task is left, or with fewer than "
+        f"{SEEDS_AT_LEAST} seeds. A task is left out if it lacks runs, or if its runs with the same seed are of "
+        "different kinds of devices (devices differ). Then the verdict names the tasks that it is of. p (t): paired "
+        "t-test that the mean is at the border. p (exact): sign-flip test of the same, and the least p that so many "
+        "seeds can give. The p values are not adjusted for the number of claims.",
         formats.pipes(
             pd.DataFrame([_row(number, *each) for number, each in enumerate(found, 1)]), markdown=("verdict",)
         ),
@@ -227,6 +228,20 @@ def _provenance(study: Study) -> list[str]:
         "started, and what differed is not known.",
         formats.pipes(of_each),
         text,
+        *_of_two_commits(study),
+    ]
+
+
+def _of_two_commits(study: Study) -> list[str]:
+    """Why the paper's PLASLS has two accuracies on sst2."""
+    arms = {"paper": claims.PLASLS_PAPER, "epochs": arm("epochs", optimizer="plasls")}
+    if any(study.evidence.runs[part] is None for part in arms):
+        return []
+    told = facts.Facts(study)
+    means = " and ".join(f"{told.mean('accuracy', of, 'sst2')} in part `{part}`" for part, of in arms.items())
+    return [
+        f"On sst2 the paper's PLASLS has an accuracy of {means}: the same settings and seeds, but the two commits that "
+        "ran them round differently."
     ]
 
 
@@ -259,7 +274,8 @@ def _budgets(evidence: Evidence) -> str:
     for task in known:
         runs = claims.tuning_budget(evidence, claims.UNTUNED, claims.ADAM_RATES, [task])
         said.append(f"{task} {'never with these rates' if runs is None else runs}")
-    text = "Runs with different rates until ADAM's best one is expected to be as accurate as UNTUNED in one run: "
+    text = "How many rates of ADAM must be tried until the best of them can be expected to be as accurate as one run "
+    text += "of UNTUNED: "
     return text + (", ".join(said) if said else "no task has all runs") + "."
 
 
@@ -271,6 +287,10 @@ def _tables(study: Study, commands: Mapping[str, str]) -> list[str]:
         "## Tables",
         "Costs are compared by trials, because the runs are of several machines. `python -m train.bench cost` measures "
         "the processor time of a run beside that of ADAM, step by step in turn.",
+        f"These are the columns of tables that compare arms. {tables.PAIRED} {tables.OVER_TASKS} {tables.TESTS} "
+        f"{tables.ONE_RATE} {tables.DEVICES}",
+        "Only accuracies are tested here. `.venv/bin/python -m analysis splits --profile=study --out=results --tests` "
+        "prints the tests of a sweep's training loss, too.",
     ]
     references, evidence = plan.references(), study.evidence
     for name, runs in evidence.runs.items():
@@ -280,7 +300,7 @@ def _tables(study: Study, commands: Mapping[str, str]) -> list[str]:
         if there < len(cells):
             shown.append(f"{there} of {len(cells)} runs are there. The others: `{commands[name]}`")
         if runs is not None:
-            shown.append(formats.markdown([_means(runs)]).rstrip())
+            shown.append(_shown(_means(runs)))
         if name in references and runs is not None:
             shown += _tested(runs, references[name])
         if name in RATES and runs is not None:
@@ -291,7 +311,7 @@ def _tables(study: Study, commands: Mapping[str, str]) -> list[str]:
             shown += _leads(runs)
     for name, runs in study.beside.runs.items():
         if runs is not None:
-            shown += [f"### Sweep {name}, no part of the study", formats.markdown([_means(runs)]).rstrip()]
+            shown += [f"### Sweep {name}, no part of the study", _shown(_means(runs))]
     return shown
 
 
@@ -302,9 +322,9 @@ def _means(runs: Runs) -> Table:
 
 
 def _tested(runs: Runs, first: Mapping[str, Any]) -> list[str]:
-    """The tests of accuracy and loss against one arm, if it is there beside another one."""
-    tested = [compare.differences_from(runs, measure, first) for measure in (SCORE, LOSS)]
-    return [formats.markdown([tables.differences(each)]).rstrip() for each in tested if each]
+    """The tests of accuracy against one arm, if it is there beside another one."""
+    tested = compare.differences_from(runs, SCORE, first)
+    return [_shown(tables.differences(tested, explained=False))] if tested else []
 
 
 def _peers(runs: Runs) -> list[str]:
@@ -316,9 +336,16 @@ def _peers(runs: Runs) -> list[str]:
     rateless = complete.only(runs.table[~rated], [key for key in runs.varied if key != "learning_rate"])
     if not default.any():
         return []
-    hindsight = [] if runs.missing else exhibits.hindsight(beside)  # a best rate of fewer runs would be another one
-    tested = [table for measure in (SCORE, LOSS) for table in exhibits.differences(rateless, measure)]
-    return [formats.markdown([table]).rstrip() for table in (*hindsight, *tested)]
+    tested = compare.differences(rateless, SCORE)
+    return [
+        # a best rate of fewer runs would be another one
+        *([] if runs.missing else [_shown(tables.hindsight(costs.hindsight(beside)))]),
+        *([_shown(tables.differences(tested, explained=False))] if tested else []),
+    ]
+
+
+def _shown(table: Table) -> str:
+    return formats.markdown([table]).rstrip()
 
 
 def _heading(runs: Runs) -> str:
@@ -329,13 +356,13 @@ def _heading(runs: Runs) -> str:
 def _hindsight(evidence: Evidence, untuned: Arm, tuned: Arm) -> list[str]:
     """ADAM at its best rate, of the tasks with all runs."""
     known = facts.rated(evidence, untuned, tuned)
-    return [] if known is None else [formats.markdown(exhibits.hindsight(known)).rstrip()]
+    return [] if known is None else [_shown(tables.hindsight(costs.hindsight(known)))]
 
 
 def _leads(runs: Runs) -> list[str]:
     """Who is ahead when, if there is someone to be compared with."""
     try:
-        return [formats.markdown(exhibits.leads(dataclasses.replace(runs, missing=[]))).rstrip()]
+        return [_shown(tables.leads(lead.leads(dataclasses.replace(runs, missing=[]))))]
     except InputError:
         return []
 

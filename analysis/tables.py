@@ -15,6 +15,14 @@ from .lead import QUARTERS, Leads
 from .stats import ENUMERATED_AT_MOST, Estimate
 
 DEVICES = "Arms that ran on different kinds of devices are shown, and not tested."
+TESTS = (
+    "d_z: the mean difference over its standard deviation. 80 % power: the least true difference that the t-test finds "
+    "four times out of five. p (t): of a paired t-test; p (Holm): the same, adjusted over the table; p (exact): of a "
+    "two-sided sign-flip permutation test; least p: the least that this test can give with so many pairs."
+)
+PAIRED = "Difference: paired over seeds, t interval."
+OVER_TASKS = "Over tasks: the t interval with the tasks as the sample."
+ONE_RATE = "A rate in a row of all tasks is the one that is best on average over them."
 
 
 def means(of: Mapping[Measure, pd.DataFrame], settings: Sequence[str], about: str) -> Table:
@@ -62,8 +70,13 @@ def grid(found: Grid, about: str) -> Table:
     return Table(text, pd.DataFrame(cells))
 
 
-def differences(tested: Differences) -> Table:
-    """Each alternative compared with the first one, within each condition and over all."""
+def differences(tested: Differences, explained: bool = True) -> Table:
+    """Each alternative compared with the first one, within each condition and over all.
+
+    Args:
+        tested: the numbers.
+        explained: say what the columns are; a page of several tables says it once.
+    """
     digits = words.difference_digits(tested)
     texts = {
         "pairs": ["Welch" if row.welch else str(row.pairs) for row in tested.rows.itertuples()],
@@ -79,18 +92,15 @@ def differences(tested: Differences) -> Table:
         "least p": [words.p_value(p, 4) for p in tested.rows["least_p"]],
     }
     first = words.arm(tested.settings, tested.first)
-    text = f"{_begin(tested.measure)}: difference from {first}, paired over seeds. "
+    text = f"{_begin(tested.measure)}: difference from {first}, paired over seeds."
     if tested.rows["pairs"].max() < 2 and not tested.rows["welch"].any():
-        text += "One seed: no test."
+        text += " One seed: no test."
     else:
-        text += (
-            "p (t): paired t-test; Holm: over this table; exact: sign-flip permutation test, two-sided, "
-            "and the least p that it can give with these pairs; 80 % power: the least true difference that the t-test "
-            "finds four times of five."
-        )
+        if explained:
+            text += f" {TESTS}"
         if tested.rows["welch"].any():
             text += " Welch: arms without common seeds, by Welch's test."
-        if tested.rows["devices"].any():
+        if explained and tested.rows["devices"].any():
             text += f" {DEVICES}"
         if not tested.rows["enumerated"].all():
             text += f" Over {ENUMERATED_AT_MOST} pairs it is estimated from random signs (Monte Carlo, fixed seed)."
@@ -147,7 +157,7 @@ def speeds(found: Speeds, about: str) -> Table:
     return Table(text, pd.DataFrame(rows))
 
 
-def leads(found: Leads, about: str) -> Table:
+def leads(found: Leads, about: str = "") -> Table:
     """Who is ahead when: losses and accuracies on the way, and from which step on the baseline's loss is lower."""
     digits = words.decimals([each.mean for row in found.rows for each in row.losses], 3)
     names = [BASELINE.name if rate is None else f"{BASELINE.name} {words.level(rate)}" for rate in found.rates]
@@ -168,13 +178,18 @@ def leads(found: Leads, about: str) -> Table:
     text = (
         "Who is ahead when: mean training loss of each quarter of the run, and the step from which on the loss of "
         f"{BASELINE.name}, a moving average over half an epoch, is the lower one to the end (same seed; mean over the "
-        f"runs in which it is). {about}"
+        "runs in which it is)."
     )
-    return Table(text, pd.DataFrame(rows))
+    return Table(f"{text} {about}".rstrip(), pd.DataFrame(rows))
 
 
-def hindsight(found: Hindsights, about: str) -> Table:
-    """Accuracy of arms without a learning rate, beside arms at their best rate."""
+def hindsight(found: Hindsights, about: str = "") -> Table:
+    """Accuracy of arms without a learning rate, beside arms at their best rate.
+
+    Args:
+        found: the numbers.
+        about: what was run; empty on a page that says this and what the columns are.
+    """
     rows: list[dict[str, Any]] = [
         {name: words.level(value) for name, value in zip(found.by, row.conditions, strict=True)}
         | {
@@ -191,12 +206,15 @@ def hindsight(found: Hindsights, about: str) -> Table:
     ]
     text = (
         f"Validation {found.metric} (%) without a learning rate, and with the best one of the sweep, which is chosen "
-        f"in each row with hindsight. {about} Difference: paired over seeds, t interval."
+        "in each row with hindsight."
     )
+    if not about:
+        return Table(text, pd.DataFrame(rows))
+    text += f" {about} {PAIRED}"
     if any(row.conditions[0] == ALL for row in found.rows):
-        text += " Over tasks: the t interval with the tasks as the sample."
+        text += f" {OVER_TASKS}"
     if any(row.conditions[0] == ALL and row.rate is not None for row in found.rows):
-        text += " A rate in a row of all is the best one on average, taken for all."
+        text += f" {ONE_RATE}"
     if any(row.devices for row in found.rows):
         text += f" {DEVICES}"
     return Table(text, pd.DataFrame(rows))

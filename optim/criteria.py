@@ -133,14 +133,15 @@ class Follow(Criterion):
 
     S' and C' are of the search before; both start from 0. C is the mean curvature along d, so the parabola
     f(w) - t S + t^2 C / 2 has its minimum at t = S / C, and 2 (1 - c) S / C is the longest step at which it meets
-    `Armijo`'s condition. mu is the host's momentum: with it, later steps go on along the same direction, so each goes
-    less far. One search changes the step size by a factor of 2 at most, and not at all if the loss changes by no more
-    than its rounding. A trial is rejected only if its loss is not finite, or if moves would no longer descend on
-    average over searches, which is `Smoothed` with c = 0. In ordinary runs this came in none of 1,000 searches.
+    `Armijo`'s condition. mu is the host's momentum. With momentum, later steps go on along the same direction, so
+    each one is shorter. One search changes the step size by a factor of 2 at most, and not at all if the loss changes
+    by no more than its rounding. A trial is rejected only if its loss is not finite, or if moves would no longer
+    descend on average over searches, which is `Smoothed` with c = 0. In ordinary runs this happened in none of 1,000
+    searches.
 
     Args:
-        c: the step size goes to the share 2 (1 - c) + min(1 - mu, 3/4) / 3 of the minimum: with c = 0.775 to 0.48 of
-            it with Adam's momentum, 0.9, and to 0.70 of it with a momentum of 1/4 or less.
+        c: a step goes the share 2 (1 - c) + min(1 - mu, 3/4) / 3 of the way to the minimum. With c = 0.775 this is 0.48
+            at Adam's momentum, 0.9, and 0.70 at a momentum of 1/4 or less.
         smoothing: beta, 0 <= beta < 1.
     """
 

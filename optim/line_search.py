@@ -40,24 +40,29 @@ class LineSearch(Host):
     r"""Mix-in over a torch optimizer: `class AdamSLS(LineSearch, torch.optim.Adam)`.
 
     The search chooses each param group's step size, `group["lr"]`. Where components have step sizes of their own
-    (PLASLS), each step searches one of them (Eq. 6). Otherwise all groups share one. What has no accepted trial stays.
+    (PLASLS), each step searches one of them (Eq. 6). Otherwise all groups share one. Without an
+    accepted trial the searched weights do not move.
 
-    Step sizes may be set between steps, by hand or by torch's schedulers. The next search starts there; where groups
-    share one step size, from that of the first. A group with 0 stays where it is, one with "lr_scale": 16 moves 16
-    times as far as others. While a scheduler is attached, which remembers groups by number, none are merged.
+    Step sizes may be set between steps, by hand or by torch's schedulers. The next search starts from the step size
+    that was set; where groups share one, from that of the first group. A group with step size 0 does not move. A group
+    with "lr_scale": 16 moves 16 times as far as others. No groups are merged while a scheduler is attached, because
+    schedulers remember groups by number.
 
     Ranks of torch.distributed take the same steps on the mean of their losses. Weights may be sharded (DTensor).
 
     Args:
         params: parameters or param groups, as any torch optimizer takes them.
         search: the preset.
-        total_steps: the steps of the whole run, where they are known: moves then take the step size times a factor that
-            falls from 1 to 0 along half a cosine. Searches test it without the factor. Later steps move nothing.
-        averaging: a, for runs whose number of steps is not known: an average of the iterates is kept, whose mean age is
-            about k / (a + 2) steps after k of them; `eval()` puts it into the parameters, `train()` the iterates back.
+        total_steps: the number of steps of the whole run, if it is known. Moves are then scaled by a factor that falls
+            from 1 to 0 along half a cosine, while searches test the step size without this factor. Steps after the
+            last one of the run move nothing.
+        averaging: a number a, for runs of unknown length. An average of the weights over the steps is kept. After k
+            steps the weights in it are about k / (a + 2) steps old on average. `eval()` puts the average into the
+            parameters, and `train()` puts the weights back.
         clip_norm: the gradient is scaled to at most this norm before the search, as by torch's `clip_grad_norm_`.
-        check_closure: whether the first step, and steps after several failed searches, evaluate the unmoved weights
-            once more, and say what is wrong where the loss differs; at most one forward in a hundred evaluations.
+        check_closure: whether to check that the closure returns the same loss twice at the same weights, in the first
+            step and after several failed searches. The error or warning says what is wrong. The check costs at most one
+            forward pass in a hundred evaluations.
         offload: whether a search keeps its copy of the weights in CPU memory. The results are the same, bit for bit.
         grad_scaler: a torch.amp.GradScaler for float16, which scales the loss for the backward pass. Closures must be
             forward only. Do not call `grad_scaler.step`. You save its state yourself, as with torch's optimizers.
@@ -131,10 +136,10 @@ class LineSearch(Host):
             FloatingPointError: too many steps in a row had no finite loss and gradient. Weights, moments and step sizes
                 are as they were.
             TypeError: what was given is no closure and no list of closures.
-            RuntimeError: what the closure returned is no loss, or has no graph, or none of the parameters gets a
-                gradient. Or no closure was given, although there has been no search yet, or there are no new gradients,
-                or the run was resumed and no step before had been without a closure. Or another rank has raised an
-                exception, or differs from this one.
+            RuntimeError: the closure returned no loss, a loss without a graph, or one that gives no parameter a
+                gradient. Without a closure: there has been no search yet, or a step has used these gradients already.
+                A resumed run may begin without a closure only if it had such steps before. With several ranks:
+                another one has raised an exception, or differs from this one.
         """
         if closure is None:
             self._step_without_closure()

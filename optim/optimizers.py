@@ -38,9 +38,9 @@ class AdamSLS(LineSearch, torch.optim.Adam):
         w_{k+1} = w_k + \eta_k d_k
 
     where m and v are Adam's moments, with this step's gradient in them, and a hat means that the bias is corrected. By
-    default no move is rejected: one trial at a search tells where the minimum along the move is, and the next steps'
-    step size follows it (`Follow`). The paper tests the direction without momentum and takes the one with it:
-    `search=PAPER` does.
+    default a move is hardly ever rejected. The one trial of a search tells where the minimum along the move is, and the
+    step size of the next steps follows this minimum (`Follow`). The paper tests the direction without momentum and
+    moves along the one with it, as `search=PAPER` does.
 
     With a weight_decay of lambda the search tests :math:`f + \lambda/2\,\|w\|^2`. A decoupled weight decay is not the
     gradient of any function. Then the search tests f itself, along the move with the decay in it.
@@ -89,9 +89,9 @@ class PLASLS(AdamSLS):
         params: param groups, each one a component (see `split`).
         joint, merge_threshold, first_steps: change these settings of the preset.
 
-    The other arguments are those of `AdamSLS`. Without `search` the preset is `SMOOTHED`, or `DEFAULT` for a single
-    component: where all move in a trial, `Follow` knows one parabola for all of them. With `FOLLOW.but(joint="never")`
-    each component follows its own (Eq. 6, with the move that is made).
+    The other arguments are those of `AdamSLS`. Without `search` the preset is `DEFAULT` for a single component, and
+    `SMOOTHED` for several: a trial moves all of them together, and `Follow` would fit one parabola to all. With
+    `FOLLOW.but(joint="never")` each component has a parabola of its own (Eq. 6, with the move that is made).
     """
 
     has_components = True
@@ -132,9 +132,9 @@ def with_line_search(host: Any, **settings: Any) -> Any:
         optimizer = with_line_search(torch.optim.AdamW)(model.parameters(), weight_decay=0.1, total_steps=1000)
         optimizer = with_line_search(torch.optim.Muon(matrices, momentum=0.9), total_steps=1000)
 
-    The host steps as it was written, with its own arguments, its own state and its own checkpoint format. What it finds
-    in `group["lr"]` is the step size of the search. Of the learning rates that an instance was made with only their
-    ratios are used: a group moves as many times further than the first one (`lr_scale`), and stays where it has 0.
+    The host steps as it was written, with its own arguments, its own state and its own checkpoint format. The search
+    writes its step size into `group["lr"]`. If an instance was made with several learning rates, the search keeps their
+    ratios to that of the first group (`lr_scale`). A group that was made with rate 0 does not move.
 
     Args:
         host: a class, such as torch.optim.AdamW, or an instance. An instance is taken over: step the result only.

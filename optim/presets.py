@@ -103,8 +103,8 @@ class Preset:
     the search goes no further than the minimum of a parabola. With 0.1 a 6-layer encoder stays on the plateau of a
     constant answer for one seed in three"""
     initial_step_size: float | None = None
-    """eta_0, where the first search starts. None: |f| / |<g, d>|, where the tangent reaches 0, which has the right unit
-    whatever the loss is measured in; and at least where |eta d| is 1e-4 of |w|"""
+    """eta_0, where the first search starts. None: where the tangent of the loss reaches 0, |f| / |<g, d>|, which
+    has the right unit whatever the unit of the loss; but at least so far that |eta d| is 1e-4 of |w|"""
     backtracking: float = 0.8
     """delta, the factor of a rejected step size"""
     first_backtracking: float = 0.5
@@ -116,8 +116,8 @@ class Preset:
     """a search starts from the last step size times this, beside the growth of Eq. 2. Where the decrease of the last
     accepted trial was within rounding, it starts from the last step size"""
     linear_growth: float = 2.0
-    """takes the place of search_growth, if it is larger and search_growth is above 1, after a trial that fell by nearly
-    all that its slope predicts"""
+    """the same factor after a trial at which the loss fell by nearly all that its slope predicts. It counts only if it
+    is above search_growth, and search_growth above 1"""
     max_trials: int = 100
     """trials of a search at most; the first search may take ten times as many. In a joint search of components it
     bounds those that shrink all, after those that shrink one alone"""
@@ -125,17 +125,18 @@ class Preset:
     """steps from one search to the next at most; a step in between takes the step size untested, at the cost of the
     host's own step. 1: a search at every step, as in the paper"""
     interval_growth: int | Literal["drift"] = 4
-    """after k steps the next search comes ceil(k / interval_growth) steps later, at most max_interval, but at once
-    where a search has changed the step size by a factor of 2 or more, or it is about to grow by linear_growth. "drift":
-    SaLSA's rule (`extras.drift`)"""
+    """after k steps the next search comes ceil(k / interval_growth) steps later, at most max_interval. It comes at the
+    next step if a search has failed, has changed the step size by a factor of 2 or more, or is about to let it grow by
+    linear_growth. "drift": SaLSA's rule (`extras.drift`)"""
     rounding: float = 4.0
     """tolerance of the test in units of the loss's rounding error; 0: the paper's strict test. The difference of two
     losses has two such errors, and each is itself a sum: with 4 no step size collapses in 5,000 steps, in float32 and
     bfloat16"""
     loss_scale: float | None = None
-    """that error is taken to be machine precision times max(|loss|, loss_scale), as a cross-entropy near 0 is the
-    logarithm of a number near 1. None: it is machine precision times |loss| until a search has rejected three trials;
-    then it is measured, by one evaluation at weights that differ by rounding. So losses may be in any unit"""
+    """the rounding error of the loss is taken to be machine precision times max(|loss|, loss_scale). A cross-entropy
+    near 0 needs 1, as it is the logarithm of a number near 1. None: machine precision times |loss|, until a search has
+    rejected three trials. Then the error is measured, by one evaluation at weights that differ by rounding. So losses
+    may be in any unit"""
     max_nonfinite: int = 10
     """steps in a row without a finite loss and gradient before a step raises FloatingPointError"""
     betas: tuple[float | None, float] = (0.0, 0.999)
@@ -224,10 +225,10 @@ SETTINGS = frozenset(each.name for each in fields(Preset))
 """the names of all settings of a preset"""
 
 SMOOTHED = Preset()
-"""accepts on average over searches, and moves without momentum"""
+"""accepts a trial by the average decrease over searches, and moves without momentum"""
 
 FOLLOW = Preset(criterion=Follow(c=0.775, smoothing=0.8), backtracking=0.5, betas=(None, 0.999))
-"""follows a share of the minimum along the move, which has momentum in longer runs"""
+"""sets the step size to a share of that with the least loss along the move; in longer runs the move has momentum"""
 
 DEFAULT = FOLLOW
 """the library's own search"""

@@ -13,10 +13,10 @@ ABOUT = """# Faults
 `make faults` injects faults into real runs and sweeps of a small network, and into the files beside them. The tests
 count what comes of each, and the command writes this page from their counts.
 
-- *equal*: the results in the end, every loss, accuracy and line of the history, are those without the fault, to the
-  last digit. A killed run is called again; what is damaged gets the remedy that its line names.
+- *equal*: every loss, accuracy and line of the history is as without the fault, to the last digit. A killed run was
+  called again. A damaged file was repaired as its error's line says.
 - *told*: the command ended with one line that says what is wrong.
-- *lost*: neither, or something else in the test was not as it should be.
+- *lost*: the fault was neither equal nor told, or something else in the test went wrong.
 """
 
 

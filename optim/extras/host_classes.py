@@ -19,7 +19,7 @@ REFUSED_NAMES = {
     "Prodigy": "it finds a step size of its own",
     "DAdapt": "it finds a step size of its own",
     "ScheduleFree": "its weights lie between two sequences that it keeps, and move without a step size, too",
-    "ZeroRedundancy": "its state is out of a search's reach; fully_shard (FSDP2) shards it within reach",
+    "ZeroRedundancy": "a search cannot put its state back; take fully_shard (FSDP2), which shards the state, too",
 }
 """the same of packages, by a part of the class's name"""
 

@@ -26,9 +26,9 @@ class SaLSA(AdamSLS):
     The published package differs in these points:
 
     - Between searches it moves with momentum 0.9 and 1.1 times the step size. This class moves as after a search.
-    - Its bias correction is one step ahead.
-    - It draws dropout from the clock.
-    - It accepts a trial with exactly the same loss. Here rounding has a measured tolerance.
+    - Its bias correction counts one step too many.
+    - It seeds dropout by the clock.
+    - It accepts a trial with exactly the same loss. Here the tolerance for rounding is measured.
     """
 
     def __init__(self, params: Iterable[Any], *, search: Preset = SALSA, **settings: Any) -> None:
