@@ -70,14 +70,15 @@ def _above_the_worst_other(of: Arm, others: tuple[Arm, ...], evidence: Evidence,
 
 def _lower_at_first(of: Arm, against: Arm, evidence: Evidence, tasks: list[str]) -> pd.Series:
     """By how many powers of ten an arm's mean loss in the first quarter of a run is below that of another."""
+    arms = against, of
+    later, sooner = (np.log10(loss_at_first(each, evidence, tasks)) for each in arms)
+    return _over_tasks(later - sooner)
 
-    def first_quarter(each: Arm) -> pd.Series:
-        lines = evidence.lines(each).groupby("run_id", observed=True, sort=False)["train/loss"]
-        return _by_task(
-            evidence, each, tasks, lines.apply(lambda loss: np.log10(loss.iloc[: -(-len(loss) // 4)].mean()))
-        )
 
-    return _over_tasks(first_quarter(against) - first_quarter(of))
+def loss_at_first(of: Arm, evidence: Evidence, tasks: list[str]) -> pd.Series:
+    """The mean training loss in the first quarter of each run, by task and seed."""
+    lines = evidence.lines(of).groupby("run_id", observed=True, sort=False)["train/loss"]
+    return _by_task(evidence, of, tasks, lines.apply(lambda loss: loss.iloc[: -(-len(loss) // 4)].mean()))
 
 
 def _lead_lost(of: Arm, against: Arm, evidence: Evidence, tasks: list[str]) -> pd.Series:

@@ -17,7 +17,8 @@ from .runs import Runs
 from .study import Study
 
 PAGE, TEMPLATE = "results.md", "results.md.j2"
-MEASURES = {"accuracy": SCORE, "trials": TRIALS}
+AT_FIRST = Measure("training loss, first quarter", "", digits=3)
+MEASURES = {"accuracy": SCORE, "trials": TRIALS, "loss at first": AT_FIRST}
 COLUMNS = [SCORE.column, "device", "search/trials", "steps"]
 VERBS = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
 CONFIDENCE = 95
@@ -60,6 +61,8 @@ class Facts:
     def _values(self, shown: Measure, of: Arm, tasks: Sequence[str]) -> pd.Series:
         """A value for each task and seed; of tasks without all runs there is none."""
         known = [task for task in whole_tasks(self._evidence, (of,)) if not tasks or task in tasks]
+        if shown is AT_FIRST:
+            return claims.loss_at_first(of, self._evidence, known)
         table = self._table(of, known)
         if shown is TRIALS:
             return table["search/trials"] / table["steps"]
@@ -74,6 +77,14 @@ class Facts:
             .reindex(columns=COLUMNS)
             .astype({"device": str})
         )
+
+    def starts_and_ends(self, arms: Mapping[str, Arm], task: str) -> str:
+        """A table of arms: the loss in the first quarter of the runs, the accuracy at their end, and trials a step."""
+        shown = {"training loss, first quarter": "loss at first", "accuracy, %": "accuracy", "trials a step": "trials"}
+        rows = [
+            {"": name} | {head: self.mean(each, of, task) for head, each in shown.items()} for name, of in arms.items()
+        ]
+        return formats.pipes(pd.DataFrame(rows))
 
     # -- what runs there are
 
