@@ -1,5 +1,6 @@
 """What several test modules need: a task small enough to be learnt in seconds."""
 
+import gc
 import itertools
 import json
 import os
@@ -14,6 +15,11 @@ from .fault_page import Inject, injecting
 
 # Under nohup SIGHUP is ignored, also in all processes that the tests start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking through all that was imported, a fifth of the time of many tests."""
+    gc.freeze()
 
 
 @pytest.fixture

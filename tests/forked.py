@@ -36,6 +36,7 @@ class Forked:
         self.said = Path(tempfile.mkdtemp(prefix="plasls-said-"))
         weakref.finalize(self, shutil.rmtree, self.said)
         self.processes: list[ForkServerProcess] = []
+        self.stdout = self.stderr = ""
         if ranks is not None:
             self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank in range(ranks or 1):
@@ -69,7 +70,7 @@ class Forked:
         os.kill(self.pid, number)
 
     def communicate(self, timeout: float) -> tuple[str, str]:
-        """Wait for all ranks; what they printed."""
+        """Wait for all ranks. What they printed is kept in `stdout` and `stderr`, too."""
         until = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0, until - time.monotonic()))
@@ -77,9 +78,9 @@ class Forked:
         for process in late:
             process.kill()
             process.join()
-        stdout, stderr = ((self.said / name).read_text() for name in OUTPUTS)
-        assert not late, f"it has not ended in {timeout} s:\n{stderr}"
-        return stdout, stderr
+        self.stdout, self.stderr = ((self.said / name).read_text() for name in OUTPUTS)
+        assert not late, f"it has not ended in {timeout} s:\n{self.stderr}"
+        return self.stdout, self.stderr
 
     def wait(self, timeout: float) -> int | None:
         self.communicate(timeout)

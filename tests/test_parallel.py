@@ -86,10 +86,11 @@ def test_a_run_of_two_processes_stops_at_sigterm_and_resumes_to_the_identical_re
     deadline = time.monotonic() + 100
     while not history.exists() or history.read_text().count("\n") < 3:
         assert time.monotonic() < deadline
-        assert victim.poll() is None, victim.communicate()[1]
+        assert victim.poll() is None, victim.communicate(timeout=60)[1]
         time.sleep(0.002)
     victim.send_signal(signal.SIGTERM)
-    assert victim.wait(timeout=60) != 0
+    victim.communicate(timeout=60)
+    assert victim.returncode != 0
     assert not (stopped.folder / "summary.json").exists()
     done = max(json.loads(line)["step"] for line in history.read_text().splitlines())
     saved = torch.load(stopped.folder / "checkpoint.pt", weights_only=True)
