@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import yaml
@@ -94,7 +94,11 @@ def sweep(out: Path, *args: str, run: str = "test_sweeps:stand_in") -> tuple[int
     return status, (out / "stdout").read_text(), (out / "stderr").read_text()
 
 
-def wait_for(happened: Callable[[], Any], seconds: float = 30, alive: "Sequence[subprocess.Popen[str]]" = ()) -> None:
+class Process(Protocol):
+    def poll(self) -> int | None: ...
+
+
+def wait_for(happened: Callable[[], Any], seconds: float = 30, alive: Sequence[Process] = ()) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert all(process.poll() is None for process in alive), "a process ended before it happened"
