@@ -1,14 +1,17 @@
 """Two processes: the same steps on both, the global batch's steps, and faults of one rank that reach the other."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import optim
 from tests.distributed_worker import FAST, SEARCHES, STEPS, curved, layers, rows, searched, sizes, squares, to_shard
-from tests.forked import Forked
 from tests.small import on
 
 HOSTS = {"SGDSLS": on(optim.SGDSLS), "AdamSLS": on(optim.AdamSLS), "PLASLS": on(optim.PLASLS)}
@@ -16,10 +19,18 @@ HOSTS = {"SGDSLS": on(optim.SGDSLS), "AdamSLS": on(optim.AdamSLS), "PLASLS": on(
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
-    """What each of two ranks saw, by claim of the worker: one start for all tests."""
+    """What each of two ranks saw, by claim of the worker: one start of torchrun for all tests."""
     folder = tmp_path_factory.mktemp("ranks")
-    ran = Forked("-m", "tests.distributed_worker", folder, ranks=2)
-    ran.communicate(timeout=440)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [*launcher, "-m", "tests.distributed_worker", str(folder)],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=440,
+    )
     seen = [json.loads(path.read_text()) if path.exists() else {} for path in (folder / "0.json", folder / "1.json")]
 
     def of(claim):
