@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from train import stopping
 from train.errors import DamagedRun, InputError, one_line
+from train.imports import uncollected
 
 from .queue import Queue
 from .space import Space
@@ -39,7 +40,8 @@ def work(space: Space, storage: Storage, run: str, tell: Tell) -> None:
             "finished" or "failed".
     """
     queue = Queue(space, storage)
-    run_cell = pkgutil.resolve_name(run)
+    with uncollected():
+        run_cell = pkgutil.resolve_name(run)
     while (cell := queue.take()) is not None:
         run_id = cell.config.run_id
         with cell:

@@ -24,6 +24,7 @@ from train.candidates import find
 from train.config import Config
 from train.errors import DamagedRun, InputError, one_line
 from train.folder import RunFolder, SweepFolder
+from train.imports import uncollected
 
 from .space import Space
 from .storage import open_journal
@@ -103,7 +104,8 @@ class Tuning(Plan):
 
     def __init__(self, space: Space, run: str) -> None:
         super().__init__(space)
-        self.train = pkgutil.resolve_name(run)
+        with uncollected():
+            self.train = pkgutil.resolve_name(run)
         with self.folder.locked():
             self.study = optuna.create_study(
                 study_name=self.name,

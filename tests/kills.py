@@ -1,7 +1,6 @@
 """Runs in processes of their own that are killed on purpose, without importing torch anew for each."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -12,6 +11,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from train.config import Config
+
+from .forked import SERVER
 
 HOME = tempfile.TemporaryDirectory(prefix="plasls-home-")
 
@@ -36,10 +37,8 @@ def train(
     Returns:
         The process's exit status; -9 if it was killed, 2 if the run was refused.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["train.run", "wandb", __name__])
-    ours, theirs = server.Pipe(duplex=False)
-    process = server.Process(target=_train, args=(settings, killed_at, before, home, theirs, pause))
+    ours, theirs = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=_train, args=(settings, killed_at, before, home, theirs, pause))
     process.start()
     theirs.close()
     with contextlib.suppress(EOFError):

@@ -1,6 +1,5 @@
 """examples/: each trains on rows, and a run that is cut off and called again ends as one that was not."""
 
-import os
 import re
 import runpy
 import subprocess
@@ -16,6 +15,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch.nn.functional import cross_entropy
 
 from optim import AdamSLS
+from tests.forked import Forked
 from tests.small import batches, weights
 
 ROOT = Path(__file__).parent.parent
@@ -175,13 +175,11 @@ def test_outside_of_glue_each_optimizer_trains_and_has_a_line(monkeypatch, capsy
 
 def test_sharded_weights_train_and_go_on_from_a_sharded_checkpoint_on_other_processes(tiny, tmp_path):
     def call(processes, epochs, out):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         common = [f"--model={tiny / 'model'}", f"--data={tiny / 'data'}", "--batch=8", f"--out={tmp_path / out}"]
-        command = [*launcher, "-m", "examples.sharded", *common, f"--epochs={epochs}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-        assert ran.returncode == 0, ran.stderr
-        return [float(loss) for loss in re.findall(r"^epoch \d+: loss ([\d.]+)", ran.stdout, re.MULTILINE)]
+        ran = Forked("-m", "examples.sharded", *common, f"--epochs={epochs}", ranks=processes)
+        stdout, stderr = ran.communicate(timeout=200)
+        assert ran.returncode == 0, stderr
+        return [float(loss) for loss in re.findall(r"^epoch \d+: loss ([\d.]+)", stdout, re.MULTILINE)]
 
     whole = call(2, 3, "whole")
     assert whole[2] < whole[0]

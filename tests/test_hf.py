@@ -1,10 +1,7 @@
 """optim/hf.py: Hugging Face's Trainer makes one searched move a batch, on the loss of the whole batch."""
 
 import json
-import subprocess
-import sys
 import zlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +11,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
 import optim
 from optim import split
 from optim.hf import LineSearchMixin, LineSearchTrainer
+from tests.forked import Forked
 from tests.small import classic
 
 from .shared import real
@@ -22,7 +20,6 @@ from .trainers import SIZES, WORDS, Rows, arguments, classifier, distributed, la
 
 PLASLS, SGDSLS, AdamSLS = classic(optim.PLASLS), classic(optim.SGDSLS), classic(optim.AdamSLS)
 
-ROOT = Path(__file__).parent.parent
 GLUE = real("data")
 
 
@@ -462,11 +459,9 @@ def test_a_descendant_that_never_asks_for_its_loss_is_one_error_and_moves_nothin
 
 
 def test_two_processes_take_the_steps_of_one_also_with_weights_sharded_by_fsdp2(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, "-m", distributed.__module__, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    ran = Forked("-m", distributed.__module__, tmp_path, ranks=2)
+    _, stderr = ran.communicate(timeout=200)
+    assert ran.returncode == 0, stderr[-3000:]
     for texts, (state, losses) in zip((False, True, True), torch.load(tmp_path / "found.pt"), strict=True):
         alone, together = (language_model() if texts else classifier() for _ in range(2))
         trainer = trained(tmp_path / "alone", alone, rows=Rows(texts=texts), num_train_epochs=1)

@@ -22,6 +22,7 @@ GROUND_FLOOR = {
         "config",
         "errors",
         "folder",
+        "imports",
         "offline",
         "places",
         "stopping",

@@ -17,6 +17,7 @@ from train.model import load_classifier
 from train.parallel import Ranks
 from train.run import run
 
+from .forked import Forked
 from .test_train import ROOT, read
 
 
@@ -28,11 +29,14 @@ def settings(tiny: Path, out: Path, **changes: Any) -> Config:
     )
 
 
-def torchrun(config: Config, *module: str) -> "subprocess.Popen[str]":
-    arguments = [f"--{key}={value}" for key, value in config.as_dict().items()]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *module]
+def arguments(config: Config) -> list[str]:
+    return [f"--{key}={value}" for key, value in config.as_dict().items()]
+
+
+def torchrun(config: Config) -> "subprocess.Popen[str]":
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.Popen(
-        [*launch, *arguments],
+        [*launcher, "-m", "train", *arguments(config)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -41,11 +45,15 @@ def torchrun(config: Config, *module: str) -> "subprocess.Popen[str]":
     )
 
 
+def two_ranks(config: Config, *command: str | Path) -> Forked:
+    return Forked(*(command or ("-m", "train")), *arguments(config), ranks=2)
+
+
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_take_the_steps_of_one(tiny: Path, tmp_path: Path, shard: bool) -> None:
     """The same step sizes and weights on both ranks, and within rounding those of a single process."""
     both = settings(tiny, tmp_path / "both", shard=shard, keep_model=True)
-    process = torchrun(both, str(ROOT / "tests/ranks.py"), str(tmp_path / "seen"))
+    process = two_ranks(both, ROOT / "tests/ranks.py", tmp_path / "seen")
     single = settings(tiny, tmp_path / "alone", keep_model=True)
     alone = read(run(single).folder)
     stdout, stderr = process.communicate(timeout=200)
@@ -71,25 +79,25 @@ def test_a_run_of_two_processes_stops_at_sigterm_and_resumes_to_the_identical_re
 ) -> None:
     changes = {"dropout": 0.2, "optimizer": "adamsls", "epochs": 4, "batch_size": 8, "checkpoint_minutes": 0.0}
     changes |= {"shard": shard}
-    expected = torchrun(settings(tiny, tmp_path / "whole", **changes), "-m", "train")
+    expected = two_ranks(settings(tiny, tmp_path / "whole", **changes))
     stopped = settings(tiny, tmp_path / "stopped", **changes)
-    victim = torchrun(stopped, "-m", "train")
+    victim = (two_ranks if shard else torchrun)(stopped)  # torchrun sends the signal on to both ranks
     history = stopped.folder / "history.jsonl"
     deadline = time.monotonic() + 100
     while not history.exists() or history.read_text().count("\n") < 3:
         assert time.monotonic() < deadline
-        assert victim.poll() is None, victim.communicate()[1]
+        assert victim.poll() is None, victim.communicate(timeout=60)[1]
         time.sleep(0.002)
     victim.send_signal(signal.SIGTERM)
     victim.communicate(timeout=60)
+    assert victim.returncode != 0
     assert not (stopped.folder / "summary.json").exists()
     done = max(json.loads(line)["step"] for line in history.read_text().splitlines())
     saved = torch.load(stopped.folder / "checkpoint.pt", weights_only=True)
     assert saved["step"] == done  # the step being done was done, and nothing after it
-    again = torchrun(stopped, "-m", "train")
-    for process in (expected, again):
-        assert process.wait(timeout=200) == 0, process.communicate()[1]
-        process.communicate()
+    for process in (expected, two_ranks(stopped)):
+        _, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
     assert read(stopped.folder) == read(settings(tiny, tmp_path / "whole", **changes).folder)
 
 

@@ -1,30 +1,20 @@
 """Four processes: weights sharded in two dimensions, in mixed precision, in CPU memory, with adapters, accumulated."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.forked import Forked
 from tests.sharded_worker import KINDS, SEARCHES, network, searched
 
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
-    """What each of four ranks saw: one start of torchrun for all tests."""
+    """What each of four ranks saw: one start for all tests."""
     folder = tmp_path_factory.mktemp("sharded")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=4", "--standalone"]
-    ran = subprocess.run(
-        [*launcher, "-m", "tests.sharded_worker", str(folder)],
-        cwd=Path(__file__).parent.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert ran.returncode == 0, ran.stderr
+    ran = Forked("-m", "tests.sharded_worker", folder, ranks=4)
+    _, stderr = ran.communicate(timeout=250)
+    assert ran.returncode == 0, stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(4)]
 
 

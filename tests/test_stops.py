@@ -1,6 +1,6 @@
 """Two signals at random times, to any process of a sweep, a study, a run or a make: all of it ends, with one line.
 
-`make faults` tries every phase with every process; `make test` one phase with some.
+`make faults` tries every phase with every process; `make test` one phase with each process of some commands.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from .fault_page import Inject
+from .forked import Forked
 from .test_faults import result
 from .test_sweeps import ROOT, is_alive, wait_for, workers_of
 
@@ -66,6 +67,15 @@ def start(command: list[str], settings: list[str], out: Path) -> "subprocess.Pop
         )
 
 
+def finish(command: list[str], settings: list[str], out: Path) -> None:
+    """Call the command, and let it come to its end."""
+    if command == RUN:
+        called = Forked(*command, *settings)
+        assert called.wait(timeout=200) == 0, called.stderr
+    else:
+        assert start(command, settings, out).wait(timeout=200) == 0, (out / "said").read_text()
+
+
 def of_session(session: int) -> list[int]:
     """Its processes that have not ended."""
     found = []
@@ -107,7 +117,7 @@ def wait_for_phase(phase: str, out: Path, process: "subprocess.Popen[str]") -> N
         return any(lines and lines[-1]["step"] == 12 and whole in lines[-1] for lines in unfinished(out))
 
     if phase != "start":
-        wait_for(lambda: begun() or process.poll() is not None, 100)
+        wait_for(lambda: begun() or process.poll() is not None, 200)
 
 
 def stop_twice(draw: random.Random, process: "subprocess.Popen[str]", whom: str, phase: str) -> tuple[int, int]:
@@ -138,7 +148,7 @@ def whole(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         command = SWEEP if command[0] == "make" else command
         if tuple(command) not in known:
             out = tmp_path_factory.mktemp("whole")
-            assert start(command, arguments(tiny, rows, out), out).wait(timeout=200) == 0, (out / "said").read_text()
+            finish(command, arguments(tiny, rows, out), out)
             known[tuple(command)] = results(out)
         return known[tuple(command)]
 
@@ -151,48 +161,56 @@ def results(out: Path) -> dict[str, Any]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("command", "whom", "kind"),
+    ("command", "victims"),
     [
-        (SWEEP, "owner", "a sweep's owner"),
-        (SWEEP, "worker", "a sweep's worker"),
-        (SWEEP, "group", "all processes of a sweep"),
-        (RUN, "run", "a run"),
-        pytest.param(["make"], "make", "make, which sends only SIGTERM on", marks=pytest.mark.long),
-        pytest.param(["make"], "group", "make and all below it", marks=pytest.mark.long),
-        pytest.param(STUDY, "owner", "a study's owner", marks=pytest.mark.long),
-        pytest.param(STUDY, "group", "all processes of a study", marks=pytest.mark.long),
+        (
+            SWEEP,
+            {"owner": "a sweep's owner", "worker": "a sweep's worker", "group": "all processes of a sweep"},
+        ),
+        (RUN, {"run": "a run"}),
+        pytest.param(
+            ["make"],
+            {"make": "make, which sends only SIGTERM on", "group": "make and all below it"},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(STUDY, {"owner": "a study's owner", "group": "all processes of a study"}, marks=pytest.mark.long),
     ],
+    ids=["sweep", "run", "make", "study"],
 )
 def test_two_signals_in_any_phase_end_all_and_the_next_call_goes_on(
-    tiny: Path, rows: Path, tmp_path: Path, whole, command: list[str], whom: str, kind: str, request, fault: Inject
+    tiny: Path, rows: Path, tmp_path: Path, whole, command: list[str], victims: dict[str, str], request, fault: Inject
 ) -> None:
-    draw, settings = random.Random(f"{command} {whom}"), arguments(tiny, rows, tmp_path)
-    all_phases = request.config.pluginmanager.hasplugin("tests.fault_page")
-    expected, fates = whole(command), []
-    with contextlib.ExitStack() as faults:
-        for phase in PHASES if all_phases else draw.sample(PHASES, 1):
-            process = start(command, settings, tmp_path)
-            wait_for_phase(phase, tmp_path, process)
-            if process.poll() == 0:  # all was finished before the phase was seen
-                break
-            fates.append(faults.enter_context(fault(f"two signals at random to {kind}")))
-            sent = stop_twice(draw, process, whom, phase)
-            begun = time.monotonic()
-            try:
-                wait_for(partial(ended, process.pid), LIMIT - GAP)
-            finally:
-                for left in of_session(process.pid):
-                    os.kill(left, signal.SIGKILL)
-            status, said = process.wait(), (tmp_path / "said").read_text()
-            where = f"{phase}, {sent}, ended {time.monotonic() - begun:.1f} s after them, status {status}:\n{said}"
-            assert "Traceback" not in said, where
-            # Python dies without a word before the first line of our own has run, and when all is done and said.
-            silent = phase == "start" or results(tmp_path) == expected
-            assert said.count("stopping; the same command") == 1 or silent, where
-            assert status or silent, where
-            fates[-1].told = True
-        assert len(fates) > len(PHASES) // 2 or not all_phases
-        assert start(command, settings, tmp_path).wait(timeout=200) == 0, (tmp_path / "said").read_text()
-        assert results(tmp_path) == expected
-        for fate in fates:
-            fate.equal = True
+    draw, expected = random.Random(f"{command}"), whole(command)
+    stops = [list(zip(victims, sorted(draw.sample(PHASES, len(victims)), key=PHASES.index), strict=True))]
+    if all_phases := request.config.pluginmanager.hasplugin("tests.fault_page"):
+        stops = [[(whom, phase) for phase in PHASES] for whom in victims]
+    for number, of_one_folder in enumerate(stops):
+        out, fates = tmp_path / f"{number}", []
+        settings = arguments(tiny, rows, out)
+        with contextlib.ExitStack() as faults:
+            for whom, phase in of_one_folder:
+                process = start(command, settings, out)
+                wait_for_phase(phase, out, process)
+                if process.poll() == 0:  # all was finished before the phase was seen
+                    break
+                fates.append(faults.enter_context(fault(f"two signals at random to {victims[whom]}")))
+                sent = stop_twice(draw, process, whom, phase)
+                begun = time.monotonic()
+                try:
+                    wait_for(partial(ended, process.pid), LIMIT - GAP)
+                finally:
+                    for left in of_session(process.pid):
+                        os.kill(left, signal.SIGKILL)
+                status, said = process.wait(), (out / "said").read_text()
+                where = f"{whom}, {phase}, {sent}, ended {time.monotonic() - begun:.1f} s after them, {status}:\n{said}"
+                assert "Traceback" not in said, where
+                # Python dies without a word before the first line of our own has run, and when all is done and said.
+                silent = phase == "start" or results(out) == expected
+                assert said.count("stopping; the same command") == 1 or silent, where
+                assert status or silent, where
+                fates[-1].told = True
+            assert len(fates) > len(PHASES) // 2 or not all_phases
+            finish(command, settings, out)
+            assert results(out) == expected
+            for fate in fates:
+                fate.equal = True

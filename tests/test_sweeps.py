@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import yaml
@@ -72,13 +73,14 @@ def stand_in(config: Config, progress: Callable[[int, int, float], None]) -> Non
 
 
 def start(out: Path, *args: str, run: str = "test_sweeps:stand_in") -> "subprocess.Popen[str]":
-    """`python -m sweeps splits` in a process of its own, with 3 x 2 cells unless args say otherwise."""
+    """`python -m sweeps splits` in a process of its own; 3 x 2 cells and one worker unless args say otherwise."""
     out.mkdir(exist_ok=True)
     call = "import sys; from sweeps.__main__ import main; sys.exit(main(sys.argv[2:], sys.argv[1]))"
+    settings = [f"--out={out}", "--split=1,4,qkv", "--seed=0,1", "--workers=1"]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     with (out / "stdout").open("w") as stdout, (out / "stderr").open("w") as stderr:
         return subprocess.Popen(
-            [sys.executable, "-c", call, run, "splits", f"--out={out}", "--split=1,4,qkv", "--seed=0,1", *args],
+            [sys.executable, "-c", call, run, "splits", *settings, *args],
             stdout=stdout,
             stderr=stderr,
             text=True,
@@ -92,7 +94,11 @@ def sweep(out: Path, *args: str, run: str = "test_sweeps:stand_in") -> tuple[int
     return status, (out / "stdout").read_text(), (out / "stderr").read_text()
 
 
-def wait_for(happened: Callable[[], Any], seconds: float = 30, alive: "Sequence[subprocess.Popen[str]]" = ()) -> None:
+class Process(Protocol):
+    def poll(self) -> int | None: ...
+
+
+def wait_for(happened: Callable[[], Any], seconds: float = 30, alive: Sequence[Process] = ()) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert all(process.poll() is None for process in alive), "a process ended before it happened"
@@ -156,7 +162,7 @@ def is_alive(process: int) -> bool:
 @pytest.fixture(scope="module")
 def unkilled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("unkilled")
-    status, stdout, stderr = sweep(out)
+    status, stdout, stderr = sweep(out, "--workers=2")
     assert status == 0, stderr
     assert stdout == "splits: 6 cells: 6 run now, 0 finished before, 0 failed\n"
     assert_each_finished_once(out)
@@ -441,7 +447,7 @@ def test_a_killed_owner_loses_nothing(how: int, tmp_path: Path, unkilled: dict[s
 
 def test_two_owners_at_once_share_the_cells(tmp_path: Path, unkilled: dict[str, str]) -> None:
     (tmp_path / "slow").write_text("0.02")
-    owners = [start(tmp_path, "--workers=1") for _ in range(2)]
+    owners = [start(tmp_path) for _ in range(2)]
     assert [owner.wait(timeout=60) for owner in owners] == [0, 0]
     assert_each_finished_once(tmp_path)
     assert all((path / "attempts").read_text() == "x" for path in cells(tmp_path))
@@ -465,15 +471,26 @@ def test_owners_who_look_at_once_queue_each_cell_once(tmp_path: Path) -> None:
     assert sorted(trial.user_attrs["cell"] for trial in queue.study.trials) == sorted(queue.cells)
 
 
-@pytest.mark.parametrize("damage", ["half a line", "a damaged last line", "a damaged line", "no journal"])
-def test_a_damaged_journal_loses_nothing(damage: str, tmp_path: Path, unkilled: dict[str, str], fault) -> None:
-    (tmp_path / "slow").write_text("0.03")
-    owner = start(tmp_path, "--workers=1")
-    wait_for(lambda: len(states(tmp_path)) >= 2 and len(list(tmp_path.glob("splits/*/steps"))) >= 3)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep whose owner was killed when two cells had finished and a third one had begun."""
+    out = tmp_path_factory.mktemp("killed")
+    (out / "slow").write_text("0.03")
+    owner = start(out)
+    wait_for(lambda: len(states(out)) >= 2 and len(list(out.glob("splits/*/steps"))) >= 3)
     workers = workers_of(owner.pid)
     owner.kill()
     owner.wait()
     wait_for(lambda: not any(map(is_alive, workers)))
+    (out / "slow").unlink()
+    return out
+
+
+@pytest.mark.parametrize("damage", ["half a line", "a damaged last line", "a damaged line", "no journal"])
+def test_a_damaged_journal_loses_nothing(
+    damage: str, tmp_path: Path, killed: Path, unkilled: dict[str, str], fault
+) -> None:
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     journal = tmp_path / "splits/journal.log"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(
@@ -485,7 +502,6 @@ def test_a_damaged_journal_loses_nothing(damage: str, tmp_path: Path, unkilled: 
         }[damage]
     )
     before = states(tmp_path)
-    (tmp_path / "slow").unlink()
     with fault("a sweep's queue file is cut, spoilt or emptied after a kill") as fate:
         status, _, stderr = sweep(tmp_path)
         assert status == 0, stderr
@@ -679,7 +695,7 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(
     (out / "stderr").symlink_to(tmp_path / "stderr")
     (tmp_path / "stdout").touch()
     (tmp_path / "stderr").touch()
-    owner = start(out, "--workers=1")
+    owner = start(out)
     wait_for(lambda: len(states(out)) >= 2, alive=[owner])
     with suppress(OSError), (out / "ballast").open("wb", buffering=0) as ballast:
         while ballast.write(b"x" * 512):
@@ -710,7 +726,7 @@ def test_a_read_only_folder_is_one_line(mounted: Callable[[str], Path], capsys: 
 
 def test_what_hits_every_cell_stops_the_sweep_at_once(tmp_path: Path) -> None:
     (tmp_path / "refused").touch()
-    status, _, stderr = sweep(tmp_path, "--workers=1")
+    status, _, stderr = sweep(tmp_path)
     assert status == 2
     assert stderr.splitlines()[-1] == "error: the model cannot be had; allowed: another"
     assert "Traceback" not in stderr
@@ -721,7 +737,7 @@ def test_what_hits_every_cell_stops_the_sweep_at_once(tmp_path: Path) -> None:
 
 def test_a_cell_that_kills_its_process_is_given_up(tmp_path: Path) -> None:
     (tmp_path / "deadly-4").touch()
-    status, stdout, stderr = sweep(tmp_path, "--seed=0", "--workers=1")
+    status, stdout, stderr = sweep(tmp_path, "--seed=0")
     assert (status, stdout) == (1, "splits: 3 cells: 2 run now, 0 finished before, 1 failed\n")
     assert "failed: split=4, seed=0: its process was killed 3 times" in stderr
     told = [line for line in stderr.splitlines() if "SIGKILL" in line]  # a line a death, at once
@@ -731,7 +747,7 @@ def test_a_cell_that_kills_its_process_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_start_ends_the_sweep(tmp_path: Path) -> None:
-    status, _, stderr = sweep(tmp_path, "--workers=1", run="test_sweeps:no_such_function")
+    status, _, stderr = sweep(tmp_path, run="test_sweeps:no_such_function")
     assert status == 2
     assert "error: 3 workers in a row ended before their first cell; the last one ended with exit status 1" in stderr
 
@@ -743,27 +759,27 @@ def test_killed_training_resumes_to_the_identical_result(tiny: Path, tmp_path: P
     """kill -9 of owner and workers in the middle of real cells, W&B running: as if nothing had happened."""
     from train.run import run
 
-    sizes = ["--seed=0", "--max_length=8", "--batch_size=4", "--epochs=10", "--workers=1", "--threads=1"]
+    sizes = ["--split=1,4", "--seed=0", "--max_length=8", "--batch_size=4", "--epochs=10", "--threads=1"]
     settings = [f"--model={tiny / 'model'}", f"--data={tiny / 'data'}", *sizes]
     out = tmp_path / "killed"
     owner = start(out, *settings, run="train.run:run")
-    # After the first cells, in the middle of the last one, past its first checkpoint
+    # After the first cell, in the middle of the last one, past its first checkpoint
 
     def in_the_last_one() -> bool:
         finished = states(out)
-        return len(finished) == 2 and any(p.parent.name not in finished for p in out.glob("splits/*/checkpoint.pt"))
+        return len(finished) == 1 and any(p.parent.name not in finished for p in out.glob("splits/*/checkpoint.pt"))
 
     wait_for(in_the_last_one, seconds=240)
     for victim in [owner.pid, *workers_of(owner.pid)]:
         os.kill(victim, signal.SIGKILL)
     owner.wait()
     before = states(out)
-    assert len(before) == 2
+    assert len(before) == 1
     partial = next(path for path in cells(out) if path.name not in before)
     steps = [json.loads(line)["step"] for line in (partial / "history.jsonl").read_text().splitlines()]
     assert 12 <= max(steps) < 120
 
-    last_line = "splits: 3 cells: 1 run now, 2 finished before, 0 failed\n"
+    last_line = "splits: 2 cells: 1 run now, 1 finished before, 0 failed\n"
     status, said, errors = sweep(out, *settings, run="train.run:run")
     assert (status, said) == (0, last_line), errors
     assert before.items() <= states(out).items()

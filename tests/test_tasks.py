@@ -17,8 +17,8 @@ from train.errors import InputError
 from train.run import Training, run
 from train.tasks import METRICS, TASKS, Task, accuracy, f1, judge, pearson, spearman
 
-from .test_parallel import torchrun
-from .test_train import ROOT, config, read
+from .test_parallel import two_ranks
+from .test_train import config, read
 
 PAIRS = 48
 
@@ -164,7 +164,7 @@ def test_a_stopped_regression_resumes_to_the_identical_result(
 def test_two_processes_evaluate_a_regression_as_one_does(tiny: Path, pairs: Path, tmp_path: Path) -> None:
     settings = {"dropout": 0.0, "epochs": 2, "optimizer": "adam", "learning_rate": 1e-3}
     both = regression(tiny, pairs, tmp_path / "both", **settings)
-    process = torchrun(both, str(ROOT / "tests/ranks.py"), str(tmp_path / "seen"))
+    process = two_ranks(both)
     alone = run(regression(tiny, pairs, tmp_path / "alone", **settings)).summary
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr

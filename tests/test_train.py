@@ -26,6 +26,8 @@ from train.model import load_classifier
 from train.run import Training, run
 from train.tasks import METRICS, TASKS
 
+from .forked import Forked
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -120,23 +122,23 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("optimizer", CANDIDATES)
-@pytest.mark.parametrize("stop", [7, 12, 15])
-def test_a_stopped_run_resumes_to_the_identical_result(tiny, tmp_path, optimizer, stop):
+def test_a_run_that_is_stopped_again_and_again_resumes_to_the_identical_result(tiny, tmp_path, optimizer):
     """Stopped in an epoch and at its end; a checkpoint after each step, so that it lies in the middle of a cycle."""
     settings: dict[str, Any] = {"optimizer": optimizer, "dropout": 0.2, "merge_threshold": 1.0, "search": "paper"}
     expected = read(run(config(tiny, tmp_path / "whole", **settings)).folder)
-
-    def stopping(done: int, total: int, loss: float) -> None:
-        if done == stop:
-            raise Stopped
-
     interrupted = config(tiny, tmp_path / "stopped", **settings, checkpoint_minutes=0)
-    with pytest.raises(Stopped):
-        run(interrupted, stopping)
-    assert not (interrupted.folder / "summary.json").exists()
-    assert (interrupted.folder / "error.txt").exists()
-    with (interrupted.folder / "history.jsonl").open("a") as file:
-        file.write('{"step": 99, "sam')  # as a killed writer leaves it
+    for stop in (7, 12, 15):
+
+        def stopping(done: int, total: int, loss: float, stop: int = stop) -> None:
+            if done == stop:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            run(interrupted, stopping)
+        assert not (interrupted.folder / "summary.json").exists()
+        assert (interrupted.folder / "error.txt").exists()
+        with (interrupted.folder / "history.jsonl").open("a") as file:
+            file.write('{"step": 99, "sam')  # as a killed writer leaves it
     assert read(run(interrupted).folder) == expected
     assert not (interrupted.folder / "error.txt").exists()
 
@@ -232,8 +234,8 @@ def test_a_run_after_others_is_that_of_a_fresh_process(tiny, tmp_path):
     run(config(tiny, tmp_path / "other", optimizer="adam", precision="bf16", threads=2))
     run(config(tiny, tmp_path / "another", split="qkv", joint="never", dropout=0.5))
     fresh = config(tiny, tmp_path / "fresh", **settings)
-    done = call(*(f"--{key}={value}" for key, value in fresh.as_dict().items()))
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "train", *(f"--{key}={value}" for key, value in fresh.as_dict().items())]
+    subprocess.run(command, cwd=ROOT, check=True)
     assert read(run(config(tiny, tmp_path / "after", **settings)).folder) == read(fresh.folder)
 
 
@@ -374,22 +376,15 @@ def test_the_run_id_is_a_digest_of_what_changes_the_result():
 # -- bad input, as a user sees it -----------------------------------------------------------------------------
 
 
-def call(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+def call(*arguments: str) -> Forked:
     """python -m train, as a user without a W&B key calls it."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "NETRC"))}
-    return subprocess.run(
-        [sys.executable, "-m", "train", *arguments],
-        cwd=ROOT,
-        env=clean | {"HOME": "/nonexistent"} | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = Forked("-m", "train", *arguments, environment=clean | {"HOME": "/nonexistent"})
+    done.communicate(timeout=120)
+    return done
 
 
-def is_one_line_error(done: "subprocess.CompletedProcess[str]") -> bool:
+def is_one_line_error(done: Forked) -> bool:
     return done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 

@@ -148,21 +148,22 @@ def test_the_same_choices_are_asked_whatever_was_killed(tmp_path: Path, fault: I
 
 
 def test_a_choice_that_raises_is_shown_each_time_and_tried_again_only_on_request(tmp_path: Path) -> None:
+    few = ["--trials=12", "--workers=1"]
     (tmp_path / "broken").touch()
-    assert start(tmp_path, "--trials=12").wait(timeout=100) == 1
+    assert start(tmp_path, *few).wait(timeout=100) == 1
     before = study(tmp_path).ended()
     failed = [trial for trial in before if trial.state == TrialState.FAIL]
     assert len(before) == 12
     assert failed
     (tmp_path / "broken").unlink()
 
-    assert start(tmp_path, "--trials=12").wait(timeout=100) == 1
+    assert start(tmp_path, *few).wait(timeout=100) == 1
     shown = (tmp_path / "stderr").read_text().splitlines()
     assert sum("ValueError: loss is not finite (see" in line for line in shown) == len(failed)
     assert "--retry-failed" in shown[-1]
     assert [trial.number for trial in study(tmp_path).ended()] == [trial.number for trial in before]
 
-    assert start(tmp_path, "--trials=12", "--retry-failed").wait(timeout=100) == 0, (tmp_path / "stderr").read_text()
+    assert start(tmp_path, *few, "--retry-failed").wait(timeout=100) == 0, (tmp_path / "stderr").read_text()
     after = study(tmp_path).ended()
     assert [trial.state for trial in after].count(TrialState.FAIL) == 0
     assert sorted(str(trial.params) for trial in after) == sorted(str(trial.params) for trial in before)

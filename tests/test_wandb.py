@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.__main__ import main
 from train.config import Config
 from train.run import run
 from train.tracking import AXES
 
 from .fault_page import Inject
+from .forked import Forked
+from .kills import train
 from .test_sweeps import wait_for
 from .test_train import ROOT, config, read
 
@@ -33,17 +36,9 @@ def environment() -> dict[str, str]:
     return clean | {"HOME": HOME.name, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def start(settings: Config, *launch: str) -> "subprocess.Popen[str]":
-    arguments = [f"--{key}={value}" for key, value in settings.as_dict().items()]
-    return subprocess.Popen(
-        [sys.executable, *(launch or ("-m", "train")), *arguments],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+def start(settings: Config) -> Forked:
+    return Forked(
+        "-m", "train", *(f"--{key}={value}" for key, value in settings.as_dict().items()), environment=environment()
     )
 
 
@@ -137,7 +132,7 @@ def test_the_kept_model_is_the_trained_one(tracked, tmp_path: Path) -> None:
     assert again.evaluate()["eval/loss"] == history_file(settings)[-1]["eval/loss"]
 
 
-def test_a_sweeps_table_and_figures_are_media_of_a_run(tmp_path: Path) -> None:
+def test_a_sweeps_table_and_figures_are_media_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from matplotlib.figure import Figure
 
     figures = tmp_path / "splits/figures"
@@ -161,22 +156,23 @@ def test_a_sweeps_table_and_figures_are_media_of_a_run(tmp_path: Path) -> None:
     }
     table = json.loads((path.parent / "files" / item["tables/splits-embedded.path"]).read_text())
     assert (table["columns"], table["data"]) == (["split", "eval/accuracy"], [[1, 0.75], [10, 0.5]])
-    called[4] = "mended"
-    again = subprocess.run(called, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
-    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
-    assert "python -m analysis mended makes them" in again.stderr
+    assert main(["publish", "mended", f"--out={tmp_path}"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "python -m analysis mended makes them" in told
 
 
 @pytest.mark.parametrize("variable", ["WANDB_MODE", "WANDB_CONSOLE"])
 def test_a_value_that_wandb_does_not_take_is_one_line_before_anything_is_done(tmp_path: Path, variable: str) -> None:
     """The data are nowhere, and nobody has looked for it yet."""
-    called = [sys.executable, "-m", "train", "--data=./nowhere", f"--out={tmp_path / 'runs'}"]
+    called = ["-m", "train", "--data=./nowhere", f"--out={tmp_path / 'runs'}"]
     wrong = environment() | {variable: "nonsense"}
-    done = subprocess.run(called, cwd=ROOT, env=wrong, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 2
+    done = Forked(*called, environment=wrong)
+    assert done.wait(timeout=100) == 2
     assert re.fullmatch(rf"error: {variable}=nonsense: Input should be '\w+', .* or '\w+'\n", done.stderr), done.stderr
     assert not list(tmp_path.iterdir())
-    untracked = subprocess.run([*called, "--track=False"], cwd=ROOT, env=wrong, capture_output=True, text=True)
+    untracked = Forked(*called, "--track=False", environment=wrong)
+    assert untracked.wait(timeout=100) == 2
     assert untracked.stderr.startswith("error: --data=./nowhere")
 
 
@@ -190,7 +186,7 @@ def test_wandb_would_upload_it(tracked) -> None:
 
 
 def test_sigterm_saves_the_step_being_done_and_ends_the_wandb_run(tiny: Path, tmp_path: Path, fault: Inject) -> None:
-    changes = {"epochs": 40, "dropout": 0.2, "eval_every": "end"}  # a stop in an evaluation loses the steps before it
+    changes = {"epochs": 20, "dropout": 0.2, "eval_every": "end"}  # a stop in an evaluation loses the steps before it
     settings = config(tiny, tmp_path, track=True, **changes)
     process = start(settings)
     wait_for(lambda: (settings.folder / "history.jsonl").exists() and len(history_file(settings)) > 10, 100, [process])
@@ -214,21 +210,10 @@ def test_sigterm_saves_the_step_being_done_and_ends_the_wandb_run(tiny: Path, tm
         fate.told = fate.equal = True
 
 
-SLOW = """
-import sys, time
-from train.config import Config
-from train.run import run
-run(Config.from_args(sys.argv[1:]), lambda *_: time.sleep(1.5))
-"""
-
-
 def test_wandbs_log_has_all_but_the_last_line_after_sigkill(tiny: Path, tmp_path: Path) -> None:
-    """kill -9 of the run and of W&B's own process beside it, in steps that take longer than the log's flush."""
+    """kill -9 of the run and of W&B's own process beside it, after a step that takes longer than the log's flush."""
     settings = config(tiny, tmp_path, track=True)
-    process = start(settings, "-c", SLOW)
-    wait_for(lambda: (settings.folder / "history.jsonl").exists() and len(history_file(settings)) >= 4, 100, [process])
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    assert train(settings, killed_at=4, pause=2.0) == -signal.SIGKILL
     written = history_file(settings)
     kept = logged(records(log_files(settings.folder)[0]))
     assert kept == written[: len(kept)]

@@ -13,15 +13,17 @@ def main(args: list[str]) -> int:
     from .arguments import any_terminal
     from .config import Config
     from .errors import InputError, one_line
+    from .imports import uncollected
     from .tasks import judge
 
     any_terminal()
     first = int(os.environ.get("RANK", 0)) == 0  # all processes of torchrun find the same mistakes
     try:
         config = Config.from_args(args)
-        from tqdm import tqdm
+        with uncollected():
+            from tqdm import tqdm
 
-        from .run import run
+            from .run import run
 
         with (
             stopping.listening(STOPPED if first else ""),

@@ -173,7 +173,7 @@ class Config:
         return epoch == self.epochs or (self.eval_every != "end" and epoch % self.eval_every == 0)
 
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     def described(self) -> dict[str, Any]:
         """What is stored of the run: its fields, with models and data sets by their names instead of folders."""
