@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -106,8 +107,23 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
 
 def test_the_api_page_has_every_public_name() -> None:
     page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
-    shown = re.findall(r"auto(?:class|function|data):: (\w+)$", page, re.MULTILINE)
+    shown = re.findall(r"auto(?:class|function|data):: (\w+)", page, re.MULTILINE)
     assert sorted(shown) == sorted({*optim.__all__, *optim.hf.__all__} - {"__version__"})
+
+
+def test_the_api_page_shows_settings_in_one_place_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    for name in ("plasls", "plasls.hf"):  # the configuration sets them
+        monkeypatch.setitem(sys.modules, name, optim)
+    shorten = runpy.run_path(str(ROOT / "docs/conf.py"))["shorten_signatures"]
+
+    def shown(thing: type) -> object:
+        return shorten(None, "class", thing.__name__, thing, None, str(inspect.signature(thing)), None)
+
+    for optimizer in (optim.SGDSLS, optim.AdamSLS, optim.PLASLS, optim.SaLSA):
+        assert shown(optimizer) == ("(params, **settings)", None)
+    assert shown(optim.Preset) == ("(**settings)", None)
+    assert [shown(each) for each in (optim.LineSearch, optim.Search, optim.hf.LineSearchTrainer)] == [None] * 3
 
 
 def commands() -> Iterator[list[str]]:
