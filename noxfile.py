@@ -4,13 +4,16 @@ The tests run with this folder's pytest settings, but a warning is no error: eac
 """
 
 import re
+import shutil
 from pathlib import Path
 
 import nox
 
 # Tests of the library that need nothing but these packages.
-TESTS = """averaging closures contract criteria evaluation failures generic guard line_search merging move presets
-resume rounding salsa search states step tensors turns"""
+TESTS = """averaging closures contract criteria evaluation failures follow generic guard line_search move presets resume
+rounding salsa search states step tensors turns twins_of_the_page written_weights"""
+HELPERS = ["__init__", "contract", "reference", "searching", "small", "twins"]  # which they import
+MODULES = [*HELPERS, *(f"test_{each}" for each in TESTS.split())]
 OLDEST = nox.project.load_toml("pyproject.toml")["project"]["dependencies"][0].replace(">=", "==") + ".*"
 HERE = Path(__file__).parent
 
@@ -45,15 +48,9 @@ def wheel(session: nox.Session, torch: str) -> None:
     (built,) = (HERE / "dist").glob("plasls-*.whl")
     session.install(torch, "numpy", "pytest", "pytest-timeout", str(built))
     tests = Path(session.create_tmp()) / "tests"
-    tests.mkdir(exist_ok=True)
-    for name in [
-        "__init__",
-        "reference",
-        "searching",
-        "contract",
-        "small",
-        *(f"test_{each}" for each in TESTS.split()),
-    ]:
+    shutil.rmtree(tests, ignore_errors=True)  # an earlier call may have had other tests
+    tests.mkdir()
+    for name in MODULES:
         code = (HERE / "tests" / f"{name}.py").read_text(encoding="utf-8")
         (tests / f"{name}.py").write_text(as_a_user_imports_it(code), encoding="utf-8")
     session.chdir(tests.parent)  # away from optim/

@@ -135,4 +135,4 @@ pd.DataFrame(
         "detectable effect, 80 % power": [stats.detectable_effect(n) for n in range(2, 11)],
         "least p of the exact test": [2 / 2**n for n in range(2, 11)],
     }
-).round(3)
+).set_index("seeds").round(3)

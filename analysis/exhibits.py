@@ -27,9 +27,12 @@ Shown = Figure | list[Table]
 
 
 def means(runs: Runs) -> Table:
-    """A row for each arm: accuracy, loss, trials and seconds over its seeds."""
-    of = {measure: compare.means(runs, measure) for measure in (compare.named(SCORE, runs), LOSS, TRIALS, SECONDS)}
-    return tables.means(of, runs.by, words.heading(runs))
+    """A row for each arm: accuracy, loss and trials over its seeds, and seconds if all ran on one kind of device."""
+    timed = compare.kinds_of_devices(runs.table["device"]).nunique() == 1
+    measures = [compare.named(SCORE, runs), LOSS, TRIALS, *([SECONDS] if timed else [])]
+    return tables.means(
+        {measure: compare.means(runs, measure) for measure in measures}, runs.by, words.heading(runs, timed)
+    )
 
 
 def differences(runs: Runs, measure: Measure) -> list[Table]:

@@ -35,7 +35,13 @@ def execute(source: str) -> nbformat.NotebookNode:
     root = str(HERE.parent)
     place = source if is_tracked(source) else str(Path(source).resolve())
     environment = os.environ | {"ANALYSIS_SOURCE": place}
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": root}})
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": root}},
+        extra_arguments=["--IPKernelApp.log_level=40"],  # errors: else it warns of its local ports each time
+    )
     try:
         client.execute(env=environment)
     except CellExecutionError as error:

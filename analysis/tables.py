@@ -125,8 +125,10 @@ def ranking(ranked: Ranking) -> Table:
     ranks = "; ".join(f"{name}: {words.number(rank, 2)}" for name, rank in zip(names, test.ranks, strict=True))
     text = f"{_begin(ranked.measure)}: all pairs. Mean ranks over {test.blocks} {ranked.over} (1 is best): {ranks}. "
     text += f"Friedman's test: chi-squared {words.number(test.statistic, 2)}, "
-    text += f"{'exact' if test.exact else 'approximate'} p {words.equals(test.p)} (the least that can be: "
-    text += f"{words.p_value(test.smallest_p, 4)}). Pairs: sign-flip test over all pairs of "
+    text += f"{'exact' if test.exact else 'approximate'} p {words.equals(test.p)}"
+    if test.exact:
+        text += f" (the least that can be: {words.p_value(test.smallest_p, 4)})"
+    text += ". Pairs: sign-flip test over all pairs of "
     text += f"{'conditions and ' if ranked.over == 'conditions' else ''}seeds, Holm over this table; Nemenyi's test of "
     text += "the ranks."
     return Table(text, pd.DataFrame({name: list(column) for name, column in cells.items()}))

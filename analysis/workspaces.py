@@ -9,8 +9,14 @@ import yaml
 
 from train.arguments import Parser
 from train.errors import InputError, one_line, writing
+from train.tasks import TASKS
+
+from .metrics import LOGGED, METRICS
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
+NAMES = {"samples": "training rows seen", "epoch": "epochs", "step": "optimizer steps"}
+"""what panels have as x-axis -> its name there"""
+SMOOTHED: dict[str, Any] = {"smoothing_type": "exponential", "smoothing_factor": 0.8}
 
 
 @dataclass(frozen=True)
@@ -100,24 +106,36 @@ def _workspace(view: View, entity: str, project: str) -> Any:
     if not view.beside:  # a panel groups by one setting; without it, it takes the groups of the run set below
         grouped["groupby"] = reports.Config(view.setting)
 
-    def panel(metric: str, axis: str, **settings: Any) -> Any:
-        return reports.LinePlot(title=metric, x=axis, y=[metric], max_runs_to_show=100, **grouped, **settings)
+    def panel(title: str, metric: str, axis: str, **settings: Any) -> Any:
+        return reports.LinePlot(
+            title=title, x=axis, title_x=NAMES[axis], y=[metric], max_runs_to_show=100, **grouped, **settings
+        )
 
-    def bars(metric: str) -> Any:
-        return reports.BarPlot(title=metric, metrics=[metric], **grouped)
+    def bars(title: str, metric: str) -> Any:
+        return reports.BarPlot(title=title, metrics=[metric], **grouped)
 
+    metrics = {METRICS[key].name: f"{LOGGED}{key}" for key in TASKS[view.task].metrics}
     learning = [
-        panel("train/loss", "samples", log_y=True, smoothing_type="exponential", smoothing_factor=0.8),
-        panel("eval/accuracy", "epoch"),
-        panel("train/epoch_loss", "epoch", log_y=True),
-        panel("eval/loss", "epoch"),
-        *([bars("eval/accuracy")] if view.beside else []),
+        panel("training loss of the mini-batch", "train/loss", "samples", log_y=True, **SMOOTHED),
+        *(panel(f"validation: {name}", metric, "epoch") for name, metric in metrics.items()),
+        panel("training loss, mean of the epoch", "train/epoch_loss", "epoch", log_y=True),
+        panel("validation loss", "eval/loss", "epoch"),
+        *(bars(f"validation: {name}, after the last epoch", metric) for name, metric in metrics.items()),
     ]
     searching = [
-        reports.LinePlot(title="step sizes", x="step", metric_regex="step_size/.*", log_y=True, max_runs_to_show=100),
-        panel("search/trials", "step", smoothing_type="exponential", smoothing_factor=0.8),
-        panel("time/step", "step"),
-        bars("search/failures"),
+        reports.LinePlot(
+            title="step size of each component, or learning rate",
+            x="step",
+            title_x=NAMES["step"],
+            metric_regex="step_size/.*",
+            log_y=True,
+            max_runs_to_show=100,
+        ),
+        panel("trials of the step", "search/trials", "step", **SMOOTHED),
+        panel("seconds of the step", "time/step", "step"),
+        bars("trials of the whole run", "search/trials"),
+        bars("searches of the whole run that accepted none", "search/failures"),
+        bars("seconds of the whole run, evaluations included", "time/total"),
     ]
     sections = [
         ws.Section(name="Learning", panels=learning, is_open=True),

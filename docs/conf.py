@@ -40,6 +40,7 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True  # search=DEFAULT, not all that is in it
 default_role = "py:obj"
 add_module_names = False
 python_use_unqualified_type_names = True
@@ -62,12 +63,12 @@ class ListOfSettings(SphinxDirective):
 def shorten_signatures(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
-    """Settings are described once, under `LineSearch`."""
-    return (
-        ("(params, **settings)", returns)
-        if signature and "search" in signature and name != "plasls.LineSearch"
-        else None
-    )
+    """Settings are described once: those of the optimizers under `LineSearch`, and a preset's in a list."""
+    if thing is Preset:
+        return "(**settings)", returns
+    if what == "class" and thing is not optim.LineSearch and issubclass(thing, optim.LineSearch):
+        return "(params, **settings)", returns
+    return None
 
 
 def write_math(self: Any, node: Any) -> None:

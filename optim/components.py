@@ -1,7 +1,7 @@
 """Components: a model's parameters in param groups with a step size each (paper Sec. III-C), and their merging."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch.nn import Module
 
@@ -12,7 +12,7 @@ _OWN = {"params", "param_names", "name", "lr"}
 """what may differ between components that are merged"""
 
 
-def split(model: Module, components: int | str | Naming) -> list[Group]:
+def split(model: Module, components: int | Literal["qkv"] | Naming) -> list[Group]:
     """Divide all trainable parameters of the model into param groups, one for each component.
 
     Layers are what lists of modules hold (ModuleList, or Sequential with blocks of one class), the blocks below the

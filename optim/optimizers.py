@@ -1,9 +1,9 @@
 """The optimizers: each one pairs one of torch's with the line search. `with_line_search` does so for any other."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from inspect import signature
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 
@@ -101,9 +101,9 @@ class PLASLS(AdamSLS):
         params: Iterable[Any],
         *,
         search: Preset | None = None,
-        joint: int | str | None = None,
+        joint: int | Literal["always", "never"] | None = None,
         merge_threshold: float | None = None,
-        first_steps: int | str | None = None,
+        first_steps: int | Literal["settled"] | None = None,
         **settings: Any,
     ) -> None:
         if search is None:
@@ -117,7 +117,7 @@ class PLASLS(AdamSLS):
 
 
 @overload
-def with_line_search(host: type[torch.optim.Optimizer]) -> Callable[..., LineSearch]: ...
+def with_line_search(host: type[torch.optim.Optimizer]) -> type[LineSearch]: ...
 
 
 @overload

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from train.config import GROUPS, Config
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHOWN = [page for page in PAGES if page.name not in ("CONTRIBUTING.md", "CHANGELOG.md")]  # they show parts of files
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+LINKING = [*PAGES, ROOT / "LOG.md", *sorted((ROOT / "log").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -41,7 +42,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", LINKING, ids=[str(page.relative_to(ROOT)) for page in LINKING])
 def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
     text = re.sub(r"^ *```.*?^ *```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -102,6 +103,27 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
         exec(compile(block, page, "exec"), known)
         if "loader" in block and "optimizer.step(lambda" in block:
             assert known["optimizer"].counts["searches"] > 0
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    shown = re.findall(r"auto(?:class|function|data):: (\w+)", page, re.MULTILINE)
+    assert sorted(shown) == sorted({*optim.__all__, *optim.hf.__all__} - {"__version__"})
+
+
+def test_the_api_page_shows_settings_in_one_place_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    for name in ("plasls", "plasls.hf"):  # the configuration sets them
+        monkeypatch.setitem(sys.modules, name, optim)
+    shorten = runpy.run_path(str(ROOT / "docs/conf.py"))["shorten_signatures"]
+
+    def shown(thing: type) -> object:
+        return shorten(None, "class", thing.__name__, thing, None, str(inspect.signature(thing)), None)
+
+    for optimizer in (optim.SGDSLS, optim.AdamSLS, optim.PLASLS, optim.SaLSA):
+        assert shown(optimizer) == ("(params, **settings)", None)
+    assert shown(optim.Preset) == ("(**settings)", None)
+    assert [shown(each) for each in (optim.LineSearch, optim.Search, optim.hf.LineSearchTrainer)] == [None] * 3
 
 
 def commands() -> Iterator[list[str]]:

@@ -324,6 +324,12 @@ def test_all_pairs_are_ranked_over_tasks_by_friedmans_test(tmp_path):
     assert table.cells["p (Nemenyi)"].tolist() == [f"{test.pairs[pair]:.3f}" for pair in pairs]
 
 
+def test_an_approximate_p_is_shown_without_a_least_one(tmp_path):
+    write_sweep(tmp_path, "splits", {"split": [1, 4, 7, 10, "qkv"]}, seeds=5, epochs=1)
+    (table,) = exhibits.ranking(load(tmp_path, "splits"), LOSS)
+    assert re.search(r"approximate p (=|<) ?0\.\d+\. Pairs: sign-flip", table.heading.replace("\n", " "))
+
+
 def test_accuracy_is_ranked_from_the_highest_and_loss_from_the_lowest(tmp_path):
     folders = write_sweep(tmp_path, "splits", {"split": [1, 4, 7]}, seeds=2, epochs=1)
     for folder, loss in zip(folders, [0.1, 0.1, 0.2, 0.2, 0.3, 0.3], strict=True):
@@ -413,6 +419,15 @@ def test_searches_are_held_against_adam_at_each_rate_that_the_sweep_varies(tmp_p
         ("ADAM", "2e-5", "2e-5"): "1 of 1",
     }
     assert float(cells.loc[("PLASLS", "–", "1e-5"), "speed-up in steps"]) > 1
+
+
+def test_seconds_of_different_kinds_of_devices_stand_in_no_table(tmp_path):
+    folders = write_sweep(tmp_path, "rates", {"optimizer": ["untuned", "adam"]}, 1, epochs=1)
+    assert "seconds a step" in exhibits.means(load(tmp_path, "rates")).cells
+    edit(folders[0] / "summary.json", device="cuda:0")
+    mixed = exhibits.means(load(tmp_path, "rates"))
+    assert "seconds a step" not in mixed.cells
+    assert "seconds" not in mixed.heading
 
 
 def test_a_run_on_a_device_has_no_processor_time(tmp_path):

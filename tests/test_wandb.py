@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from analysis.__main__ import main
+from sweeps.space import load, sweeps
 from train.config import Config
 from train.run import run
 from train.tracking import AXES
@@ -88,12 +89,15 @@ def test_an_offline_run_has_all_that_the_run_folder_has(tracked) -> None:
     settings, found = tracked
     run_record = found["run"][0]["run"]
     assert (run_record["run_group"], run_record["job_type"]) == ("splits", "plasls")
+    assert run_record["display_name"] == settings.title
     assert run_record["tags"] == ["sst2", "small", "none"]
     config_logged = {key: value for key, value in run_record["config"]["update"].items() if key[0] != "_"}
     assert config_logged == settings.described()
     assert logged(found) == history_file(settings)
-    axes = {record["metric"]["glob_name"]: record["metric"]["step_metric"] for record in found["metric"]}
-    assert axes == AXES
+    defined = [record["metric"] for record in found["metric"]]
+    assert {metric["glob_name"]: metric["step_metric"] for metric in defined if "glob_name" in metric} == AXES
+    hidden = {metric["name"] for metric in defined if metric["options"].get("hidden")}
+    assert hidden == {"step", "samples", "epoch"}  # else W&B draws each axis over itself
     names = {key for row in logged(found) for key in row} - {"step", "samples", "epoch"}
     assert {key.split("/")[0] + "/*" for key in names} == set(AXES)  # every metric has its axis
     assert found["stats"][0]["stats"]["item"]["proc.memory.rssMB"] > 0
@@ -105,6 +109,15 @@ def test_an_offline_run_has_all_that_the_run_folder_has(tracked) -> None:
     assert {key: summary[key] for key in finished if key != "versions"} == {
         key: value for key, value in finished.items() if key != "versions"
     }
+
+
+@pytest.mark.parametrize("profile", ["paper", "embedded"])
+def test_no_two_runs_of_a_sweep_have_the_same_name(profile: str) -> None:
+    for sweep in sweeps():
+        names = [config.title for config in load(sweep, profile).cells().values()]
+        assert len(set(names)) == len(names), sweep
+    assert Config(optimizer="adam", learning_rate=1e-4).title == "sst2-small-adam-learning_rate=0.0001-seed0"
+    assert Config(optimizer="plasls", learning_rate=1e-4, split=4, seed=3).title == "sst2-small-plasls-split=4-seed3"
 
 
 def test_the_table_of_epochs_and_the_model_are_in_the_run(tracked) -> None:

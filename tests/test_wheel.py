@@ -1,6 +1,8 @@
 """The wheel: what is in it, and that it works with torch alone."""
 
+import ast
 import re
+import runpy
 import subprocess
 import sys
 from email.parser import Parser
@@ -93,6 +95,19 @@ def test_without_transformers_the_trainer_says_what_to_install(wheel, tmp_path):
         [sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert ran.stderr.splitlines()[-1].endswith("not installed: pip install transformers accelerate")
+
+
+def test_the_tests_that_wheel_check_copies_import_nothing_that_is_not_copied_or_installed(monkeypatch):
+    monkeypatch.chdir(HERE)
+    copied = set(runpy.run_path("noxfile.py")["MODULES"])
+    allowed = {"optim", "torch", "numpy", "pytest", *sys.stdlib_module_names}
+    for name in copied:
+        for node in ast.walk(ast.parse((HERE / "tests" / f"{name}.py").read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                package, _, module = f"tests.{node.module}".partition(".") if node.level else node.module.partition(".")
+                assert package in allowed or (package == "tests" and module in copied), f"{name}: {node.module}"
+            elif isinstance(node, ast.Import):
+                assert {each.name.partition(".")[0] for each in node.names} <= allowed, name
 
 
 def test_what_sweeps_install_is_pinned_and_is_enough_to_run_and_analyse_them():

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from analysis.exhibits import EXHIBITS
-from analysis.workspaces import main, views
+from analysis.workspaces import NAMES, main, views
 from sweeps.space import load, sweeps
 from train.errors import InputError
+from train.tasks import TASKS
 from train.tracking import AXES
 
 pytestmark = pytest.mark.filterwarnings(
@@ -58,8 +59,15 @@ def test_panels_show_logged_metrics_over_their_axis_with_standard_errors(written
             panel["config"] for part in content["section"]["panelBankConfig"]["sections"] for panel in part["panels"]
         ]
         shown = [metric for panel in panels for metric in panel["metrics"]]
-        assert {"train/loss", "eval/accuracy", "search/trials"} <= set(shown)
+        assert {"train/loss", "search/trials", "search/failures", "time/total"} <= set(shown)
+        (tags,) = [part for part in content["section"]["runSets"][0]["filters"]["filters"] if part["op"] == "IN"]
+        judged = {f"eval/{metric}" for metric in TASKS[tags["value"][0]].metrics}
+        assert {metric for metric in shown if metric.startswith("eval/")} == {*judged, "eval/loss"}
+        assert len({(panel["chartTitle"], *panel["metrics"]) for panel in panels}) == len(panels)
         for panel in panels:
+            assert panel["chartTitle"]  # in words
+            assert "/" not in panel["chartTitle"]
+            assert panel.get("xAxisTitle") == NAMES.get(panel.get("xAxis"))
             for metric in panel["metrics"]:
                 assert f"{metric.split('/')[0]}/*" in AXES
                 assert (panel["groupAgg"], panel["groupArea"]) == ("mean", "stderr")

@@ -8,7 +8,7 @@ step as `search`.
 
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import get_scheduler
@@ -310,7 +310,7 @@ def published_plasls(config: Config, model: torch.nn.Module, steps_per_epoch: in
     return PublishedPLASLS(_components(model, config.split, f"--split={config.split}"))
 
 
-def _components(model: torch.nn.Module, count: int | str, flag: str) -> list[dict[str, Any]]:
+def _components(model: torch.nn.Module, count: int | Literal["qkv"], flag: str) -> list[dict[str, Any]]:
     try:
         return split(model, count)
     except ValueError as error:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter,
 from pydantic.dataclasses import dataclass
 
 from .arguments import Parser, folder, unknown
-from .candidates import SEARCHES, find, reads
+from .candidates import SEARCHES, USED_BY, find, reads
 from .errors import InputError
 from .places import name_of
 from .tasks import TASKS
@@ -24,6 +24,9 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 ADDED = {"adapter": "none", "schedule": "cosine"}
 # Where a run is kept and how it is watched does not change its result, so these fields are not in its run id.
 OUTSIDE_IDENTITY = ("out", "sweep", "profile", "track", "keep_model", "shard", "threads", "checkpoint_minutes")
+
+# What of a run its name in W&B tells, if it is not the default. A profile's sizes are alike in all runs of a sweep.
+IN_TITLE = ("adapter", "dropout", "batch_size", "precision", *USED_BY)
 
 
 # The groups of --help: first field -> title.
@@ -167,6 +170,14 @@ class Config:
     @property
     def folder(self) -> Path:
         return Path(self.out) / self.sweep / self.run_id
+
+    @property
+    def title(self) -> str:
+        """The run's name in W&B. It tells each setting that is read and is not the default, so no two arms share it."""
+        default = Config(optimizer=self.optimizer, search=self.search).as_dict()
+        told = {key: value for key, value in self.as_dict().items() if key in IN_TITLE and reads(self.optimizer, key)}
+        changed = [f"{key}={value}" for key, value in told.items() if value != default[key]]
+        return "-".join([self.task, self.subset, self.optimizer, *changed, f"seed{self.seed}"])
 
     def is_evaluated(self, epoch: int) -> bool:
         """Whether the validation rows are evaluated after this epoch (from 1)."""

@@ -155,12 +155,14 @@ def _tracked(config: Config) -> Any:
     run = wandb_run(
         config.folder,
         id=None if in_wandb_sweep else f"{config.sweep}-{config.run_id}",
-        name=f"{config.task}-{config.subset}-{config.optimizer}-{config.split}-seed{config.seed}",
+        name=config.title,
         group=config.sweep,
         job_type=config.optimizer,
         tags=[config.task, config.subset, config.profile],
         config=config.described(),
     )
+    for axis in sorted(set(AXES.values())):
+        run.define_metric(axis, hidden=True)  # no panels of their own
     for metrics, axis in AXES.items():
         run.define_metric(metrics, step_metric=axis)
     return run
