@@ -55,7 +55,8 @@ class LineSearch(Host):
             falls from 1 to 0 along half a cosine. Searches test it without the factor. Later steps move nothing.
         averaging: a, for runs whose number of steps is not known: an average of the iterates is kept, whose mean age is
             about k / (a + 2) steps after k of them; `eval()` puts it into the parameters, `train()` the iterates back.
-        clip_norm: the gradient is scaled to at most this norm before the search, as by torch's `clip_grad_norm_`.
+        clip_norm: the gradient that the host takes is scaled to at most this norm, as by torch's `clip_grad_norm_`. The
+            slopes of the search stay those of the loss.
         check_closure: whether the first step, and steps after several failed searches, evaluate the unmoved weights
             once more, and say what is wrong where the loss differs; at most one forward in a hundred evaluations.
         offload: whether a search keeps its copy of the weights in CPU memory. The results are the same, bit for bit.
@@ -146,8 +147,8 @@ class LineSearch(Host):
             f.first()  # f_k(w_k), and g_k in .grad
             if self.check_closure:
                 f.check(lambda: self._tolerance(f, REPEATED))
-            if self.clip_norm is not None:  # all that follows takes this for the gradient
-                torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
+            if self.clip_norm is not None:
+                f.clip(self.clip_norm)
             if not self._is_finite(f):
                 pass  # nothing changes
             elif turn is None:
@@ -216,6 +217,8 @@ class LineSearch(Host):
             self._set_sizes(turn.sizes(found))
         group = self.param_groups[turn.searched]
         decrease = (found.value - line.base) / predicted if resolves(line, predicted) else math.nan
+        if self.check_closure and found.accepted:
+            line.f.learned(not math.isnan(decrease), float(group["lr"]) / before[turn.searched])
         self.turns.count(turn, found, line.base, decrease)
         self.counts["searches"] += 1
         self.counts["trials"] += found.trials

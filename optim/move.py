@@ -176,7 +176,7 @@ class Line:
         for j, (part, unit) in enumerate(zip(parts, units, strict=True)):
             gx, wx, xx = totals[3 * j : 3 * j + 3]
             part.wd, part.dd = wx / unit, xx / unit / unit
-            part.slope = gx / unit + part.decay * part.wd
+            part.slope = self.f.clipped * gx / unit + part.decay * part.wd
 
     def change_by_rounding(self) -> float:
         """|f(w') - f(w)| at a point w' = w + eta d that differs from w by about a rounding error of the weights.
@@ -261,13 +261,27 @@ class HostMove(Line):
         self._largest = min((torch.finfo(kind).max / 100 for kind in kinds), default=0.0)
         self._take(sizes)
         if state is not None:
+            self._check_rate(sizes)
             self._resolve(list(sizes))
 
     def _take(self, sizes: Sequence[float]) -> None:
         self._step(sizes)
         for part, size in zip(self.parts, sizes, strict=True):
+            part.take_over()  # what a host assigns to p.data
             part.size = size
         self.measure()
+
+    def _check_rate(self, sizes: Sequence[float]) -> None:
+        """Raise a TypeError, with nothing changed, if the host moves as far at the learning rate 0."""
+        move = self.lengths()[1]
+        self._retake([0.0 for _ in sizes])
+        if 0 < move < math.inf and self.lengths()[1] == move:
+            self.__exit__(TypeError)
+            raise TypeError(
+                "the host moves as far at the learning rate 0: it does not read group['lr']; allowed: a host that does, "
+                "such as an Adafactor with relative_step=False"
+            )
+        self._retake(sizes)
 
     def _resolve(self, sizes: list[float]) -> None:
         """Find step sizes at which the move is finite and can be told from rounding, unless nothing moves at all."""

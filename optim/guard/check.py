@@ -37,6 +37,13 @@ OTHER_KERNELS = (
     "torch computes it by other kernels without gradients, or a state has settled; allowed: a larger rounding="
 )
 
+_IN_VAIN = (
+    f"{FAILURES} searches in a row have halved the step size, or have found a decrease only within rounding: the loss "
+    "does not fall as its gradient says, which a closure or hook has changed, or which is none (rounded weights, "
+    "reversed gradients); allowed: clip_norm for clipping, finer weights, the loss whose gradient it is, or a plain "
+    "optimizer"
+)
+
 
 @dataclass
 class Watch:
@@ -46,6 +53,8 @@ class Watch:
     evaluations: int = 0
     failures: int = 0  # searches in a row that have failed
     checked_failures: bool = False  # whether a check has come after these failures
+    in_vain: int = 0  # searches in a row that have halved the step size, or told nothing though none ever has
+    has_learned: bool = False  # whether a search has told anything of the step size
     varied: bool = False  # whether some trial had another loss than its unmoved point
     said: frozenset[str] = frozenset()  # keys of the warnings that were given already
 
@@ -62,6 +71,14 @@ class Watch:
         if key not in self.said:
             self.said |= {key}
             warnings.warn(words, RuntimeWarning, stacklevel=2)
+
+    def learned(self, resolved: bool, factor: float) -> None:
+        """Note what an accepted search has told of the step size, and warn if that was nothing, or less, for too long."""
+        halved = factor <= 0.5
+        self.in_vain = self.in_vain + 1 if halved or not (resolved or self.has_learned) else 0
+        self.has_learned |= resolved and not halved
+        if self.in_vain == FAILURES:
+            self.say("in vain", _IN_VAIN)
 
     def searched(self, base: float, trials: Sequence[float], promised: float, accepted: bool, tolerance: float) -> bool:
         """Note a search whose first trial promised this change, and warn if it shows a fault. Whether f is constant."""
