@@ -278,7 +278,7 @@ class HostMove(Line):
         if 0 < move < math.inf and self.lengths()[1] == move:
             self.__exit__(TypeError)
             raise TypeError(
-                "the host moves as far at the learning rate 0: it does not read group['lr']; allowed: a host that does, "
+                "the host moves as far at the learning rate 0: it does not read group['lr']; allowed: one that does, "
                 "such as an Adafactor with relative_step=False"
             )
         self._retake(sizes)

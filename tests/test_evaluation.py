@@ -35,7 +35,9 @@ def test_a_clipped_gradient_changes_neither_the_slope_of_the_loss_nor_how_well_i
     for clip_norm in (None, 1e-3):
         model = network()
         optimizer = make(model.parameters(), clip_norm=clip_norm)
-        losses = [float(optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))) for x, y in batches(150)]
+        losses = [
+            float(optimizer.step(lambda x=x, y=y, model=model: cross_entropy(model(x), y))) for x, y in batches(150)
+        ]
         ends.append(sum(losses[-20:]) / 20)
     assert ends[1] < 2 * ends[0]
 

@@ -73,7 +73,7 @@ class Watch:
             warnings.warn(words, RuntimeWarning, stacklevel=2)
 
     def learned(self, resolved: bool, factor: float) -> None:
-        """Note what an accepted search has told of the step size, and warn if that was nothing, or less, for too long."""
+        """Note what an accepted search has told of the step size, and warn if it was nothing too often."""
         halved = factor <= 0.5
         self.in_vain = self.in_vain + 1 if halved or not (resolved or self.has_learned) else 0
         self.has_learned |= resolved and not halved

@@ -326,7 +326,7 @@ class Evaluation:
 
 
 def _clear_caches() -> None:
-    """Forget the weights that an autocast, or torch's `parametrize.cached`, around the step has kept of another point."""
+    """Forget the weights of another point that an autocast or `parametrize.cached` around the step has kept."""
     torch.clear_autocast_cache()
     parametrize._cache.clear()
 
