@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
 from .extras.averages import Averaged
 from .extras.host_classes import coupled_decay, length_of_early_moves, moves_otherwise
 from .groups import scale, wrong_with
@@ -76,6 +78,8 @@ class Host(Averaged):
         progress.without_closure = True
         self._start_together()
         ranks.average_gradients(self._parameters())
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
         self._move_by_last_sizes()
         mark_used(self._parameters())
 

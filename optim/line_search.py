@@ -59,7 +59,8 @@ class LineSearch(Host):
         averaging: a number a, for runs of unknown length. An average of the weights over the steps is kept. After k
             steps the weights in it are about k / (a + 2) steps old on average. `eval()` puts the average into the
             parameters, and `train()` puts the weights back.
-        clip_norm: the gradient is scaled to at most this norm before the search, as by torch's `clip_grad_norm_`.
+        clip_norm: the gradient that the host takes is scaled to at most this norm, as by torch's `clip_grad_norm_`. The
+            slopes of the search stay those of the loss.
         check_closure: whether to check that the closure returns the same loss twice at the same weights, in the first
             step and after several failed searches. The error or warning says what is wrong. The check costs at most one
             forward pass in a hundred evaluations.
@@ -151,8 +152,8 @@ class LineSearch(Host):
             f.first()  # f_k(w_k), and g_k in .grad
             if self.check_closure:
                 f.check(lambda: self._tolerance(f, REPEATED))
-            if self.clip_norm is not None:  # all that follows takes this for the gradient
-                torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
+            if self.clip_norm is not None:
+                f.clip(self.clip_norm)
             if not self._is_finite(f):
                 pass  # nothing changes
             elif turn is None:

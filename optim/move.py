@@ -176,7 +176,7 @@ class Line:
         for j, (part, unit) in enumerate(zip(parts, units, strict=True)):
             gx, wx, xx = totals[3 * j : 3 * j + 3]
             part.wd, part.dd = wx / unit, xx / unit / unit
-            part.slope = gx / unit + part.decay * part.wd
+            part.slope = self.f.clipped * gx / unit + part.decay * part.wd
 
     def change_by_rounding(self) -> float:
         """|f(w') - f(w)| at a point w' = w + eta d that differs from w by about a rounding error of the weights.
@@ -266,6 +266,7 @@ class HostMove(Line):
     def _take(self, sizes: Sequence[float]) -> None:
         self._step(sizes)
         for part, size in zip(self.parts, sizes, strict=True):
+            part.take_over()  # what a host assigns to p.data
             part.size = size
         self.measure()
 

@@ -1,6 +1,7 @@
 """optim/guard: what it leaves alone, what it refuses, and what a closure can ask."""
 
 import copy
+import threading
 import warnings
 
 import pytest
@@ -239,3 +240,36 @@ def test_a_cache_that_is_filled_once_is_no_counter():
     x, y = next(batches(1))
     losses(AdamSLS(model.parameters()), lambda: mse_loss(model(x)[:, 0], y.float()), steps=3)
     assert model.cache
+
+
+def test_weights_that_parametrize_has_cached_around_the_step_are_computed_anew_in_trials():
+    ends = []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(8, 3))
+        optimizer = AdamSLS(model.parameters())
+        for x, y in batches(10):
+            with torch.nn.utils.parametrize.cached() if cached else torch.no_grad():
+                optimizer.step(lambda x=x, y=y, model=model: cross_entropy(model(x), y))
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+
+
+def test_threads_that_train_models_of_their_own_take_the_steps_of_one_after_the_other():
+    def train(model):
+        optimizer = AdamSLS(model.parameters(), max_interval=1)
+        for x, y in batches(30):
+            optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))
+
+    torch.manual_seed(0)
+    models = [torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.Linear(16, 3))]
+    models += [copy.deepcopy(models[0]) for _ in range(3)]
+    threads = [threading.Thread(target=train, args=(model,)) for model in models[1:]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    train(models[0])
+    for model in models[1:]:
+        assert torch.equal(weights(model), weights(models[0]))
+        assert torch.equal(model[1].running_mean, models[0][1].running_mean)

@@ -281,3 +281,28 @@ def test_an_unknown_setting_beside_an_instance_is_named_with_those_that_there_ar
     host = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
     with pytest.raises(TypeError, match=r"^unknown setting rate; allowed: search, total_steps, averaging, "):
         with_line_search(host, rate=1.0)
+
+
+class Assigning(torch.optim.Optimizer):
+    """SGD that gives its parameters new data."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = p.data - group["lr"] * p.grad
+
+
+def test_a_host_that_assigns_the_data_of_its_parameters_takes_the_steps_of_one_that_moves_them_in_place():
+    one, other = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+    other.load_state_dict(one.state_dict())
+    pairs = (one, with_line_search(Assigning)(one.parameters())), (other, SGDSLS(other.parameters()))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        x = torch.randn(8, 3, generator=generator)
+        for model, optimizer in pairs:
+            optimizer.step(lambda x=x, model=model: (model(x) - x.sum(1, keepdim=True)).square().mean())
+    assert torch.allclose(one.weight, other.weight, rtol=1e-5)

@@ -1,6 +1,7 @@
 """The mini-batch loss of one step: at w_k with its gradient, then again at trial points."""
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from ..sums import inner, local, total
 from .check import OFF, STATE, Watch, attributes, likeliest_cause
@@ -21,6 +23,9 @@ Closure = Callable[[], Any]
 
 # What models raise outside of their domain (distributions, factorizations). Other errors are mistakes in a program.
 OUTSIDE = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
+
+# Hooks, random states and `is_trial` are of the process, so threads step one after the other.
+_ONE = threading.RLock()
 
 _NO_BACKWARD = (
     "the closure has called no backward, as it did in the steps before: nothing moves, as it should be where a trainer "
@@ -70,7 +75,7 @@ class Guard:
         if not closures or not all(map(callable, closures)):
             kinds = ", ".join(type(one).__name__ for one in closures) or "an empty list"
             raise TypeError(f"step was given {kinds}; allowed: a closure that returns the loss, or a list of them")
-        with torch.compiler.set_stance("force_eager") if self.modules is None else nullcontext():
+        with _ONE, torch.compiler.set_stance("force_eager") if self.modules is None else nullcontext():
             f = Evaluation(self, optimizer, closures)
             try:
                 yield f
@@ -90,6 +95,7 @@ class Evaluation:
         value: f(w_k) as the caller gets it, a detached tensor of shape []; the mean over ranks.
         base: f(w_k) in float64, the mean over ranks.
         mean: takes the mean over all ranks of each value of a tensor.
+        clipped: how many times longer the gradient is than what is in p.grad, if that was clipped; else 1.
         parameters: the optimizer's, but for those of a type that cannot be trained.
     """
 
@@ -102,6 +108,7 @@ class Evaluation:
         self._replay = Replay(guard.modules, closures, self.parameters, looks)
         self._modules = self._replay.modules
         self._accumulated = Accumulated(self.parameters)
+        self.clipped = 1.0
         self._losses: list[Tensor] = []
         self._backward_inside = self._without_backward = False
         self._trials: list[float] = []
@@ -133,6 +140,11 @@ class Evaluation:
             self._scaler.unscale_(self._optimizer)
             self._scaler.update()
         self._guard.modules = self._modules
+
+    def clip(self, norm: float) -> None:
+        """Scale p.grad to at most this norm, and remember by how much."""
+        length: Any = torch.nn.utils.clip_grad_norm_(self.parameters, norm)
+        self.clipped = max(1.0, float(length.full_tensor() if hasattr(length, "full_tensor") else length) / norm)
 
     def _forward_backward(self) -> None:
         count = len(self._closures)
@@ -190,7 +202,7 @@ class Evaluation:
 
     def _repeat(self, evaluate: Callable[[], float] | None = None) -> float:
         """The mean over ranks of f once more. What the closure raises is an error, unless this is `_at_trial`."""
-        torch.clear_autocast_cache()  # it has cached the weights of the point before
+        _clear_caches()
         # A closure's zero_grad or backward would overwrite the gradients, which the move still needs.
         with_graph = self._backward_inside or self._modules.with_gradients
         with set_aside(self._with_gradients), torch.set_grad_enabled(with_graph):
@@ -212,7 +224,7 @@ class Evaluation:
 
     def end(self) -> None:
         """End the step: its gradients are used."""
-        torch.clear_autocast_cache()  # an autocast around the step has cached weights of a trial
+        _clear_caches()
         self._replay.end()
         self._errors = []  # their tracebacks hold the step's memory
         if not self._accumulated.given_back:
@@ -293,7 +305,8 @@ class Evaluation:
         coarse = max(torch.finfo(dtype).eps for dtype in types)
         if coarse > precision:
             pieces = ((p, local(p.detach()) * local(p.grad, p)) for p in self.parameters if p.grad is not None)
-            error += coarse * total([inner((p, piece, piece) for p, piece in pieces)], lambda sums: sums)[0] ** 0.5
+            squares = total([inner((p, piece, piece) for p, piece in pieces)], lambda sums: sums)[0]
+            error += coarse * self.clipped * squares**0.5
         return self._ranks.mean(lambda: error)
 
     def is_finite(self) -> bool:
@@ -306,6 +319,12 @@ class Evaluation:
 
         # If the norm is not finite, the largest entry decides: many finite entries may overflow in it, as in float16.
         return math.isfinite(self.base) and any(math.isfinite(sum_of_norms(order)) for order in (2, math.inf))
+
+
+def _clear_caches() -> None:
+    """Forget the weights of another point that an autocast or `parametrize.cached` around the step has kept."""
+    torch.clear_autocast_cache()
+    parametrize._cache.clear()
 
 
 def _losses(closure: Closure) -> Tensor:
