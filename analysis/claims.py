@@ -192,6 +192,7 @@ ADAM_PAPER = arm("rates", optimizer=ADAM, learning_rate=PAPERS_RATE)
 ADAM_RATES = arm("rates", optimizer=ADAM)
 UNTUNED = arm("rates", optimizer=DEFAULT)
 SGDSLS_PAPER, ADAMSLS_PAPER, PLASLS_PAPER = (arm("paper", optimizer=key) for key in ("sgdsls", *SEARCHES))
+PLASLS_EPOCHS = arm("epochs", optimizer="plasls")
 UNSEEN_FOLLOW, UNSEEN_RATES = arm("confirm", optimizer="follow"), arm("confirm", optimizer=ADAM)
 """on seeds that no choice has seen"""
 MOMENTUM_FREE = arm("momentum", optimizer=DEFAULT)

@@ -10,16 +10,16 @@ import pandas as pd
 from train.candidates import BASELINE, DEFAULT, reads
 
 from . import choices, claims, costs, formats, stats, words
-from .compare import ALL, SCORE, TRIALS, Measure, kinds_of_devices
+from .compare import ALL, LOSS, SCORE, TRIALS, Measure, kinds_of_devices
 from .costs import Hindsight
 from .evidence import Arm, Evidence, Finding, arm, whole_tasks
 from .runs import Runs
 from .study import Study
 
 PAGE, TEMPLATE = "results.md", "results.md.j2"
-AT_FIRST = Measure("training loss, first quarter", "", digits=3)
+AT_FIRST = Measure("training loss, first quarter", LOSS.column, digits=3)
 MEASURES = {"accuracy": SCORE, "trials": TRIALS, "loss at first": AT_FIRST}
-COLUMNS = [SCORE.column, "device", "search/trials", "steps"]
+COLUMNS = [SCORE.column, LOSS.column, "device", "search/trials", "steps"]
 VERBS = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
 CONFIDENCE = 95
 
@@ -61,9 +61,9 @@ class Facts:
     def _values(self, shown: Measure, of: Arm, tasks: Sequence[str]) -> pd.Series:
         """A value for each task and seed; of tasks without all runs there is none."""
         known = [task for task in whole_tasks(self._evidence, (of,)) if not tasks or task in tasks]
-        if shown is AT_FIRST:
-            return claims.loss_at_first(of, self._evidence, known)
         table = self._table(of, known)
+        if shown is AT_FIRST and known:
+            return claims.loss_at_first(of, self._evidence, known)
         if shown is TRIALS:
             return table["search/trials"] / table["steps"]
         return shown.scale * table[shown.column].astype(float)

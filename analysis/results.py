@@ -21,7 +21,7 @@ from train.errors import InputError, writing
 
 from . import claims, compare, costs, exhibits, facts, figures, formats, lead, tables, words
 from .compare import LOSS, SCORE, TRIALS
-from .evidence import SEEDS_AT_LEAST, Arm, Claim, Evidence, Finding, arm, whole_tasks
+from .evidence import SEEDS_AT_LEAST, Arm, Claim, Evidence, Finding, whole_tasks
 from .formats import Table
 from .runs import Runs
 from .sources.stored import Cell, StoredSweep
@@ -234,7 +234,7 @@ def _provenance(study: Study) -> list[str]:
 
 def _of_two_commits(study: Study) -> list[str]:
     """Why the paper's PLASLS has two accuracies on sst2."""
-    arms = {"paper": claims.PLASLS_PAPER, "epochs": arm("epochs", optimizer="plasls")}
+    arms = {"paper": claims.PLASLS_PAPER, "epochs": claims.PLASLS_EPOCHS}
     if any(study.evidence.runs[part] is None for part in arms):
         return []
     told = facts.Facts(study)
