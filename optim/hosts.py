@@ -93,6 +93,8 @@ class Host(Averaged):
             return self.preset, self.turns.progress, of_groups
 
         self.guard.ranks.start(self._parameters(), state)
+        if self.averaging is not None and any(p.dtype in (torch.float16, torch.bfloat16) for p in self._parameters()):
+            raise ValueError("averaging needs weights of float32 or float64: an average of 16 bits soon stands still")
         for group in self.param_groups if self.search is None else ():
             if group["params"] and (wrong := wrong_with(group)):
                 raise ValueError(f"component {group['name']!r}: {wrong}")

@@ -82,6 +82,15 @@ def test_a_run_saved_while_it_shows_the_average_goes_on_from_its_iterates():
     assert torch.equal(weights(second), weights(whole))
 
 
+def test_an_average_of_weights_of_16_bits_is_refused_before_anything_moves():
+    model = torch.nn.Linear(8, 3).bfloat16()
+    before = model.weight.detach().clone()
+    optimizer = AdamSLS(model.parameters(), averaging=5.0)
+    with pytest.raises(ValueError, match=r"^averaging needs weights of float32 or float64: "):
+        optimizer.step(lambda: model(torch.ones(4, 8, dtype=torch.bfloat16)).square().mean())
+    assert torch.equal(model.weight, before)
+
+
 def test_without_averaging_eval_and_train_do_nothing():
     model = network()
     optimizer = AdamSLS(model.parameters())
