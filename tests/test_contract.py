@@ -267,11 +267,25 @@ def test_names_of_parameters_are_kept_by_states_and_merges():
 # -- step sizes that others set ---------------------------------------------------------------------------------
 
 
+def torch_itself_takes(rate) -> bool:
+    """torch 2.7 does not take a tensor of shape [1]."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad, host = torch.ones(2), torch.optim.SGD([parameter], lr=0.1)
+    host.param_groups[0]["lr"] = rate
+    try:
+        host.step()
+    except TypeError:
+        return False
+    return True
+
+
 @every_class
 @pytest.mark.parametrize(
     "value", [1e-3, torch.tensor(1e-3, dtype=torch.float64), torch.tensor([1e-3], dtype=torch.float64)]
 )
 def test_the_next_search_starts_from_a_step_size_that_is_set_between_steps(make, value):
+    if not torch_itself_takes(value):
+        pytest.skip("this torch takes no such learning rate")
     model = network()
     optimizer = make(model.parameters(), growth_steps=math.inf, search_growth=1.0, backtracking=0.9)
     train(model, optimizer, batches(3))
