@@ -70,9 +70,7 @@ def _above_the_worst_other(of: Arm, others: tuple[Arm, ...], evidence: Evidence,
 
 def _lower_at_first(of: Arm, against: Arm, evidence: Evidence, tasks: list[str]) -> pd.Series:
     """By how many powers of ten an arm's mean loss in the first quarter of a run is below that of another."""
-    arms = against, of
-    later, sooner = (np.log10(loss_at_first(each, evidence, tasks)) for each in arms)
-    return _over_tasks(later - sooner)
+    return _over_tasks(np.log10(loss_at_first(against, evidence, tasks)) - np.log10(loss_at_first(of, evidence, tasks)))
 
 
 def loss_at_first(of: Arm, evidence: Evidence, tasks: list[str]) -> pd.Series:

@@ -80,7 +80,7 @@ class Facts:
 
     def starts_and_ends(self, arms: Mapping[str, Arm], task: str) -> str:
         """A table of arms: the loss in the first quarter of the runs, the accuracy at their end, and trials a step."""
-        shown = {"training loss, first quarter": "loss at first", "accuracy, %": "accuracy", "trials a step": "trials"}
+        shown = {AT_FIRST.name: "loss at first", "accuracy, %": "accuracy", TRIALS.name: "trials"}
         rows = [
             {"": name} | {head: self.mean(each, of, task) for head, each in shown.items()} for name, of in arms.items()
         ]
@@ -133,6 +133,10 @@ class Facts:
 
     def is_complete(self, part: str) -> bool:
         return not self._lacking(part)
+
+    def is_whole(self, of: Arm, task: str) -> bool:
+        """Whether all runs of an arm on a task are there."""
+        return task in whole_tasks(self._evidence, (of,))
 
     def _lacking(self, part: str) -> int:
         runs = self._evidence.runs[part]

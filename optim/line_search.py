@@ -40,8 +40,8 @@ class LineSearch(Host):
     r"""Mix-in over a torch optimizer: `class AdamSLS(LineSearch, torch.optim.Adam)`.
 
     The search chooses each param group's step size, `group["lr"]`. Where components have step sizes of their own
-    (PLASLS), each step searches one of them (Eq. 6). Otherwise all groups share one. Without an
-    accepted trial the searched weights do not move.
+    (PLASLS), each step searches one of them (Eq. 6). Otherwise all groups share one. Without an accepted trial the
+    searched weights do not move.
 
     Step sizes may be set between steps, by hand or by torch's schedulers. The next search starts from the step size
     that was set; where groups share one, from that of the first group. A group with step size 0 does not move. A group
