@@ -12,12 +12,13 @@ import sys
 import threading
 import weakref
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from train.candidates import CANDIDATES, USED_BY, reads
 from train.config import OUTSIDE_IDENTITY, Config
@@ -313,12 +314,24 @@ def test_bf16_trains(tiny, tmp_path):
     assert math.isfinite(summary["train/epoch_loss"])
 
 
-def test_adam_follows_transformers_cosine_schedule_with_warm_up():
+NADAMW = partial(torch.optim.NAdam, decoupled_weight_decay=True, weight_decay=0.01)
+
+
+@pytest.mark.parametrize(
+    ("key", "host", "decay", "scheduled"),
+    [
+        ("adam", partial(torch.optim.Adam, fused=True), "cosine", get_cosine_schedule_with_warmup),
+        ("adam", partial(torch.optim.Adam, fused=True), "linear", get_linear_schedule_with_warmup),
+        ("nadamw", NADAMW, "linear", get_linear_schedule_with_warmup),
+    ],
+)
+def test_what_has_a_rate_follows_transformers_schedule_with_warm_up(key, host, decay, scheduled):
     one, other = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
     other.load_state_dict(one.state_dict())
-    ours = CANDIDATES["adam"].build(Config(optimizer="adam", learning_rate=1e-2, epochs=4), one, steps_per_epoch=10)
-    adam = torch.optim.Adam(other.parameters(), lr=1e-2, betas=(0.9, 0.999), eps=1e-8, fused=True)
-    schedule = get_cosine_schedule_with_warmup(adam, 4, 40)
+    settings = Config(optimizer=key, learning_rate=1e-2, epochs=4, schedule=decay)
+    ours = CANDIDATES[key].build(settings, one, steps_per_epoch=10)
+    adam = host(other.parameters(), lr=1e-2, betas=(0.9, 0.999), eps=1e-8)
+    schedule = scheduled(adam, 4, 40)
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     for _ in range(40):
         ours.step(lambda: one(x).square().mean())
