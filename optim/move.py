@@ -262,6 +262,7 @@ class HostMove(Line):
         self._take(sizes)
         if state is not None:
             self._resolve(list(sizes))
+            self._check_that_size_counts()
 
     def _take(self, sizes: Sequence[float]) -> None:
         self._step(sizes)
@@ -280,10 +281,22 @@ class HostMove(Line):
             sizes = [size * factor for size in sizes]
             self._retake(sizes)
 
-    def _retake(self, sizes: Sequence[float]) -> None:
+    def _check_that_size_counts(self) -> None:
+        sizes = [part.size for part in self.parts]
+        self._retake([0.0 for _ in sizes])
+        if self.lengths()[1] > 0:
+            self._forget()
+            raise ValueError("the optimizer moves at a rate of 0: its step does not go by group['lr']")
+        self._retake(sizes)
+
+    def _forget(self) -> None:
+        """The weights and the host's state are as they were before the step."""
         assert self._state is not None
         self.put_back()
         self._state.put_back()
+
+    def _retake(self, sizes: Sequence[float]) -> None:
+        self._forget()
         self._take(sizes)
 
     def value(self, sizes: Sequence[float]) -> float:

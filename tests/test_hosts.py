@@ -1,5 +1,6 @@
 """optim/hosts.py: which of torch's optimizers can be searched on, and that those train as they were written."""
 
+import copy
 import math
 
 import accelerate
@@ -8,6 +9,7 @@ import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
 from torch.nn.functional import cross_entropy
+from transformers.optimization import Adafactor
 
 from optim import DEFAULT, PLASLS, SGDSLS, SMOOTHED, AdamSLS, LineSearch, split, with_line_search
 from tests.contract import batches, by_layer, mean, train, weights
@@ -306,3 +308,24 @@ def test_a_host_that_assigns_the_data_of_its_parameters_takes_the_steps_of_one_t
         for model, optimizer in pairs:
             optimizer.step(lambda x=x, model=model: (model(x) - x.sum(1, keepdim=True)).square().mean())
     assert torch.allclose(one.weight, other.weight, rtol=1e-5)
+
+
+class Deaf(torch.optim.SGD):
+    """SGD that takes the rate that it was made with."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["lr"] = self.defaults["lr"]
+        super().step()
+
+
+@pytest.mark.parametrize("make", [lambda p: Deaf(p, lr=0.1), Adafactor])
+def test_a_host_that_does_not_go_by_the_rate_is_refused_and_leaves_weights_and_state(make):
+    model = torch.nn.Linear(3, 1)
+    optimizer, before = with_line_search(make(model.parameters())), copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"^the optimizer moves at a rate of 0: its step does not go by group\['lr'\]$"
+    ):
+        optimizer.step(lambda: model(torch.ones(8, 3)).square().mean())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not optimizer.state

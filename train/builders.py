@@ -270,7 +270,9 @@ def follow(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Adam
 class InFirstSteps(Turns):
     """Searches in this many first steps, and then none."""
 
-    last: int
+    def __init__(self, last: int, like: Turns) -> None:
+        super().__init__(like.preset, like.has_components, like.total_steps)
+        self.last = last
 
     def next(self, sizes: Sequence[float]) -> Turn | None:
         return super().next(sizes) if self.progress.steps < self.last else None
@@ -279,8 +281,7 @@ class InFirstSteps(Turns):
 def handed_over(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
     """The library's default for one epoch, then Adam alone at the step size that was found, with the same decay."""
     optimizer = follow(config, model, steps_per_epoch)
-    optimizer.turns = InFirstSteps(optimizer.preset, optimizer.has_components, optimizer.turns.total_steps)
-    optimizer.turns.last = steps_per_epoch
+    optimizer.turns = InFirstSteps(steps_per_epoch, optimizer.turns)
     return optimizer
 
 
