@@ -202,32 +202,37 @@ class Facts:
             rows.append(_row(name, ours, of_seeds, lead, over_tasks, devices))
         return formats.pipes(pd.DataFrame(rows))
 
-    def adapters(self, part: str, recommended: float) -> str:
+    def tasks_of(self, part: str) -> list[str]:
+        """The tasks of which a part has runs."""
+        runs = self._evidence.runs.get(part)
+        return [] if runs is None else list(runs.table["task"].unique())
+
+    def adapters(self, part: str, recommended: float, task: str) -> str:
         """An arm without a learning rate beside one at its best rates and at a recommended one, adapter by adapter."""
-        others = {row.conditions: row for row in self._of_adapters(part, recommended)}
+        others = {row.conditions: row for row in self._of_adapters(part, task, recommended)}
         at = f"difference at {words.rate(recommended)}"
         rows = [
             _beside_best("adapter", (words.named(DEFAULT.key), "ADAMW"), row)
             | {at: words.number(others[row.conditions].difference.mean, 1, signed=True)}
-            for row in self._of_adapters(part)
+            for row in self._of_adapters(part, task)
         ]
         return formats.pipes(pd.DataFrame(rows))
 
-    def adapters_ahead(self, part: str) -> str:
+    def adapters_ahead(self, part: str, task: str) -> str:
         """How an arm without a learning rate compares with one at the best rate of each adapter, over all of them."""
-        rows = [row for row in self._of_adapters(part) if row.conditions == (ALL,)]
+        rows = [row for row in self._of_adapters(part, task) if row.conditions == (ALL,)]
         return _ahead(rows[0].difference, rows[0].devices) if rows else words.NONE
 
-    def _of_adapters(self, part: str, rate: float | None = None) -> list[Hindsight]:
+    def _of_adapters(self, part: str, task: str, rate: float | None = None) -> list[Hindsight]:
         """An arm without a learning rate beside one at its best rates, or at one rate; only rates with all seeds."""
-        runs = self._evidence.runs.get(part)
-        if runs is None:
-            return []
-        seeds = runs.table.groupby(["adapter", "optimizer", "learning_rate"], dropna=False)["seed"].transform("nunique")
-        whole = runs.table[seeds == seeds.max()]
+        runs = self._evidence.runs[part]
+        assert runs is not None, "`tasks_of` has named the task"
+        of_task = runs.table[runs.table["task"] == task]
+        seeds = of_task.groupby(["adapter", "optimizer", "learning_rate"], dropna=False)["seed"].transform("nunique")
+        whole = of_task[seeds == seeds.max()]
         rated = whole["optimizer"].map(lambda key: reads(key, "learning_rate"))
         table = whole if rate is None else whole[~rated | (whole["learning_rate"] == rate)]
-        rows = costs.hindsight(runs.only(table, runs.varied)).rows
+        rows = costs.hindsight(runs.only(table, [key for key in runs.varied if key != "task"])).rows
         # a row over all adapters at one rate would need a rate that ran with all of them
         return rows if rate is not None else [row for row in rows if row.rate is None or row.conditions != (ALL,)]
 
