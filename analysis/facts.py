@@ -104,6 +104,10 @@ class Facts:
         told = of_each if alike else ", ".join(f"{count:,} rows of {task}" for task, count in of_task.items())
         return f"{told}, {runs.table['epochs'].iloc[0]} epochs"
 
+    def rows_of(self, of: Arm) -> str:
+        """The training rows that an arm asks for."""
+        return ", ".join(f"{rows:,}" for rows in sorted({each.train_rows or 0 for each in self._evidence.asked(of)}))
+
     def seeds(self, part: str) -> str:
         runs = self._evidence.runs[part]
         return words.NONE if runs is None else words.seeds(runs)

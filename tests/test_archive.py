@@ -52,6 +52,16 @@ def test_tables_of_an_archive_are_those_of_the_run_folders(folders: list[Path], 
     pd.testing.assert_frame_equal(of_archive.history, of_folders.history)
 
 
+def test_runs_of_a_version_without_a_setting_stand_beside_those_that_have_it(folders: list[Path], tmp_path: Path) -> None:
+    whole = load(tmp_path / "runs", "mended")
+    for folder in folders[1:]:
+        config = json.loads((folder / "config.json").read_text())
+        del config["adapter"]
+        (folder / "config.json").write_text(json.dumps(config))
+    archive.add(tmp_path / "runs", tmp_path)
+    assert load(tmp_path, "mended").table["adapter"].tolist() == whole.table["adapter"].tolist() == ["none"] * 4
+
+
 def test_runs_in_folders_and_in_the_archive_are_one_sweep(folders: list[Path], tmp_path: Path) -> None:
     whole = load(tmp_path / "runs", "mended")
     archive.add(tmp_path / "runs", tmp_path / "runs")

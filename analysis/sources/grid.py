@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from train.candidates import CANDIDATES, reads
-from train.config import OUTSIDE_IDENTITY
+from train.config import ADDED, OUTSIDE_IDENTITY
 from train.errors import InputError
 from train.tasks import TASKS
 
@@ -30,7 +31,7 @@ def span(runs: list[StoredRun], out: str, sweep: str, profile: str | None, folde
         raise InputError(
             f"the sweep {sweep!r} in {out} has runs of several profiles: {named}; --profile=NAME takes one"
         )
-    runs = [run for run in runs if profile in (None, run.config["profile"])]
+    runs = [replace(run, config=ADDED | run.config) for run in runs if profile in (None, run.config["profile"])]
     if not runs:
         raise InputError(
             f"no runs of the sweep {sweep!r} in {out}{f' with the profile {profile!r}' if profile else ''}"
