@@ -163,6 +163,11 @@ class Facts:
         row = self._best(untuned, tuned, task)
         return words.NONE if row is None else _ahead(row.difference, row.devices)
 
+    def at_best_rate(self, untuned: Arm, tuned: Arm, task: str) -> str:
+        """The accuracy of the second arm at its best rate, and that rate; the first arm has the same seeds."""
+        row = self._best(untuned, tuned, task)
+        return words.NONE if row is None else f"{words.mean_error(row.at_best, 1)} at {words.rate(row.rate or 0.0)}"
+
     def over_tasks(self, untuned: Arm, tuned: Arm) -> str:
         """The interval of the mean lead with the tasks as the sample."""
         row = self._best(untuned, tuned, ALL)

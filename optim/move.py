@@ -286,7 +286,7 @@ class HostMove(Line):
         self._retake([0.0 for _ in sizes])
         if self.lengths()[1] > 0:
             self._forget()
-            raise ValueError("the optimizer moves at a rate of 0: its step does not go by group['lr']")
+            raise ValueError("the optimizer moves at a rate of 0: all of its step must go by group['lr']")
         self._retake(sizes)
 
     def _forget(self) -> None:

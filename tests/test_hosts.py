@@ -324,7 +324,7 @@ def test_a_host_that_does_not_go_by_the_rate_is_refused_and_leaves_weights_and_s
     model = torch.nn.Linear(3, 1)
     optimizer, before = with_line_search(make(model.parameters())), copy.deepcopy(model.state_dict())
     with pytest.raises(
-        ValueError, match=r"^the optimizer moves at a rate of 0: its step does not go by group\['lr'\]$"
+        ValueError, match=r"^the optimizer moves at a rate of 0: all of its step must go by group\['lr'\]$"
     ):
         optimizer.step(lambda: model(torch.ones(8, 3)).square().mean())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
