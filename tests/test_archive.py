@@ -52,7 +52,7 @@ def test_tables_of_an_archive_are_those_of_the_run_folders(folders: list[Path], 
     pd.testing.assert_frame_equal(of_archive.history, of_folders.history)
 
 
-def test_runs_of_a_version_without_a_setting_stand_beside_those_that_have_it(folders: list[Path], tmp_path: Path) -> None:
+def test_runs_from_before_a_setting_stand_beside_those_that_have_it(folders: list[Path], tmp_path: Path) -> None:
     whole = load(tmp_path / "runs", "mended")
     for folder in folders[1:]:
         config = json.loads((folder / "config.json").read_text())
