@@ -259,10 +259,11 @@ class HostMove(Line):
         self._step, self._state = step, state
         kinds = {w.dtype for part in self.parts for w in part.weights}
         self._largest = min((torch.finfo(kind).max / 100 for kind in kinds), default=0.0)
+        if state is not None:
+            self._check_that_size_counts()
         self._take(sizes)
         if state is not None:
             self._resolve(list(sizes))
-            self._check_that_size_counts()
 
     def _take(self, sizes: Sequence[float]) -> None:
         self._step(sizes)
@@ -282,12 +283,11 @@ class HostMove(Line):
             self._retake(sizes)
 
     def _check_that_size_counts(self) -> None:
-        sizes = [part.size for part in self.parts]
-        self._retake([0.0 for _ in sizes])
-        if self.lengths()[1] > 0:
-            self._forget()
+        self._take([0.0 for _ in self.parts])
+        moved = self.lengths()[1] > 0
+        self._forget()
+        if moved:
             raise ValueError("the optimizer moves at a rate of 0: all of its step must go by group['lr']")
-        self._retake(sizes)
 
     def _forget(self) -> None:
         """The weights and the host's state are as they were before the step."""
