@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .evidence import SEEDS_AT_LEAST, Arm, Claim, Evidence, Finding, whole_tasks
 from .formats import Table
 from .runs import Runs
 from .sources.stored import Cell, StoredSweep
-from .study import CAP, Study, finished, read
+from .study import CAP, UNCAPPED, Study, finished, read
 
 PAGE, PICTURES = "measured.md", "measured"
 TOGETHER = "table1"
@@ -101,7 +101,7 @@ def page(study: Study) -> tuple[str, dict[str, Figure]]:
         *_tables(study, commands),
         *_pictures(drawn, not_drawn, commands),
         *_provenance(study),
-        *_capped(study.capped(), study.profile),
+        *_capped(study),
     ]
     return "\n\n".join(parts) + "\n", drawn
 
@@ -245,26 +245,55 @@ def _of_two_commits(study: Study) -> list[str]:
     ]
 
 
-def _capped(cells: Mapping[str, Sequence[Cell]], profile: str) -> list[str]:
-    """Which runs these are, and the commands that make them anew."""
+def _capped(study: Study) -> list[str]:
+    """Which runs these are, what they come to without the bound, and the commands that make them anew."""
+    cells = study.capped()
     if not cells:
         return []
     calls = {
-        (part, cell.run.config["task"]): f".venv/bin/python -m sweeps {part} --profile={profile} --out=runs"
+        (part, cell.run.config["task"]): f"{study.command(part).replace(study.out, 'runs')}"
         for part, of_part in cells.items()
         for cell in of_part
     }
     for (part, task), call in calls.items():
         seeds = sorted(cell.run.config["seed"] for cell in cells[part] if cell.run.config["task"] == task)
         calls[part, task] = f"{call} --task={task} --optimizer=plasls --seed={','.join(map(str, seeds))}"
+    rows = [_recapped(part, cell, study) for part, of_part in cells.items() for cell in of_part]
     return [
-        f"{sum(map(len, cells.values()))} runs of the search as in the paper's text hold searches that were cut at "
+        f"{len(rows)} runs of the search as in the paper's text hold searches that were cut at "
         f"{CAP} trials. That search has no such bound: it goes on to where step sizes vanish and components merge. "
-        "These runs stand in all tables and claims until they are run again:",
-        "\n".join(sorted(f"- {part}: {cell.name}" for part, of_part in cells.items() for cell in of_part)),
-        "These commands run them again, and put them in the place of the old ones:",
+        "These runs stand in all tables and claims, beside others of their kind of device. Again means: run again "
+        "without the bound.",
+        formats.pipes(pd.DataFrame(sorted(rows, key=lambda row: tuple(row.values())[:3]))),
+        _verdicts_with_uncapped(study),
+        "These commands run them again. Where the kind of device is the same, the new runs take the place of the old "
+        f"ones. Else their folders are moved to `runs/{UNCAPPED}` before the last command, and the table has them:",
         "```sh\n" + "\n".join([*calls.values(), ".venv/bin/python -m analysis add runs --replace"]) + "\n```",
     ]
+
+
+def _recapped(part: str, cell: Cell, study: Study) -> dict[str, str]:
+    """A run with searches that were cut, beside the same run without the bound."""
+    row = {"part": part, "task": cell.run.config["task"], "seed": str(cell.run.config["seed"])}
+    for name, run in (("cut", cell.run), ("again", study.uncapped.get(cell.run_id))):
+        found = [words.NONE] * 4
+        if run is not None and run.summary is not None:
+            trials = run.history()["search/trials"].to_pandas()
+            accuracy = words.number(SCORE.scale * run.summary[SCORE.column], 1)
+            found = [run.summary["device"].partition(":")[0], accuracy, f"{trials.sum():.0f}", f"{trials.max():.0f}"]
+        row |= {f"{name}: {key}": value for key, value in zip(("device", "%", "trials", "most"), found, strict=True)}
+    return row
+
+
+def _verdicts_with_uncapped(study: Study) -> str:
+    pairs = enumerate(zip(study.findings, study.with_uncapped(), strict=True), 1)
+    changed = [
+        f"claim {number} ({claim.of}) {now.verdict} instead of {before.verdict}"
+        for number, ((claim, before), (_, now)) in pairs
+        if now.verdict != before.verdict
+    ]
+    text = "With those that were run again in the place of the old ones, as if of the same device, "
+    return text + (f"verdicts change: {', '.join(changed)}." if changed else "no verdict changes.")
 
 
 def _budgets(evidence: Evidence) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,12 +16,15 @@ from . import archive
 from .claims import CLAIMS
 from .evidence import Claim, Evidence, Finding
 from .runs import Runs
+from .sources import archived
 from .sources import folder as run_folders
 from .sources.stored import Cell, StoredRun, StoredSweep
 from .sources.tidy import tidy
 
 CAP = 100
 """trials at which an older version cut the searches of the paper"""
+UNCAPPED = "uncapped"
+"""archive of runs with such searches, run again without this bound, but on another kind of device"""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,25 @@ class Study:
                 found[name] = cut
         return found
 
+    @functools.cached_property
+    def uncapped(self) -> dict[str, StoredRun]:
+        """Run id -> the run of the archive `UNCAPPED`."""
+        return archived.runs(self.out, UNCAPPED)
+
+    def with_uncapped(self) -> list[tuple[Claim, Finding]]:
+        """The claims as they would be with these runs in the place of the old ones, taken as if of their devices."""
+
+        def of(cell: Cell) -> Cell:
+            new, old = self.uncapped.get(cell.run_id), cell.run.summary
+            if new is None or new.summary is None or old is None:
+                return cell
+            return replace(cell, run=replace(new, summary=new.summary | {"device": old["device"]}))
+
+        swept = {name: replace(sweep, cells=[of(cell) for cell in sweep.cells]) for name, sweep in self.stored.items()}
+        changed = {name for name, sweep in swept.items() if sweep.cells != self.stored[name].cells}
+        runs = {name: finished(swept[name]) if name in changed else found for name, found in self.runs.items()}
+        return [(claim, claim.judge(Evidence(self.evidence.cells, runs))) for claim in CLAIMS]
+
 
 def _code(commit: str) -> str:
     if archive.is_clean(commit):
@@ -102,7 +124,8 @@ def read(out: str, profile: str) -> Study:
     if not any(runs.values()):
         raise InputError(f"no finished run of the profile {profile} in {out}; make study makes them")
     cells = {name: list(space.cells().values()) for name, space in spaces.items()}
-    return Study(out, profile, stored, Evidence(cells, runs), _beside(out, set(archive.sweeps(out)) - set(spaces)))
+    beside = _beside(out, set(archive.sweeps(out)) - {*spaces, UNCAPPED})
+    return Study(out, profile, stored, Evidence(cells, runs), beside)
 
 
 def _beside(out: str, sweeps: Iterable[str]) -> Evidence:

@@ -119,10 +119,21 @@ class Line:
     def __init__(self, parts: Sequence[Part], f: Evaluation, tolerance: float) -> None:
         self.base, self.tolerance, self.f = f.base, tolerance, f
         self.parts = list(parts)
+        self._refuse_shared_memory()
         moving = {p for part in parts for p in part.parameters}
         self._still = [(p, p.detach()) for p in f.parameters if p not in moving and is_plain(p)]
         self.is_finite = True
         """whether the weights, where they stand, have told finite slopes"""
+
+    def _refuse_shared_memory(self) -> None:
+        """What two parameters hold would be scaled twice."""
+        held = {}
+        for p, w in ((p, w) for part in self.parts for p, w in zip(part.parameters, part.weights, strict=True)):
+            if w.data_ptr() and held.setdefault(w.data_ptr(), p) is not p:
+                raise ValueError(
+                    f"two parameters, of shapes {tuple(held[w.data_ptr()].shape)} and {tuple(p.shape)}, hold the same "
+                    "memory; allowed: one parameter that both modules have (b.weight = a.weight)"
+                )
 
     @property
     def slopes(self) -> list[float]:

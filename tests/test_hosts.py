@@ -329,3 +329,15 @@ def test_a_host_that_does_not_go_by_the_rate_is_refused_and_leaves_weights_and_s
         optimizer.step(lambda: model(torch.ones(8, 3)).square().mean())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not optimizer.state
+
+
+def test_two_parameters_over_one_memory_are_refused_and_one_that_two_modules_have_is_not():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    model[1].weight.data = model[0].weight.data
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"^two parameters, of shapes \(3, 3\) and \(3, 3\), hold the same memory; "):
+        AdamSLS(model.parameters(), total_steps=9).step(lambda: model(torch.ones(8, 3)).square().mean())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    model[1].weight = model[0].weight
+    optimizer = AdamSLS(model.parameters(), total_steps=9)
+    assert optimizer.step(lambda: model(torch.ones(8, 3)).square().mean()) > model(torch.ones(8, 3)).square().mean()
