@@ -34,7 +34,7 @@ class Facts:
         parts, beside = study.evidence, study.beside
         self._evidence = Evidence({**parts.cells, **beside.cells}, {**parts.runs, **beside.runs})
         self._parts = list(study.evidence.cells)
-        self._capped = study.capped()
+        self._capped, self._uncapped = study.capped(), study.with_uncapped()
         self._verdicts = study.findings
 
     # -- means and differences over seeds; over several tasks, of each seed's mean over them
@@ -149,6 +149,17 @@ class Facts:
     def capped(self) -> str:
         """How many runs of the paper's search an older version cut, and of which parts."""
         return ", ".join(f"{len(cells)} of `{part}`" for part, cells in self._capped.items())
+
+    def with_uncapped(self) -> str:
+        """What becomes of the verdicts with the runs that were run again without a bound on trials."""
+        pairs = enumerate(zip(self._verdicts, self._uncapped, strict=True), 1)
+        changed = [
+            f"claim {number} ({claim.of}) {now.verdict} instead of {before.verdict}"
+            for number, ((claim, before), (_, now)) in pairs
+            if now.verdict != before.verdict
+        ]
+        text = "With those that ran again in the place of the old ones, as if of the same device, "
+        return text + (f"verdicts change: {', '.join(changed)}." if changed else "no verdict changes.")
 
     # -- tables
 

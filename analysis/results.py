@@ -19,7 +19,7 @@ from sweeps import plan
 from train.arguments import Parser, folder
 from train.errors import InputError, writing
 
-from . import claims, compare, costs, exhibits, facts, figures, formats, lead, tables, words
+from . import claims, compare, costs, exhibits, facts, figures, formats, lead, metrics, tables, words
 from .compare import LOSS, SCORE, TRIALS
 from .evidence import SEEDS_AT_LEAST, Arm, Claim, Evidence, Finding, whole_tasks
 from .formats import Table
@@ -265,7 +265,7 @@ def _capped(study: Study) -> list[str]:
         "These runs stand in all tables and claims, beside others of their kind of device. Again means: run again "
         "without the bound.",
         formats.pipes(pd.DataFrame(sorted(rows, key=lambda row: tuple(row.values())[:3]))),
-        _verdicts_with_uncapped(study),
+        facts.Facts(study).with_uncapped(),
         "These commands run them again. Where the kind of device is the same, the new runs take the place of the old "
         f"ones. Else their folders are moved to `runs/{UNCAPPED}` before the last command, and the table has them:",
         "```sh\n" + "\n".join([*calls.values(), ".venv/bin/python -m analysis add runs --replace"]) + "\n```",
@@ -279,21 +279,10 @@ def _recapped(part: str, cell: Cell, study: Study) -> dict[str, str]:
         found = [words.NONE] * 4
         if run is not None and run.summary is not None:
             trials = run.history()["search/trials"].to_pandas()
-            accuracy = words.number(SCORE.scale * run.summary[SCORE.column], 1)
+            accuracy = words.number(SCORE.scale * run.summary[metrics.judge(row["task"])], 1)
             found = [run.summary["device"].partition(":")[0], accuracy, f"{trials.sum():.0f}", f"{trials.max():.0f}"]
         row |= {f"{name}: {key}": value for key, value in zip(("device", "%", "trials", "most"), found, strict=True)}
     return row
-
-
-def _verdicts_with_uncapped(study: Study) -> str:
-    pairs = enumerate(zip(study.findings, study.with_uncapped(), strict=True), 1)
-    changed = [
-        f"claim {number} ({claim.of}) {now.verdict} instead of {before.verdict}"
-        for number, ((claim, before), (_, now)) in pairs
-        if now.verdict != before.verdict
-    ]
-    text = "With those that were run again in the place of the old ones, as if of the same device, "
-    return text + (f"verdicts change: {', '.join(changed)}." if changed else "no verdict changes.")
 
 
 def _budgets(evidence: Evidence) -> str:

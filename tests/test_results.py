@@ -121,10 +121,38 @@ def test_a_run_of_the_papers_search_that_was_cut_is_named_with_what_makes_it_ane
     history.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read(str(tmp_path), "study")
     page = results.page(found)[0]
-    assert (cut.run_id in page.split("## Where the runs are from")[1]) == (most == 100)
+    assert bool(re.search(r"\| paper \| qnli \| +3 \|", page)) == (most == 100)
     again = ".venv/bin/python -m sweeps paper --profile=study --out=runs --task=qnli --optimizer=plasls --seed=3"
     assert (again in page) == (most == 100)
-    assert ("in 1 of `paper`." in facts.page(found)) == (most == 100)
+    assert ("in 1 of `paper`, " in facts.page(found)) == (most == 100)
+
+
+def test_runs_that_were_cut_are_shown_beside_the_same_runs_without_the_bound_with_what_the_verdicts_were_with_these(
+    tmp_path: Path,
+) -> None:
+    spaces, device = plan.spaces("study", {"out": [str(tmp_path)]}), "cuda:0"
+    for config in (*spaces["paper"].cells().values(), *spaces["rates"].cells().values()):
+        if config.task == "sst2" and config.optimizer in ("plasls", "adam") and config.learning_rate in (None, 2e-5):
+            write_run(config, 0)
+            accuracy = (0.5 if config.optimizer == "plasls" else 0.7) + 0.01 * config.seed**2
+            edit(config.folder / "summary.json", eval__accuracy=accuracy, device=device)
+    cut = sorted(path for path in (tmp_path / "paper").iterdir() if '"plasls"' in (path / "config.json").read_text())
+    for run in cut:
+        rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        rows[3]["search/trials"] = 100
+        (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "no verdict changes." in facts.page(read(str(tmp_path), "study"))
+    for run in cut:
+        again = tmp_path / "again" / "uncapped" / run.name
+        shutil.copytree(run, again)
+        edit(again / "summary.json", eval__accuracy=0.9 + 0.01 * json.loads((run / "config.json").read_text())["seed"])
+        edit(again / "summary.json", device="cpu")
+    archive.add(tmp_path / "again", tmp_path, unclean=True)
+    found = read(str(tmp_path), "study")
+    page = results.page(found)[0]
+    assert len(re.findall(r"\| paper \| sst2 \| +\d \| cuda +\| +[56]\d\.0 .*\| cpu +\| +9\d\.0 ", page)) == 5
+    assert "claim 4 (PLASLS, as in the paper) holds instead of does not hold" in facts.page(found)
+    assert [claim.judge(found.evidence).verdict for claim, _ in found.findings][3] == "does not hold"
 
 
 def test_a_choice_is_shown_beside_the_runs_that_claim_it(tmp_path: Path) -> None:
