@@ -115,7 +115,7 @@ class Facts:
     def devices(self, part: str) -> str:
         """The kinds of devices of a part's runs."""
         runs = self._evidence.runs[part]
-        return words.NONE if runs is None else ", ".join(sorted(set(kinds_of_devices(runs.table["device"]))))
+        return words.NONE if runs is None else words.devices(runs.table)
 
     def rates_of(self, of: Arm) -> str:
         """The learning rates that an arm asks for."""
@@ -154,12 +154,12 @@ class Facts:
         """What becomes of the verdicts with the runs that were run again without a bound on trials."""
         pairs = enumerate(zip(self._verdicts, self._uncapped, strict=True), 1)
         changed = [
-            f"claim {number} ({claim.of}) {now.verdict} instead of {before.verdict}"
+            f"claim {number}, {claim.said}{f' ({claim.of})' * bool(claim.of)}: {now.verdict}, not {before.verdict}"
             for number, ((claim, before), (_, now)) in pairs
             if now.verdict != before.verdict
         ]
         text = "With those that ran again in the place of the old ones, as if of the same device, "
-        return text + (f"verdicts change: {', '.join(changed)}." if changed else "no verdict changes.")
+        return text + (f"verdicts change ({'; '.join(changed)})." if changed else "no verdict changes.")
 
     # -- tables
 

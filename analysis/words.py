@@ -5,10 +5,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pandas as pd
+
 from train.candidates import CANDIDATES
 
 from . import curves, metrics
-from .compare import Differences
+from .compare import Differences, kinds_of_devices
 from .formats import escaped
 from .runs import UNREAD, Arm, Runs
 from .stats import Estimate
@@ -227,15 +229,20 @@ def caption_of_run(runs: Runs, run_id: str, what: str) -> str:
     """What a figure shows of a single run."""
     row = runs.table.set_index("run_id").loc[run_id]
     which = arm([*runs.varied, "seed"], runs.arm_of([*runs.varied, "seed"], row[[*runs.varied, "seed"]].tolist()))
-    return f"{what} of one run ({which}). {_of_sweep(runs)}."
+    return f"{what} of one run ({which}). {_of_sweep(runs.only(runs.table[runs.table['run_id'] == run_id], []))}."
 
 
 def component(name: str) -> str:
     return name.replace("_", " ")
 
 
+def devices(table: pd.DataFrame) -> str:
+    """The kinds of devices of some runs."""
+    return ", ".join(sorted(set(kinds_of_devices(table["device"]))))
+
+
 def _of_sweep(runs: Runs) -> str:
-    return f"Sweep {runs.name}, profile {runs.profile}: {setting(runs)}"
+    return f"Sweep {runs.name}, profile {runs.profile}: {setting(runs)}; devices: {devices(runs.table)}"
 
 
 # -- what the tests say

@@ -82,10 +82,11 @@ def test_one_seed_has_lines_without_bands_and_the_caption_says_so(tmp_path):
         assert not any(len(band.get_paths()) for band in axes.collections)
 
 
-def test_caption_names_profile_model_data_and_n(tmp_path):
+def test_caption_names_profile_model_data_devices_and_n(tmp_path):
     write_sweep(tmp_path, seeds=3, diverging=[7], model="bge-small-en-v1.5")
     figure, *_ = panels(load(tmp_path, "splits"))
-    for text in ("profile embedded", "bge-small-en-v1.5", "glue", "sst2", "n = 3 seeds (0 to 2)", "standard error"):
+    said = ("profile embedded", "bge-small-en-v1.5", "glue", "sst2", "devices: cpu", "n = 3 seeds (0 to 2)")
+    for text in (*said, "standard error"):
         assert text in caption(figure)
     assert "1 of 15 runs diverged" in caption(figure)
 
