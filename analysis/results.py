@@ -251,7 +251,7 @@ def _capped(study: Study) -> list[str]:
     if not cells:
         return []
     calls = {
-        (part, cell.run.config["task"]): f"{study.command(part).replace(study.out, 'runs')}"
+        (part, cell.run.config["task"]): f".venv/bin/python -m sweeps {part} --profile={study.profile} --out=runs"
         for part, of_part in cells.items()
         for cell in of_part
     }

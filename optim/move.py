@@ -127,7 +127,7 @@ class Line:
 
     def _refuse_shared_memory(self) -> None:
         """What two parameters hold would be scaled twice."""
-        held = {}
+        held: dict[int, Tensor] = {}
         for p, w in ((p, w) for part in self.parts for p, w in zip(part.parameters, part.weights, strict=True)):
             if w.data_ptr() and held.setdefault(w.data_ptr(), p) is not p:
                 raise ValueError(
