@@ -34,8 +34,7 @@ class Facts:
         parts, beside = study.evidence, study.beside
         self._evidence = Evidence({**parts.cells, **beside.cells}, {**parts.runs, **beside.runs})
         self._parts = list(study.evidence.cells)
-        self._capped, self._uncapped = study.capped(), study.with_uncapped()
-        self._verdicts = study.findings
+        self._study, self._verdicts = study, study.findings
 
     # -- means and differences over seeds; over several tasks, of each seed's mean over them
 
@@ -148,11 +147,11 @@ class Facts:
 
     def capped(self) -> str:
         """How many runs of the paper's search an older version cut, and of which parts."""
-        return ", ".join(f"{len(cells)} of `{part}`" for part, cells in self._capped.items())
+        return ", ".join(f"{len(cells)} of `{part}`" for part, cells in self._study.capped.items())
 
     def with_uncapped(self) -> str:
         """What becomes of the verdicts with the runs that were run again without a bound on trials."""
-        pairs = enumerate(zip(self._verdicts, self._uncapped, strict=True), 1)
+        pairs = enumerate(zip(self._verdicts, self._study.findings_with_uncapped, strict=True), 1)
         changed = [
             f"claim {number}, {claim.said}{f' ({claim.of})' * bool(claim.of)}: {now.verdict}, not {before.verdict}"
             for number, ((claim, before), (_, now)) in pairs

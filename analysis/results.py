@@ -247,7 +247,7 @@ def _of_two_commits(study: Study) -> list[str]:
 
 def _capped(study: Study) -> list[str]:
     """Which runs these are, what they come to without the bound, and the commands that make them anew."""
-    cells = study.capped()
+    cells = study.capped
     if not cells:
         return []
     calls = {

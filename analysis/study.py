@@ -68,6 +68,7 @@ class Study:
             for (_, run_id), each in runs.items()
         )
 
+    @functools.cached_property
     def capped(self) -> dict[str, list[Cell]]:
         """Part -> its runs of the paper's search that an older version cut at `CAP` trials.
 
@@ -88,7 +89,8 @@ class Study:
         """Run id -> the run of the archive `UNCAPPED`."""
         return archived.runs(self.out, UNCAPPED)
 
-    def with_uncapped(self) -> list[tuple[Claim, Finding]]:
+    @functools.cached_property
+    def findings_with_uncapped(self) -> list[tuple[Claim, Finding]]:
         """The claims as they would be with these runs in the place of the old ones, taken as if of their devices."""
 
         def of(cell: Cell) -> Cell:

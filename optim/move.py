@@ -128,12 +128,14 @@ class Line:
     def _refuse_shared_memory(self) -> None:
         """What two parameters hold would be scaled twice."""
         held: dict[int, Tensor] = {}
-        for p, w in ((p, w) for part in self.parts for p, w in zip(part.parameters, part.weights, strict=True)):
-            if w.data_ptr() and held.setdefault(w.data_ptr(), p) is not p:
-                raise ValueError(
-                    f"two parameters, of shapes {tuple(held[w.data_ptr()].shape)} and {tuple(p.shape)}, hold the same "
-                    "memory; allowed: one parameter that both modules have (b.weight = a.weight)"
-                )
+        for part in self.parts:
+            for p, w in zip(part.parameters, part.weights, strict=True):
+                first = held.setdefault(w.data_ptr(), p)
+                if w.data_ptr() and first is not p:
+                    raise ValueError(
+                        f"two parameters, of shapes {tuple(first.shape)} and {tuple(p.shape)}, hold the same memory; "
+                        "allowed: one parameter that both modules have (b.weight = a.weight)"
+                    )
 
     @property
     def slopes(self) -> list[float]:

@@ -127,9 +127,7 @@ def test_a_run_of_the_papers_search_that_was_cut_is_named_with_what_makes_it_ane
     assert ("in 1 of `paper`, " in facts.page(found)) == (most == 100)
 
 
-def test_runs_that_were_cut_are_shown_beside_the_same_runs_without_the_bound_with_what_the_verdicts_were_with_these(
-    tmp_path: Path,
-) -> None:
+def test_runs_that_were_cut_stand_beside_the_same_runs_without_the_bound_and_so_do_verdicts(tmp_path: Path) -> None:
     spaces, device = plan.spaces("study", {"out": [str(tmp_path)]}), "cuda:0"
     for config in (*spaces["paper"].cells().values(), *spaces["rates"].cells().values()):
         if config.task == "sst2" and config.optimizer in ("plasls", "adam") and config.learning_rate in (None, 2e-5):
@@ -145,15 +143,13 @@ def test_runs_that_were_cut_are_shown_beside_the_same_runs_without_the_bound_wit
     for run in cut:
         again = tmp_path / "again" / "uncapped" / run.name
         shutil.copytree(run, again)
-        edit(again / "summary.json", eval__accuracy=0.9 + 0.01 * json.loads((run / "config.json").read_text())["seed"])
-        edit(again / "summary.json", device="cpu")
+        accuracy = 0.9 + 0.01 * json.loads((run / "config.json").read_text())["seed"]
+        edit(again / "summary.json", eval__accuracy=accuracy, device="cpu")
     archive.add(tmp_path / "again", tmp_path, unclean=True)
     found = read(str(tmp_path), "study")
-    page = results.page(found)[0]
+    page, short = results.page(found)[0], facts.page(found)
     assert len(re.findall(r"\| paper \| sst2 \| +\d \| cuda +\| +[56]\d\.0 .*\| cpu +\| +9\d\.0 ", page)) == 5
-    assert "claim 4, about 3 % better on small sets (PLASLS, as in the paper): holds, not does not hold" in facts.page(
-        found
-    )
+    assert "claim 4, about 3 % better on small sets (PLASLS, as in the paper): holds, not does not hold" in short
     assert [claim.judge(found.evidence).verdict for claim, _ in found.findings][3] == "does not hold"
 
 
