@@ -7,7 +7,9 @@ import torch
 
 from tests.test_train import config, read
 from train.adapters import KINDS, add_adapter
+from train.candidates import find
 from train.config import ADDED, Config
+from train.errors import InputError
 from train.model import load_classifier
 from train.run import run
 
@@ -57,6 +59,29 @@ def test_with_a_learned_prompt_the_head_reads_cls_and_not_the_prompt(tiny):
     model(**BATCH)
     words = model.encoder.base_model.get_input_embeddings().weight
     assert torch.equal(seen["inputs_embeds"][:, model.start], words[BATCH["input_ids"][:, 0]])
+
+
+@pytest.mark.parametrize("optimizer", ["follow", "adamw", "adam", "untuned", "nadamw"])
+def test_with_lora_plus_one_half_of_each_pair_moves_sixteen_times_as_far(tiny, optimizer):
+    """Adam's first step moves each weight by the rate, whatever the size of its gradient. A's gradient begins at 0."""
+    settings = Config(adapter="loraplus", optimizer=optimizer, warmup=0.0)
+    model = load_classifier(str(tiny / "model"), 2, 0.0, 0)
+    add_adapter(model, "loraplus")
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    find(optimizer).build(settings, model, 100).step(lambda: model.loss(BATCH | {"labels": torch.tensor([0, 1])}))
+    moved = {name: (value.detach() - before[name]).abs().max().item() for name, value in model.named_parameters()}
+    halves = [moved[name] for name in moved if "lora_B" in name]
+    assert halves
+    assert min(halves) == pytest.approx(16 * moved["head.weight"], rel=0.05)
+    assert max(halves) == pytest.approx(16 * moved["head.weight"], rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", ["plasls", "schedule-free", "prodigy"])
+def test_lora_plus_is_refused_where_it_would_be_plain_lora(tiny, optimizer):
+    model = load_classifier(str(tiny / "model"), 2, None, 0)
+    add_adapter(model, "loraplus")
+    with pytest.raises(InputError, match=rf"loraplus.*--optimizer={optimizer}.*allowed: --adapter=lora, or.*follow"):
+        find(optimizer).build(Config(adapter="loraplus", optimizer=optimizer), model, 100)
 
 
 @pytest.mark.parametrize("kind", ["lora", "pissa", "prompt"])

@@ -19,6 +19,7 @@ def _lora(**settings: Any) -> peft.PeftConfig:
 
 KINDS: dict[str, peft.PeftConfig] = {
     "lora": _lora(),
+    "loraplus": _lora(),  # one half has a larger rate (`train.builders`)
     "rslora": _lora(use_rslora=True),
     "dora": _lora(use_dora=True),
     "pissa": _lora(init_lora_weights="pissa"),

@@ -23,6 +23,8 @@ from .errors import InputError
 from .peers import Missing, PublishedPLASLS, PublishedSaLSA, package
 
 BETA2, EPSILON = 0.999, 1e-8
+RATIO = 16.0
+"""of LoRA+ (arXiv 2402.12354): how many times as far as all else the second matrix of each pair moves"""
 
 MENDED = PAPER.but(
     first_c=0.5, first_backtracking=0.5, first_steps="settled", joint="always", rounding=4.0, loss_scale=1.0
@@ -176,9 +178,11 @@ def nadamw(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
 
 
 def _scheduled(config: Config, model: torch.nn.Module, steps_per_epoch: int, **settings: Any) -> Any:
+    groups = _whole(config, model)
+    for group in groups:
+        group["lr"] = config.learning_rate * group.pop("lr_scale", 1.0)
     return _over(Scheduled, _host(config))(
-        _named(model),
-        lr=config.learning_rate,
+        groups,
         betas=(config.beta1, BETA2),
         eps=EPSILON,
         warmup=config.warmup,
@@ -196,7 +200,7 @@ def prodigy(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any
     """
     published = _published("prodigyopt", "prodigyopt", config).Prodigy
     total_steps = steps_per_epoch * config.epochs
-    return _over(Scheduled, published)(_named(model), lr=1.0, warmup=0.0, total_steps=total_steps)
+    return _over(Scheduled, published)(_named(config, model), lr=1.0, warmup=0.0, total_steps=total_steps)
 
 
 def schedule_free(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
@@ -204,28 +208,48 @@ def schedule_free(config: Config, model: torch.nn.Module, steps_per_epoch: int) 
     published = _published("schedulefree", "schedulefree", config).AdamWScheduleFree
     steps = round(config.warmup * steps_per_epoch * config.epochs)
     betas = (config.beta1, BETA2)
-    return _over(PlainStep, published)(_named(model), lr=config.learning_rate, betas=betas, warmup_steps=steps)
+    return _over(PlainStep, published)(_named(config, model), lr=config.learning_rate, betas=betas, warmup_steps=steps)
 
 
 def prodigy_plus(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
     """Prodigy with Schedule-Free, as its author recommends it: the package's defaults and no schedule."""
     published = _published("prodigy-plus-schedule-free", "prodigyplus", config).ProdigyPlusScheduleFree
-    return _over(OfSavedTypes, published)(_named(model), split_groups=False)  # there is one group
+    return _over(OfSavedTypes, published)(_named(config, model), split_groups=False)  # there is one group
 
 
 def momo(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
     """MoMo-Adam as its authors recommend it: a constant learning rate of at most 0.01, and 0 as the least loss."""
-    return _over(OnLoss, _published("momo-opt", "momo", config).MomoAdam)(_named(model))
+    return _over(OnLoss, _published("momo-opt", "momo", config).MomoAdam)(_named(config, model))
 
 
 def ldog(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
     """L-DoG as its authors recommend it: the package's defaults, and its average of the iterates for evaluation."""
     published = _published("dog-optimizer", "dog", config)
-    return _over(Averaged, published.LDoG)(_named(model), average=published.PolynomialDecayAverager(model))
+    return _over(Averaged, published.LDoG)(_named(config, model), average=published.PolynomialDecayAverager(model))
 
 
-def _named(model: torch.nn.Module) -> list[dict[str, Any]]:
+def _whole(config: Config, model: torch.nn.Module) -> list[dict[str, Any]]:
+    """All that trains, as one group. With LoRA+ there are two, of which one moves further."""
+    if config.adapter != "loraplus":
+        return split(model, 1)
+    groups = split(model, lambda name: "lora_B" if "lora_B" in name else "all")
+    for group in groups:
+        if group["name"] == "lora_B":
+            group["lr_scale"] = RATIO
+    return groups
+
+
+def _named(config: Config, model: torch.nn.Module) -> list[dict[str, Any]]:
+    _refuse_lora_plus(config)
     return [{"params": list(model.parameters()), "name": "all"}]
+
+
+def _refuse_lora_plus(config: Config) -> None:
+    if config.adapter == "loraplus":
+        raise InputError(
+            f"--adapter=loraplus has one rate for each half of the pairs, and --optimizer={config.optimizer} cannot; "
+            "allowed: --adapter=lora, or an optimizer such as follow, adam, adamw"
+        )
 
 
 def _published(name: str, module: str, config: Config) -> Any:
@@ -250,21 +274,21 @@ def preset(config: Config) -> Preset:
 
 
 def sgdsls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> SGDSLS:
-    return SGDSLS(split(model, 1), search=preset(config))
+    return SGDSLS(_whole(config, model), search=preset(config))
 
 
 def adamsls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
-    return AdamSLS(split(model, 1), search=preset(config), betas=(config.beta1, BETA2), eps=EPSILON, fused=True)
+    return AdamSLS(_whole(config, model), search=preset(config), betas=(config.beta1, BETA2), eps=EPSILON, fused=True)
 
 
 def plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PLASLS:
-    groups = _components(model, config.split, f"--split={config.split}")
+    groups = _components(config, model, config.split, f"--split={config.split}")
     return PLASLS(groups, search=preset(config), betas=(config.beta1, BETA2), eps=EPSILON, fused=True)
 
 
 def follow(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> AdamSLS:
     """The library's default, which is told the number of steps."""
-    return AdamSLS(split(model, 1), total_steps=steps_per_epoch * config.epochs, eps=EPSILON, fused=True)
+    return AdamSLS(_whole(config, model), total_steps=steps_per_epoch * config.epochs, eps=EPSILON, fused=True)
 
 
 class InFirstSteps(Turns):
@@ -290,28 +314,30 @@ def untuned(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Ada
     settings: dict[str, Any] = {"total_steps": steps_per_epoch * config.epochs, "eps": EPSILON, "fused": True}
     settings["search"] = SMOOTHED
     if config.lever == "components":
-        return PLASLS(_components(model, COMPONENTS, "--lever=components"), **settings)
-    return AdamSLS(split(model, 1), **(settings | LEVERS[config.lever]))
+        return PLASLS(_components(config, model, COMPONENTS, "--lever=components"), **settings)
+    return AdamSLS(_whole(config, model), **(settings | LEVERS[config.lever]))
 
 
 def hosted(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> Any:
     """The library's default search around the row's class, with the class's own defaults."""
-    return with_line_search(_host(config))(split(model, 1), total_steps=steps_per_epoch * config.epochs)
+    return with_line_search(_host(config))(_whole(config, model), total_steps=steps_per_epoch * config.epochs)
 
 
 def salsa(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> SaLSA:
-    return SaLSA(split(model, 1), eps=EPSILON, fused=True)
+    return SaLSA(_whole(config, model), eps=EPSILON, fused=True)
 
 
 def published_salsa(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PublishedSaLSA:
+    _refuse_lora_plus(config)
     return PublishedSaLSA(_published("salsa-optimizer", "salsa.SaLSA", config), list(model.parameters()))
 
 
 def published_plasls(config: Config, model: torch.nn.Module, steps_per_epoch: int) -> PublishedPLASLS:
-    return PublishedPLASLS(_components(model, config.split, f"--split={config.split}"))
+    return PublishedPLASLS(_components(config, model, config.split, f"--split={config.split}"))
 
 
-def _components(model: torch.nn.Module, count: int | Literal["qkv"], flag: str) -> list[dict[str, Any]]:
+def _components(config: Config, model: torch.nn.Module, count: int | Literal["qkv"], flag: str) -> list[dict[str, Any]]:
+    _refuse_lora_plus(config)
     try:
         return split(model, count)
     except ValueError as error:

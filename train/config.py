@@ -61,7 +61,7 @@ class Config:
     with a learned prompt are not packed"""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """dropout probability everywhere in the encoder; None: the model's own"""
-    adapter: Literal["none", "lora", "rslora", "dora", "pissa", "ia3", "prompt"] = "none"
+    adapter: Literal["none", "lora", "loraplus", "rslora", "dora", "pissa", "ia3", "prompt"] = "none"
     """what trains of the encoder: none: all of it; else an adapter of peft alone, a key of train.adapters.KINDS"""
     eval_rows: PositiveInt | None = None
     """validation rows used, always the same ones drawn at random; None: all"""
