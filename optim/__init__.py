@@ -8,12 +8,13 @@ from .extras.salsa import SALSA, SaLSA
 from .guard import is_trial
 from .line_search import LineSearch
 from .optimizers import PLASLS, SGDSLS, AdamSLS, with_line_search
-from .presets import DEFAULT, FOLLOW, SMOOTHED, Preset
+from .presets import DEFAULT, FOLLOW, FROM_SCRATCH, SMOOTHED, Preset
 from .search import Search
 
 __all__ = [
     "DEFAULT",
     "FOLLOW",
+    "FROM_SCRATCH",
     "PAPER",
     "PLASLS",
     "SALSA",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from optim import DEFAULT, FOLLOW, PLASLS, SMOOTHED, AdamSLS, handover, split, with_line_search
+from optim import DEFAULT, FOLLOW, FROM_SCRATCH, PLASLS, SMOOTHED, AdamSLS, handover, split, with_line_search
 from optim.presets import momentum
 
 
@@ -157,6 +157,11 @@ def test_components_that_follow_alone_have_step_sizes_of_their_own_and_one_compo
         assert optimizer.preset == DEFAULT
         runs.append([float(optimizer.step(closure(k))) for k in range(30)])
     assert runs[0] == runs[1]
+
+
+def test_from_scratch_is_the_default_with_a_smaller_c():
+    model, _ = problem()
+    assert AdamSLS(model.parameters(), search=FROM_SCRATCH).preset == AdamSLS(model.parameters(), c=0.65).preset
 
 
 def test_components_without_a_preset_are_tested_jointly():
