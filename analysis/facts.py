@@ -137,10 +137,6 @@ class Facts:
     def is_complete(self, part: str) -> bool:
         return not self._lacking(part)
 
-    def is_whole(self, of: Arm, task: str) -> bool:
-        """Whether all runs of an arm on a task are there."""
-        return task in whole_tasks(self._evidence, (of,))
-
     def _lacking(self, part: str) -> int:
         runs = self._evidence.runs[part]
         return len(self._evidence.cells[part]) - (0 if runs is None else len(runs.table))
@@ -239,8 +235,9 @@ class Facts:
 
     def adapters_ahead(self, part: str, task: str) -> str:
         """How an arm without a learning rate compares with one at the best rate of each adapter, over all of them."""
-        rows = [row for row in self._of_adapters(part, task) if row.conditions == (ALL,)]
-        return _ahead(rows[0].difference, rows[0].devices) if rows else words.NONE
+        *_, row = self._of_adapters(part, task)  # the row over all adapters, or that of the only one
+        only = "" if row.conditions == (ALL,) else f", with {row.conditions[0]} alone"
+        return _ahead(row.difference, row.devices) + only
 
     def _of_adapters(self, part: str, task: str, rate: float | None = None) -> list[Hindsight]:
         """An arm without a learning rate beside one at its best rates, or at one rate; only rates with all seeds."""

@@ -72,13 +72,12 @@ def test_the_page_claims_the_default_on_unseen_seeds_only_once_all_of_their_runs
 def test_the_table_of_adapters_has_only_rates_that_ran_with_all_seeds(tmp_path: Path) -> None:
     shared = {"sweep": "adapters", "out": str(tmp_path / "runs"), "profile": "study", "model": "bge", "data": "glue"}
     accuracies = {("lora", 1e-3): 0.6, ("lora", 1e-2): 0.7, ("ia3", 1e-3): 0.66, ("ia3", 1e-2): 0.5}
-    for adapter in ("lora", "ia3"):
+    for task, adapter in (("sst2", "lora"), ("sst2", "ia3"), ("mrpc", "lora")):
         for seed in (5, 6):
             arms = [("follow", 1e-3, 0.71)] + [("adamw", rate, accuracies[adapter, rate]) for rate in (1e-3, 1e-2)]
             for optimizer, rate, accuracy in arms + [("adamw", 1e-4, 0.99)] * (seed == 5):
-                config = Config.from_dict(
-                    shared | {"adapter": adapter, "seed": seed, "optimizer": optimizer, "learning_rate": rate}
-                )
+                arm = {"task": task, "adapter": adapter, "optimizer": optimizer, "learning_rate": rate}
+                config = Config.from_dict(shared | arm | {"seed": seed})
                 write_run(config, 0)
                 edit(config.folder / "summary.json", eval__accuracy=accuracy)
     archive.add(tmp_path / "runs", tmp_path, unclean=True)
@@ -89,7 +88,9 @@ def test_the_table_of_adapters_has_only_rates_that_ran_with_all_seeds(tmp_path: 
     assert found["lora", "0.01"][2::2] == ["70.0 ± 0.0", "+1.0", "+11.0"]
     assert found["ia3", "0.001"][2::2] == ["66.0 ± 0.0", "+5.0", "+5.0"]
     assert found["all", "best of each"][2::2] == ["68.0 ± 0.0", "+3.0", "+8.0"]
-    assert "With adapters FOLLOW is 3.0 points ahead (3.0 to 3.0)" in " ".join(page.split())
+    told = " ".join(page.split())
+    assert "With adapters FOLLOW is 3.0 points ahead (3.0 to 3.0), on sst2;" in told
+    assert "; 1.0 points ahead (1.0 to 1.0), with lora alone, on mrpc," in told
     assert ("all", "0.001") not in found
     assert "99.0" not in page
 
