@@ -235,7 +235,10 @@ class Facts:
 
     def adapters_ahead(self, part: str, task: str) -> str:
         """How an arm without a learning rate compares with one at the best rate of each adapter, over all of them."""
-        *_, row = self._of_adapters(part, task)  # the row over all adapters, or that of the only one
+        rows = self._of_adapters(part, task)
+        if not rows:
+            return words.NONE
+        row = rows[-1]  # over all adapters, or of the only one
         only = "" if row.conditions == (ALL,) else f", with {row.conditions[0]} alone"
         return _ahead(row.difference, row.devices) + only
 

@@ -247,7 +247,7 @@ def _named(config: Config, model: torch.nn.Module) -> list[dict[str, Any]]:
 def _refuse_lora_plus(config: Config) -> None:
     if config.adapter == "loraplus":
         raise InputError(
-            f"--adapter=loraplus has one rate for each half of the pairs, and --optimizer={config.optimizer} cannot; "
+            f"--adapter=loraplus moves one half of each pair further, which --optimizer={config.optimizer} cannot; "
             "allowed: --adapter=lora, or an optimizer such as follow, adam, adamw"
         )
 
