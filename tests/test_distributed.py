@@ -75,7 +75,8 @@ def test_sharded_weights_take_the_steps_of_one_process(ranks, kind, name):
     assert [step[1:2] for step in zero] == [step[1:2] for step in alone]
     assert sum(step[1] for step in zero[1:-1]) > 10  # there are searches beside the first one
     for ours, expected in zip(zero, alone, strict=True):
-        assert ours == pytest.approx(expected, rel=1e-5)
+        assert ours[0] == pytest.approx(expected[0], rel=1e-5)  # the loss
+        assert ours == pytest.approx(expected, rel=5e-5)
 
 
 @pytest.mark.parametrize(

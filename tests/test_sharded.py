@@ -32,7 +32,8 @@ def test_four_ranks_take_the_steps_of_one_process(ranks, kind, name):
     assert [step[1] for step in seen[0]] == [step[1] for step in alone]
     assert sum(step[1] for step in alone) > len(alone)
     for ours, expected in zip(seen[0], alone, strict=True):
-        assert ours == pytest.approx(expected, rel=1e-5)
+        assert ours[0] == pytest.approx(expected[0], rel=1e-5)  # the loss
+        assert ours == pytest.approx(expected, rel=5e-5)
 
 
 def test_a_state_that_torch_has_gathered_goes_on_to_the_same_bits(ranks):

@@ -16,7 +16,7 @@ from transformers import get_scheduler
 from optim import PAPER, PLASLS, SGDSLS, SMOOTHED, AdamSLS, Armijo, Preset, SaLSA, split, with_line_search
 from optim.turns import Turn, Turns
 
-from .candidates import SEARCHES, find, reads
+from .candidates import BASELINE, DEFAULT, SEARCHES, find, reads
 from .config import Config
 from .criteria import NonMonotone
 from .errors import InputError
@@ -248,7 +248,7 @@ def _refuse_lora_plus(config: Config) -> None:
     if config.adapter == "loraplus":
         raise InputError(
             f"--adapter=loraplus moves one half of each pair further, which --optimizer={config.optimizer} cannot; "
-            "allowed: --adapter=lora, or an optimizer such as follow, adam, adamw"
+            f"allowed: --adapter=lora, or an optimizer such as {DEFAULT.key} or {BASELINE.key}"
         )
 
 
