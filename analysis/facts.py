@@ -242,18 +242,29 @@ class Facts:
         only = "" if row.conditions == (ALL,) else f", with {row.conditions[0]} alone"
         return _ahead(row.difference, row.devices) + only
 
+    def adapters_seeds(self, part: str, task: str) -> str:
+        """The seeds of that table."""
+        return ", ".join(map(str, sorted(self._runs_of_adapters(part, task).table["seed"].unique())))
+
     def _of_adapters(self, part: str, task: str, rate: float | None = None) -> list[Hindsight]:
-        """An arm without a learning rate beside one at its best rates, or at one rate; only rates with all seeds."""
+        """An arm without a learning rate beside one at its best rates, or at one rate."""
+        runs = self._runs_of_adapters(part, task)
+        rated = runs.table["optimizer"].map(lambda key: reads(key, "learning_rate"))
+        table = runs.table if rate is None else runs.table[~rated | (runs.table["learning_rate"] == rate)]
+        rows = costs.hindsight(runs.only(table, runs.varied)).rows
+        # a row over all adapters at one rate would need a rate that ran with all of them
+        return rows if rate is not None else [row for row in rows if row.rate is None or row.conditions != (ALL,)]
+
+    def _runs_of_adapters(self, part: str, task: str) -> Runs:
+        """The seeds that all adapters of a task have, at the rates that ran with all of these."""
         runs = self._evidence.runs[part]
         assert runs is not None, "`tasks_of` has named the task"
         of_task = runs.table[runs.table["task"] == task]
-        seeds = of_task.groupby(["adapter", "optimizer", "learning_rate"], dropna=False)["seed"].transform("nunique")
-        whole = of_task[seeds == seeds.max()]
-        rated = whole["optimizer"].map(lambda key: reads(key, "learning_rate"))
-        table = whole if rate is None else whole[~rated | (whole["learning_rate"] == rate)]
-        rows = costs.hindsight(runs.only(table, [key for key in runs.varied if key != "task"])).rows
-        # a row over all adapters at one rate would need a rate that ran with all of them
-        return rows if rate is not None else [row for row in rows if row.rate is None or row.conditions != (ALL,)]
+        arms = of_task.groupby(["adapter", "optimizer"]).groups
+        shared = set.intersection(*(set(of_task.loc[rows, "seed"]) for rows in arms.values()))
+        table = of_task[of_task["seed"].isin(shared)]
+        seeds = table.groupby(["adapter", "optimizer", "learning_rate"], dropna=False)["seed"].transform("nunique")
+        return runs.only(table[seeds == len(shared)], [key for key in runs.varied if key != "task"])
 
     def claims_of_several(self) -> str:
         """The claims that are asked of several optimizers, with the verdict on each."""

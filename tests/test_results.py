@@ -69,11 +69,11 @@ def test_the_page_claims_the_default_on_unseen_seeds_only_once_all_of_their_runs
     assert "points ahead" not in told()
 
 
-def test_the_table_of_adapters_has_only_rates_that_ran_with_all_seeds(tmp_path: Path) -> None:
+def test_the_table_of_adapters_has_only_seeds_that_all_of_them_share_and_rates_that_ran_with_these(tmp_path: Path) -> None:
     shared = {"sweep": "adapters", "out": str(tmp_path / "runs"), "profile": "study", "model": "bge", "data": "glue"}
     accuracies = {("lora", 1e-3): 0.6, ("lora", 1e-2): 0.7, ("ia3", 1e-3): 0.66, ("ia3", 1e-2): 0.5}
     for task, adapter in (("sst2", "lora"), ("sst2", "ia3"), ("mrpc", "lora")):
-        for seed in (5, 6):
+        for seed in (5, 6, 7)[: 3 if (task, adapter) == ("sst2", "lora") else 2]:  # ia3 lacks the third one
             arms = [("follow", 1e-3, 0.71)] + [("adamw", rate, accuracies[adapter, rate]) for rate in (1e-3, 1e-2)]
             for optimizer, rate, accuracy in arms + [("adamw", 1e-4, 0.99)] * (seed == 5):
                 arm = {"task": task, "adapter": adapter, "optimizer": optimizer, "learning_rate": rate}
@@ -88,6 +88,7 @@ def test_the_table_of_adapters_has_only_rates_that_ran_with_all_seeds(tmp_path: 
     assert found["lora", "0.01"][2::2] == ["70.0 ± 0.0", "+1.0", "+11.0"]
     assert found["ia3", "0.001"][2::2] == ["66.0 ± 0.0", "+5.0", "+5.0"]
     assert found["all", "best of each"][2::2] == ["68.0 ± 0.0", "+3.0", "+8.0"]
+    assert "On sst2, seeds 5, 6:\n" in page
     told = " ".join(page.split())
     assert "With adapters FOLLOW is 3.0 points ahead (3.0 to 3.0), on sst2;" in told
     assert "; 1.0 points ahead (1.0 to 1.0), with lora alone, on mrpc," in told
