@@ -104,8 +104,13 @@ class Facts:
         return f"{told}, {runs.table['epochs'].iloc[0]} epochs"
 
     def rows_of(self, of: Arm) -> str:
-        """The training rows that an arm asks for."""
-        return ", ".join(f"{rows:,}" for rows in sorted({each.train_rows or 0 for each in self._evidence.asked(of)}))
+        """The training rows of each task of an arm, and the epochs."""
+        table = self._evidence.table(of)
+        if table.empty:
+            return words.NONE
+        rows = (table["samples"] // table["epochs"]).rename("rows")
+        of_tasks = pd.concat([table[["task", "epochs"]], rows], axis=1).drop_duplicates().itertuples()
+        return ", ".join(f"{each.rows:,} rows of {each.task} for {each.epochs} epochs" for each in of_tasks)
 
     def seeds(self, part: str) -> str:
         runs = self._evidence.runs[part]
@@ -153,8 +158,8 @@ class Facts:
             for number, ((claim, before), (_, now)) in pairs
             if now.verdict != before.verdict
         ]
-        text = "With those that ran again in the place of the old ones, as if of the same device, "
-        return text + (f"verdicts change ({'; '.join(changed)})." if changed else "no verdict changes.")
+        text = "If they replaced the old ones, despite the other device, "
+        return text + (f"verdicts would change ({'; '.join(changed)})." if changed else "no verdict would change.")
 
     # -- tables
 

@@ -139,7 +139,7 @@ def _claims(study: Study, commands: Mapping[str, str]) -> list[str]:
         "the number's mean over seeds lies within this range, and **does not hold** if the interval lies outside. It "
         "**cannot be told** if the interval reaches a border, if no task is left, or with fewer than "
         f"{SEEDS_AT_LEAST} seeds. A task is left out if it lacks runs, or if its runs with the same seed are of "
-        "different kinds of devices (devices differ). Then the verdict names the tasks that it is of. p (t): paired "
+        "different kinds of devices (devices differ). Then the verdict names the tasks that remain. p (t): paired "
         "t-test that the mean is at the border. p (exact): sign-flip test of the same, and the least p that so many "
         "seeds can give. The p values are not adjusted for the number of claims.",
         formats.pipes(

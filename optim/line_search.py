@@ -3,11 +3,12 @@ r"""The line search: a mix-in that gives one of torch's optimizers, the host, it
 .. math::
     f_k(w_k + \eta d_k) &\le f_k(w_k) + c\,\eta\,\langle g_k, d_k\rangle && \text{accept (Eq. 1, 5), or on average} \\
     \eta &\leftarrow \delta\,\eta && \text{else shrink} \\
-    \eta &\leftarrow 2 (1 - c)\,S / C && \text{or follow the minimum along the move (the default)} \\
+    \eta &\leftarrow \sigma\,S / C && \text{or follow the minimum along the move (the default)} \\
     w_{k+1}^{(j)} &= w_k^{(j)} + r_k\,\eta^{(j)} d_k^{(j)} && \text{move each component (Eq. 7)}
 
 f_k is the loss of mini-batch k, g_k its gradient at w_k, and eta d_k what the host's own step moves the weights by. S
-and C are the slope and the curvature along it, on average. r_k is 1, or falls to 0 over the run.
+and C are the slope and the curvature along it, on average, and sigma is the share of the way to the minimum that
+`Follow` gives. r_k is 1, or falls to 0 over the run.
 """
 
 import math

@@ -58,7 +58,7 @@ ALLOWED: dict[str, Allowed] = {
     "c": SHARE,
     "criterion": Allowed(
         lambda value: is_dataclass(value) and hasattr(value, "c") and hasattr(value, "accepts"),
-        "Armijo, Smoothed, or another dataclass with a field c and the methods of Criterion",
+        "Follow, Smoothed, Armijo, or another dataclass with a field c and the methods of Criterion",
     ),
     "smoothing": Allowed(lambda value: _is_number(value) and 0 <= value < 1, "0 or above, below 1"),
     "first_search": _one_of("bracket", "backtrack"),
@@ -86,7 +86,7 @@ ALLOWED: dict[str, Allowed] = {
 
 @dataclass(frozen=True)
 class Preset:
-    """All that distinguishes one line search from another. `DEFAULT`, `PAPER` and `SALSA` are presets.
+    """All that distinguishes one line search from another. `FOLLOW`, `SMOOTHED` and `PAPER` are presets.
 
     `PAPER.but(rounding=4)` is PAPER with another value. Every value is checked; one out of range is a ValueError that
     says what is allowed.

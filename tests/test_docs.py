@@ -54,6 +54,15 @@ def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_all_lines_of_a_table_have_as_many_cells_as_its_heading(page: Path) -> None:
+    """Otherwise Markdown shows no table at all."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        heading, *lines = [re.sub(r"`[^`]*`|\\\|", "", line).count("|") for line in table.splitlines()]
+        assert set(lines) == {heading}, table
+
+
 def test_readme_is_a_screen_and_a_half_of_short_lines() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 90

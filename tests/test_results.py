@@ -69,7 +69,7 @@ def test_the_page_claims_the_default_on_unseen_seeds_only_once_all_of_their_runs
     assert "points ahead" not in told()
 
 
-def test_the_table_of_adapters_has_only_seeds_that_all_of_them_share_and_rates_that_ran_with_these(tmp_path: Path) -> None:
+def test_the_table_of_adapters_has_only_seeds_that_all_share_and_rates_that_ran_with_these(tmp_path: Path) -> None:
     shared = {"sweep": "adapters", "out": str(tmp_path / "runs"), "profile": "study", "model": "bge", "data": "glue"}
     accuracies = {("lora", 1e-3): 0.6, ("lora", 1e-2): 0.7, ("ia3", 1e-3): 0.66, ("ia3", 1e-2): 0.5}
     for task, adapter in (("sst2", "lora"), ("sst2", "ia3"), ("mrpc", "lora")):
@@ -126,7 +126,7 @@ def test_a_run_of_the_papers_search_that_was_cut_is_named_with_what_makes_it_ane
     assert bool(re.search(r"\| paper \| qnli \| +3 \|", page)) == (most == 100)
     again = ".venv/bin/python -m sweeps paper --profile=study --out=runs --task=qnli --optimizer=plasls --seed=3"
     assert (again in page) == (most == 100)
-    assert ("in 1 of `paper`, " in facts.page(found)) == (most == 100)
+    assert ("these runs: 1 of `paper`, " in facts.page(found)) == (most == 100)
 
 
 def test_runs_that_were_cut_stand_beside_the_same_runs_without_the_bound_and_so_do_verdicts(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_runs_that_were_cut_stand_beside_the_same_runs_without_the_bound_and_so_
         rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
         rows[3]["search/trials"] = 100
         (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "no verdict changes." in facts.page(read(str(tmp_path), "study"))
+    assert "no verdict would change." in facts.page(read(str(tmp_path), "study"))
     for run in cut:
         again = tmp_path / "again" / "uncapped" / run.name
         shutil.copytree(run, again)

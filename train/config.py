@@ -100,7 +100,7 @@ class Config:
         "growth",
         "components",
     ] = "none"
-    """of untuned, the library's default search: what is changed, a key of train.builders.LEVERS"""
+    """of untuned, the default before follow: what is changed, a key of train.builders.LEVERS"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward passes under autocast"""
 

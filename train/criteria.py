@@ -1,4 +1,4 @@
-"""A criterion that the library does not have, for the lever "nonmonotone" of its default search."""
+"""A criterion that the library does not have, for the lever "nonmonotone" of its search SMOOTHED."""
 
 import math
 from dataclasses import dataclass, field
