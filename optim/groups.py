@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -63,13 +63,11 @@ class Groups(torch.optim.Optimizer):
         refuse(group)
         # A number that no earlier group had, also not one that was merged away.
         name = group.setdefault("name", f"group_{len(self.given)}" if self.given else "all")
-        if name in self.given:
-            raise ValueError(f"component name {name!r} is taken; allowed: a name of its own for each param group")
-        if not isinstance(name, str) or not name or "+" in name:
-            raise ValueError(f"component name {name!r}; allowed: a new string without '+'")
+        _check_name(name, self.given)
         if sizes:
             shared = not self.has_components or self.turns.progress.whole_network_phase
-            group["lr"] = sizes[0] if shared else math.fsum(sizes) / len(sizes)
+            moving = [size for size in sizes if size > 0] or sizes  # a group whose step size is 0 is frozen
+            group["lr"] = moving[0] if shared else math.fsum(moving) / len(moving)
         super().add_param_group(group)
         added = self.param_groups[-1]
         if wrong := wrong_with(added):
@@ -83,13 +81,16 @@ class Groups(torch.optim.Optimizer):
 
     def _take_over(self, size: float) -> None:
         """Search with the param groups of an optimizer that is there already. Their step size is `size` for now."""
+        names = [group.get("name", f"group_{j}" if j else "all") for j, group in enumerate(self.param_groups)]
+        for j, name in enumerate(names):
+            _check_name(name, names[:j])
         self._patch_step_function()
         # Some Adafactors have no rate.
         rates = [1.0 if group.get("lr") is None else float(group["lr"]) for group in self.param_groups]
         first = next((rate for rate in rates if rate > 0), 0.0)
-        for j, (group, rate) in enumerate(zip(self.param_groups, rates, strict=True)):
+        for group, rate, name in zip(self.param_groups, rates, names, strict=True):
             refuse({key: value for key, value in group.items() if key != "lr"})
-            group.setdefault("name", f"group_{j}" if j else "all")
+            group["name"] = name
             if rate not in (0.0, first):
                 group.setdefault("lr_scale", rate / first)
             is_still = first > 0 and rate == 0  # if all rates are 0, they were place holders
@@ -190,6 +191,13 @@ class Groups(torch.optim.Optimizer):
 def host_of(kind: type) -> type:
     """The torch optimizer that a line search is around."""
     return next(each for each in kind.__mro__ if not issubclass(each, Groups))
+
+
+def _check_name(name: object, taken: Collection[object]) -> None:
+    if name in taken:
+        raise ValueError(f"component name {name!r} is taken; allowed: a name of its own for each param group")
+    if not isinstance(name, str) or not name or "+" in name:
+        raise ValueError(f"component name {name!r}; allowed: a new string without '+'")
 
 
 def _step_size(group: Group) -> float:

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 
 from .extras.averages import Averaged
-from .extras.host_classes import coupled_decay, length_of_early_moves, moves_otherwise
+from .extras.host_classes import (
+    coupled_decay,
+    largest_rate,
+    length_of_early_moves,
+    moves_otherwise,
+    writes_gradients,
+)
 from .groups import scale, wrong_with
 from .guard import Evaluation
 from .guard.gradients import are_used, mark_used, set_aside
@@ -35,7 +41,7 @@ class Host(Averaged):
         try:
             for group, size in zip(self.param_groups, sizes, strict=True):
                 self._set_rate(group, size * scale(group) / length_of_early_moves(self, group, step))
-            with set_aside(others):
+            with set_aside(others), self.guard.lent.to_host(self._parameters(), writes_gradients(self)):
                 host.__wrapped__(self) if getattr(host, "hooked", False) else host()
         finally:
             self._set_sizes(shown)
@@ -53,13 +59,17 @@ class Host(Averaged):
 
     def _move_untested(self, f: Evaluation) -> None:
         """A step between searches takes the last step sizes."""
-        size = self._step_sizes()[0]
         self.turns.skip(f.base)
         self.counts["unsearched"] += 1
-        self.search = Search("none", size, size, 0, f.base, math.nan, math.nan, math.nan, accepted=True)
+        self._note_no_search(f, moved=True)
         self._move_by_last_sizes()
 
+    def _note_no_search(self, f: Evaluation, moved: bool) -> None:
+        size = self._step_sizes()[0]
+        self.search = Search("none", size, size, 0, f.base, math.nan, math.nan, math.nan, accepted=moved)
+
     def _step_without_closure(self) -> None:
+        self._notice_unit()
         progress, sizes, ranks = self.turns.progress, self._step_sizes(), self.guard.ranks
         # A trainer without closures must not go on with the step sizes of a checkpoint either.
         searched = progress.accepted_once and (self.search is not None or progress.without_closure)
@@ -112,9 +122,19 @@ class Host(Averaged):
         return not progress.nonfinite
 
     def _turn(self) -> Turn | None:
+        self._notice_unit()
+        return self.turns.next(self._step_sizes())
+
+    def _notice_unit(self) -> None:
+        """Forget step sizes that hold no longer: the host's unit changes, or it does not take them as they are."""
         if any(moves_otherwise(self, group, self.turns.progress.steps + 1) for group in self.param_groups):
             self.turns.start_anew()
-        return self.turns.next(self._step_sizes())
+        if any(size > self._largest_size() for size in self._step_sizes()):
+            self._set_sizes([min(size, self._largest_size()) for size in self._step_sizes()])
+
+    def _largest_size(self) -> float:
+        """The largest step size that the host takes at this step as it is."""
+        return largest_rate(self) / max(map(scale, self.param_groups))
 
     def _line_arguments(self, turn: Turn, f: Evaluation) -> tuple[list[Part], Evaluation, float]:
         """What moves in this step's trials, f, and how much of its changes is rounding."""

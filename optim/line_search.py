@@ -155,8 +155,8 @@ class LineSearch(Host):
                 f.check(lambda: self._tolerance(f, REPEATED))
             if self.clip_norm is not None:
                 f.clip(self.clip_norm)
-            if not self._is_finite(f):
-                pass  # nothing changes
+            if not self._is_finite(f):  # nothing changes
+                self._note_no_search(f, moved=False)
             elif turn is None:
                 self._move_untested(f)  # Eq. 7 with the last step sizes
             else:
@@ -177,7 +177,7 @@ class LineSearch(Host):
             of_all = [of_moving.get(j, 0.0) for j in range(len(self.param_groups))]
             self._host_step(of_all, of_moving if turn.alone else None)
 
-        return HostMove(*self._line_arguments(turn, f), step, turn.first_trial, unknown)
+        return HostMove(*self._line_arguments(turn, f), step, turn.first_trial, self._largest_size(), unknown)
 
     def _search(self, turn: Turn, line: Line, f: Evaluation) -> Found:
         """Search this step's step sizes, and set those that were accepted."""
@@ -219,7 +219,7 @@ class LineSearch(Host):
             criterion.load_state_dict({})
         elif found.trials:
             factor = criterion.end(line.base, found.value, predicted, max(found.sizes), line.tolerance)
-            found = replace(found, sizes=tuple(factor * size for size in found.sizes))
+            found = replace(found, sizes=tuple(min(factor * size, self._largest_size()) for size in found.sizes))
             self._set_sizes(turn.sizes(found))
         group = self.param_groups[turn.searched]
         decrease = (found.value - line.base) / predicted if resolves(line, predicted) else math.nan

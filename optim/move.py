@@ -237,7 +237,16 @@ class Line:
         for part in self.parts:
             part.put_back()
 
+    def begin(self) -> None:
+        """Go to the first trial point."""
+        raise NotImplementedError
+
     def __enter__(self) -> "Line":
+        try:
+            self.begin()
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -256,6 +265,7 @@ class HostMove(Line):
     Args:
         step: lets the host step at these step sizes, one for each group that moves.
         sizes: those of the first trial.
+        largest: the largest step size that the host takes as it is.
         state: the host's state, if no step size is known yet.
     """
 
@@ -266,17 +276,21 @@ class HostMove(Line):
         tolerance: float,
         step: Callable[[Sequence[float]], None],
         sizes: Sequence[float],
+        largest: float = math.inf,
         state: "HostState | None" = None,
     ) -> None:
         super().__init__(parts, f, tolerance)
-        self._step, self._state = step, state
+        self._step, self._sizes, self._state = step, list(sizes), state
         kinds = {w.dtype for part in self.parts for w in part.weights}
-        self._largest = min((torch.finfo(kind).max / 100 for kind in kinds), default=0.0)
-        if state is not None:
+        self._largest = min([largest, *(torch.finfo(kind).max / 100 for kind in kinds)]) if kinds else 0.0
+
+    def begin(self) -> None:
+        if self._state is not None:
             self._check_that_size_counts()
+        sizes = [min(size, self._largest) for size in self._sizes]
         self._take(sizes)
-        if state is not None:
-            self._resolve(list(sizes))
+        if self._state is not None:
+            self._resolve(sizes)
 
     def _take(self, sizes: Sequence[float]) -> None:
         self._step(sizes)

@@ -66,7 +66,7 @@ class AdamSLS(LineSearch, torch.optim.Adam):
     def decay_over(self, total_steps: int) -> None:
         super().decay_over(total_steps)
         if self.preset.betas[0] is None:
-            for group in self.param_groups:
+            for group in (self.defaults, *self.param_groups):
                 group["betas"] = (momentum(total_steps), group["betas"][1])
 
     def _line(self, turn: Turn, f: Evaluation) -> Line:

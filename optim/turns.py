@@ -206,6 +206,8 @@ class Turns:
             steps, averages = drift.steps_to_next(averages, max(found.sizes), progress.steps, preset.max_interval)
             progress.fast_average, progress.slow_average = averages
             return steps
+        if not (progress.accepted_once or (found.accepted and found.trials)):
+            return 1  # there is no step size yet that a step could take untested
         changed = not 1 / 2 < max(found.sizes) / max(turn.first_trial) < 2
         # A step size that is about to grow by linear_growth must not stay untested for many steps.
         jumps = progress.nearly_linear and 1 < self._search_growth < preset.linear_growth

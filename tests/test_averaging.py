@@ -55,6 +55,22 @@ def test_averaging_changes_no_iterate():
     assert all(map(torch.equal, first, second))
 
 
+def test_a_group_that_is_frozen_from_its_start_can_be_trained_later():
+    """The host makes its state when it first moves a weight, and only if there is none."""
+    model, data = network(), list(batches(12))
+    groups = [{"params": [p]} for p in (model[0].weight, model[0].bias)]
+    optimizer = PLASLS(groups, joint="never", max_interval=1, first_steps=1, averaging=2)
+    train(model, optimizer, data[:3])
+    model.zero_grad()
+    optimizer.add_param_group({"params": list(model[-1].parameters())})
+    optimizer.param_groups[2]["lr"] = 0.0
+    train(model, optimizer, data[3:6])
+    optimizer.param_groups[2]["lr"] = optimizer.param_groups[0]["lr"]
+    before = model[-1].weight.detach().clone()
+    train(model, optimizer, data[6:])
+    assert not torch.equal(model[-1].weight, before)
+
+
 def test_a_step_on_the_average_is_refused():
     model = network()
     optimizer = AdamSLS(model.parameters(), averaging=1.0)
@@ -108,6 +124,8 @@ def test_a_decay_that_is_asked_for_later_is_the_settings():
     optimizer = AdamSLS(second.parameters())
     optimizer.decay_over(6)
     assert torch.equal(train(second, optimizer, data)[-1], expected[-1])
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+    assert optimizer.param_groups[0]["betas"] == optimizer.param_groups[1]["betas"]
     with pytest.raises(ValueError, match="total_steps is 0; allowed: a whole number from 1, or None"):
         optimizer.decay_over(0)
 

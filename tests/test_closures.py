@@ -362,6 +362,72 @@ def test_a_teacher_that_the_closure_updates_ends_as_after_one_update(make, by):
         assert torch.equal(weights(teacher), weights(alone))
 
 
+class WithTeacher(torch.nn.Module):
+    """As MoCo has it: the teacher is a part of the model, starts as a copy, and is updated in the forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.student = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+        torch.nn.init.zeros_(self.student[0].bias)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, teacher):
+        for p, q in zip(teacher.parameters(), self.student.parameters(), strict=True):
+            p.mul_(0.9).add_(q, alpha=0.1)
+
+    def forward(self, x):
+        self.update(self.teacher)
+        return (self.student(x) - self.teacher(x + 0.1) - x[:, :3]).square().mean()
+
+
+@pytest.mark.parametrize("given", ["all", "trained"])
+def test_a_teacher_that_starts_as_a_copy_ends_as_after_one_update_also_where_the_optimizer_has_it(given):
+    """Biases of 0 do not change in the first evaluation, only in its trials."""
+    torch.manual_seed(0)
+    model = WithTeacher()
+    alone = copy.deepcopy(model.teacher)
+    optimizer = optim.AdamSLS([p for p in model.parameters() if given == "all" or p.requires_grad])
+    for x, _ in batches(12):
+        model.update(alone)
+        optimizer.step(lambda x=x: model(x))
+    assert optimizer.counts["trials"] > 5
+    assert torch.equal(weights(model.teacher), weights(alone))
+
+
+class Initialised(torch.nn.Module):
+    """As Glow's ActNorm: the first forward pass sets its parameter from the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.done = torch.nn.Parameter(torch.ones(8)), False
+
+    def forward(self, x):
+        if not self.done:
+            with torch.no_grad():
+                self.scale.copy_(1 / x.std(0))
+            self.done = True
+        return x * self.scale
+
+
+def test_a_parameter_that_a_closure_has_changed_and_that_is_trained_later_moves_as_the_search_has_tested():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), Initialised(), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    optimizer = optim.AdamSLS(model[3].parameters(), max_interval=1)
+    data = list(batches(8))
+    for x, y in data[:4]:
+        optimizer.step(loss_of(model, x, y))
+    model.zero_grad()
+    optimizer.add_param_group({"params": [*model[0].parameters(), *model[1].parameters()], "name": "body"})
+    for x, y in data[4:]:
+        optimizer.step(loss_of(model, x, y))
+        assert optimizer.search.trial == pytest.approx(cross_entropy(model(x), y).item(), rel=1e-6)
+    before = weights(model)
+    optimizer.step(lambda: cross_entropy(model(x), y) + (float("nan") if optim.is_trial() else 0.0))
+    assert not optimizer.search.accepted
+    assert torch.equal(weights(model), before)
+
+
 @every_optimizer
 def test_a_scripted_models_statistics_are_updated_once_a_step(make):
     plain = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))

@@ -239,6 +239,28 @@ def test_a_gradient_of_exactly_zero_costs_no_trial_and_keeps_the_step_size():
     assert (optimizer.search.trials, optimizer.search.accepted, optimizer.param_groups[0]["lr"]) == (0, True, size)
 
 
+def test_before_a_step_size_was_accepted_every_step_is_searched():
+    """As where the first batches of a policy gradient have no reward. A step in between would take a place holder."""
+    model = network()
+    optimizer = optim.AdamSLS(model.parameters())
+    for k, (x, y) in enumerate(batches(12)):
+        before = weights(model)
+        optimizer.step(lambda x=x, y=y, k=k: (k >= 9) * cross_entropy(model(x), y))
+        assert optimizer.search.component == "all" or k > 9
+        assert torch.equal(weights(model), before) == (k < 9)
+
+
+def test_a_step_that_is_not_finite_has_a_record_of_its_own():
+    model = network()
+    optimizer = optim.AdamSLS(model.parameters())
+    train(model, optimizer, batches(3))
+    x, y = next(batches(1))
+    optimizer.step(lambda: math.nan * cross_entropy(model(x), y))
+    record = optimizer.search
+    assert (record.component, record.trials, record.accepted) == ("none", 0, False)
+    assert math.isnan(record.base)
+
+
 def test_parameters_without_gradient_do_not_move():
     model = network()
     extra = torch.nn.Linear(4, 4)

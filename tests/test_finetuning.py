@@ -61,3 +61,12 @@ def test_a_rate_of_the_users_own_is_refused_in_an_added_group_and_a_name_that_is
         optimizer.add_param_group({"params": more, "name": "body"})
     optimizer.add_param_group({"params": more, "name": "head", "lr": optimizer.param_groups[0]["lr"]})
     assert [group["name"] for group in optimizer.param_groups] == ["body", "head"]
+
+
+def test_a_group_that_is_added_while_another_is_frozen_takes_the_step_size_of_those_that_move():
+    first, second, third = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    for make in (AdamSLS, PLASLS):
+        optimizer = make([{"params": [first]}, {"params": [second]}])
+        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.0, 0.25
+        optimizer.add_param_group({"params": [third]})
+        assert optimizer.param_groups[2]["lr"] == 0.25

@@ -1,6 +1,7 @@
 """optim/hosts.py: which of torch's optimizers can be searched on, and that those train as they were written."""
 
 import copy
+import itertools
 import math
 
 import accelerate
@@ -308,6 +309,111 @@ def test_a_host_that_assigns_the_data_of_its_parameters_takes_the_steps_of_one_t
         for model, optimizer in pairs:
             optimizer.step(lambda x=x, model=model: (model(x) - x.sum(1, keepdim=True)).square().mean())
     assert torch.allclose(one.weight, other.weight, rtol=1e-5)
+
+
+class Writing(torch.optim.SGD):
+    """SGD that adds its weight decay to .grad itself, as some packages' optimizers do."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.add_(p, alpha=0.5)
+        super().step()
+
+
+@pytest.mark.parametrize("kind", ["foreach", "own"])
+def test_a_host_that_writes_into_its_gradients_is_searched_by_the_slopes_of_the_loss(kind):
+    """torch's SGD does so for Nesterov's momentum in its foreach form, which is the usual one on CUDA."""
+    model = network()
+    nesterov = {"momentum": 0.9, "nesterov": True, "foreach": True}
+    optimizer = (
+        SGDSLS(model.parameters(), **nesterov) if kind == "foreach" else with_line_search(Writing)(model.parameters())
+    )
+    for k, (x, y) in enumerate(batches(12)):
+        expected = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+        before = weights(model)
+        optimizer.step(lambda x=x, y=y: cross_entropy(model(x), y))
+        if k or kind == "foreach":  # that `Writing` writes is found in its first step
+            assert all(torch.equal(p.grad, each) for p, each in zip(model.parameters(), expected, strict=True))
+        if k and optimizer.search.trials:
+            u = (weights(model) - before) / optimizer.search.before
+            slope = float(torch.cat([each.flatten() for each in expected]).double() @ u)
+            assert optimizer.search.slope == pytest.approx(slope, rel=0.01)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_adafactors_step_sizes_stay_below_the_largest_rate_that_it_takes(decay):
+    """torch's takes at most 1 / sqrt(k) at step k. Step sizes rose to 1e34, and a decay by them erased the weights."""
+    torch.manual_seed(0)
+    a, b = torch.nn.Parameter(torch.randn(4, 8) / 3), torch.nn.Parameter(torch.zeros(3, 4))
+    optimizer = with_line_search(torch.optim.Adafactor)([a, b], weight_decay=decay)
+    generator = torch.Generator().manual_seed(1)
+    for k in range(1, 151):
+        x = torch.randn(64, 8, generator=generator)
+        loss = optimizer.step(lambda x=x: cross_entropy(x @ a.T @ b.T, x[:, :3].argmax(1)))
+        assert optimizer.search.before <= 1.001 * k**-0.5
+    assert loss < 0.4
+    assert a.norm() > 1
+
+
+def test_a_step_without_a_closure_is_refused_where_radams_unit_changes():
+    model = network()
+    optimizer = with_line_search(torch.optim.RAdam)(model.parameters())
+    data = list(batches(7))
+    train(model, optimizer, data[:5])
+    before = weights(model)
+    optimizer.zero_grad()
+    cross_entropy(model(data[5][0]), data[5][1]).backward()
+    with pytest.raises(RuntimeError, match="no closure, so there is no loss to search on"):
+        optimizer.step()
+    assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("x", "x"), "'x' is taken"),
+        ((None, "all"), "'all' is taken"),
+        (("a+b", "c"), "'a\\+b'; allowed"),
+        ((1, 2), "1; allow"),
+    ],
+)
+def test_groups_names_that_a_state_could_not_tell_apart_are_refused_when_an_instance_is_taken_over(names, message):
+    groups = [
+        {"params": [p]} | ({"name": name} if name else {})
+        for p, name in zip(network().parameters(), names, strict=True)
+    ]
+    host = AdamW(groups, lr=0.5)
+    with pytest.raises(ValueError, match=f"^component name {message}"):
+        with_line_search(host)
+    assert [group["lr"] for group in host.param_groups] == [0.5, 0.5]
+
+
+class Interrupted(torch.optim.Adam):
+    """Adam whose n-th step ends by an exception after the weights have moved."""
+
+    count = 0
+
+    def step(self, closure=None):
+        super().step()
+        Interrupted.count -= 1
+        if not Interrupted.count:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_an_exception_in_the_hosts_step_leaves_the_weights_where_they_were(monkeypatch, count):
+    model = network()
+    monkeypatch.setattr(Interrupted, "count", count)
+    optimizer = with_line_search(Interrupted)(model.parameters(), search=DEFAULT.but(max_interval=1))
+    data = iter(batches(20))
+    while Interrupted.count > (1 if count > 2 else 2):  # a first search steps several times
+        train(model, optimizer, itertools.islice(data, 1))
+    before, (x, y) = weights(model), next(data)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(lambda: cross_entropy(model(x), y))
+    assert torch.equal(weights(model), before)
 
 
 class Deaf(torch.optim.SGD):

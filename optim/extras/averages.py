@@ -37,7 +37,11 @@ class Averaged(Groups):
     def _average(self) -> None:
         """Take the present iterate into the average, if one is kept."""
         if self.averaging is not None:
-            update(self._parameters(), self.state, share(self.turns.progress.steps, self.averaging))
+            # The host has made no state yet of what has never moved, and must find none there.
+            sizes = zip(self.param_groups, self._step_sizes(), strict=True)
+            still = {p for group, size in sizes if size == 0 for p in group["params"] if not self.state.get(p)}
+            followed = [p for p in self._parameters() if p not in still]
+            update(followed, self.state, share(self.turns.progress.steps, self.averaging))
 
 
 def share(step: int, power: float) -> float:

@@ -83,6 +83,18 @@ def length_of_early_moves(host: torch.optim.Optimizer, group: Group, step: int) 
     return length
 
 
+def writes_gradients(host: torch.optim.Optimizer) -> bool:
+    """Whether the host is known to write into p.grad: SGD adds Nesterov's momentum to it, in its foreach form."""
+    return isinstance(host, optim.SGD) and any(g["nesterov"] and g["foreach"] is not False for g in host.param_groups)
+
+
+def largest_rate(host: torch.optim.Optimizer) -> float:
+    r"""The largest learning rate that the host takes as it is: :math:`1/\sqrt{k}` at step k of torch's Adafactor."""
+    if not isinstance(host, optim.Adafactor):
+        return math.inf
+    return float(1 + max((float(state.get("step", 0)) for state in host.state.values()), default=0)) ** -0.5
+
+
 def moves_otherwise(host: torch.optim.Optimizer, group: Group, step: int) -> bool:
     """Whether the host's move at this step has another unit than before, so that no step size found holds any longer.
 

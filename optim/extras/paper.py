@@ -56,6 +56,7 @@ class TestedDirection(Line):
         sizes: Sequence[float],
     ) -> None:
         super().__init__(parts, f, tolerance)
+        self._sizes = sizes
         self._directions = [
             [direction_without_momentum(group, p, states.get(p, {})) for p in part.parameters]
             for group, part in zip(groups, self.parts, strict=True)
@@ -66,7 +67,9 @@ class TestedDirection(Line):
             for one in (part.start, d):
                 rows.append(inner(zip(part.parameters, one, d, strict=True)) if part.decay else {})
         self.set_slopes(self.parts, rows, [1.0] * len(self.parts))
-        self.to(sizes)
+
+    def begin(self) -> None:
+        self.to(self._sizes)
 
     def to(self, sizes: Sequence[float]) -> None:
         for part, d, size in zip(self.parts, self._directions, sizes, strict=True):

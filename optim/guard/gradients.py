@@ -67,6 +67,31 @@ class Accumulated:
             marked.grad = None  # cleared in its place
 
 
+class Lent:
+    """The gradients while a host steps. A search needs them afterwards, and some hosts write into them.
+
+    A host that has written into its gradients has copies of them from then on.
+    """
+
+    def __init__(self) -> None:
+        self.copied = False
+
+    @contextmanager
+    def to_host(self, parameters: Iterable[Tensor], writes: bool) -> Iterator[None]:
+        """Inside, .grad may be a copy. `writes`: whether the host is known to write into gradients."""
+        self.copied |= writes
+        held = [(p, p.grad) for p in parameters if p.grad is not None]
+        versions = [gradient._version for _, gradient in held]
+        for parameter, gradient in held if self.copied else ():
+            parameter.grad = gradient.clone()
+        try:
+            yield
+        finally:
+            for parameter, gradient in held:
+                parameter.grad = gradient
+            self.copied |= versions != [gradient._version for _, gradient in held]
+
+
 @contextmanager
 def set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Gradients are empty inside. Afterwards they are as before, whatever was cleared or added up inside."""

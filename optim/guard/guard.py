@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from ..sums import inner, local, total
 from .check import OFF, STATE, Watch, attributes, likeliest_cause
-from .gradients import Accumulated, mark_used, set_aside
+from .gradients import Accumulated, Lent, mark_used, set_aside
 from .ranks import SPARSE, Ranks
 from .replay import Modules, Replay
 from .state import can_have_gradient
@@ -52,6 +52,7 @@ class Guard:
         self.counts, self.grad_scaler = counts, grad_scaler
         self.ranks = Ranks()
         self.watch = Watch()
+        self.lent = Lent()
         self.modules: Modules | None = None  # what the closures have run; None before the first evaluation
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -94,7 +94,8 @@ class Replay:
     ) -> None:
         self.modules = modules or Modules()
         self._is_first = modules is None
-        self._closures, self._own, self._looks = closures, own, looks
+        self._closures, self._looks = closures, looks
+        self._own = {parameter for parameter in own if parameter.requires_grad}
         self._outside: Outside | None = None
         self._devices = {parameter.device for parameter in own}
         self._wrappers: dict[DistributedDataParallel, tuple[bool, bool]] = {}
@@ -105,6 +106,7 @@ class Replay:
     def end(self) -> None:
         if self._after is not None:
             self._restore(*self._after)
+            self._put_back_late_changes()
             for wrapper, (broadcasts, averages) in self._wrappers.items():
                 wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync = broadcasts, averages
 
@@ -122,8 +124,14 @@ class Replay:
             for module, name, parameter, before in self._outside.changed():
                 self.modules.known[module].add(name)
                 self._before[module].copies.setdefault(parameter, before)
-            self._outside = None
         return result
+
+    def _put_back_late_changes(self) -> None:
+        """Put back what trials have changed and the first evaluation had not, such as a teacher's equal weights."""
+        for module, name, parameter, before in self._outside.changed() if self._outside is not None else ():
+            if name not in self.modules.known[module]:
+                self.modules.known[module].add(name)
+                parameter.detach().copy_(before)
 
     def _finding_modules(self, evaluate: Callable[[], T]) -> T:
         ran: list[Module] = []
@@ -151,9 +159,13 @@ class Replay:
     def _remember(self, module: Module) -> None:
         if module in self._before or has_buffers_of_a_vmap(module):
             return
-        self._before[module] = Contents(module, self.modules.known.get(module, ()))
+        self._before[module] = Contents(module, self._changed_in(module))
         if self._outside is not None:
             self._outside.add(module)
+
+    def _changed_in(self, module: Module) -> list[str]:
+        """The names of a module's parameters that closures change, without those that are searched by now."""
+        return [name for name in self.modules.known.get(module, ()) if module._parameters.get(name) not in self._own]
 
     def _notice_autocast(self) -> None:
         for device in {device.type for device in self._devices}:
@@ -163,7 +175,7 @@ class Replay:
     def again(self, evaluate: Callable[[], T]) -> T:
         global _evaluates_again
         if self._after is None:
-            self._after = self._randomness(), [Contents(m, self.modules.known[m]) for m in self._before]
+            self._after = self._randomness(), [Contents(m, self._changed_in(m)) for m in self._before]
             wrappers = [module for module in self.modules.ran if isinstance(module, DistributedDataParallel)]
             self._wrappers = {w: (w.require_forward_param_sync, w.require_backward_grad_sync) for w in wrappers}
         self._restore(self._randomness_before, self._before.values())
