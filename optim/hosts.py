@@ -16,7 +16,7 @@ from .extras.host_classes import (
 )
 from .groups import scale, wrong_with
 from .guard import Evaluation
-from .guard.gradients import are_used, mark_used, set_aside
+from .guard.gradients import are_used, clip_gradients, mark_used, set_aside
 from .move import Part
 from .presets import check
 from .search import Search
@@ -24,7 +24,8 @@ from .turns import Turn
 
 _CLOSURE = (
     "call step(closure); in Hugging Face's Trainer take LineSearchTrainer from plasls.hf, or LineSearchMixin before "
-    "your Trainer's class; instead of DeepSpeed's engine take fully_shard (FSDP2)"
+    "your Trainer's class; instead of DeepSpeed's engine take fully_shard (FSDP2); instead of GradScaler.step pass "
+    "grad_scaler=..., and in Lightning precision='bf16-mixed'"
 )
 
 
@@ -89,7 +90,7 @@ class Host(Averaged):
         self._start_together()
         ranks.average_gradients(self._parameters())
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
+            clip_gradients(self._parameters(), self.clip_norm, ranks.means)
         self._move_by_last_sizes()
         mark_used(self._parameters())
 

@@ -25,10 +25,10 @@ from tests.distributed_worker import rows, squares
 
 RANKS, STEPS = 4, 12
 SEARCHES = {
-    "AdamSLS": lambda model: optim.AdamSLS(model.parameters(), total_steps=30, max_interval=1),
-    "PLASLS": lambda model: optim.PLASLS(split(model, layer), first_steps=2, max_interval=1),
+    "AdamSLS": lambda model, **more: optim.AdamSLS(model.parameters(), total_steps=30, max_interval=1, **more),
+    "PLASLS": lambda model, **more: optim.PLASLS(split(model, layer), first_steps=2, max_interval=1, **more),
 }
-KINDS = ("HSDP", "mixed precision", "CPU offload", "LoRA", "accumulated")
+KINDS = ("HSDP", "mixed precision", "CPU offload", "LoRA", "accumulated", "in part, clipped")
 
 
 def layer(name):
@@ -61,7 +61,12 @@ def sharded(kind):
     inner = model.base_model.model if kind == "LoRA" else model
     for part in (inner[0], inner[2]):
         fully_shard(part, mesh=mesh, **more)
-    return fully_shard(model, mesh=mesh, **more)
+    return model if kind == "in part, clipped" else fully_shard(model, mesh=mesh, **more)
+
+
+def made(name, kind, model):
+    """The optimizer; of a kind whose gradients are clipped, one that clips."""
+    return SEARCHES[name](model, **({"clip_norm": 0.3} if "clipped" in kind else {}))
 
 
 def closures(kind, model, k, rank, ranks):
@@ -108,10 +113,10 @@ def main():
     dist.init_process_group("gloo")
     rank, seen = dist.get_rank(), {}
     for kind in KINDS:
-        for name, make in SEARCHES.items():
+        for name in SEARCHES:
             try:
                 model = sharded(kind)
-                seen[f"{kind}, {name}"] = searched(kind, model, make(model), rank=rank, ranks=RANKS)
+                seen[f"{kind}, {name}"] = searched(kind, model, made(name, kind, model), rank=rank, ranks=RANKS)
             except Exception:
                 seen[f"{kind}, {name}"] = traceback.format_exc()
     seen["state"] = state_dict(rank)

@@ -140,6 +140,73 @@ def test_trainer_evaluates_the_average_of_the_iterates_and_trains_on_them(tmp_pa
     assert torch.equal(weights(model), iterates)
 
 
+def test_what_is_saved_is_the_average_and_training_goes_on_from_the_iterates(tmp_path):
+    model, other = classifier(), classifier()
+    args = {"save_strategy": "steps", "save_steps": 6}
+    optimizer = AdamSLS(model.parameters(), averaging=2.0)
+    trained(tmp_path / "saved", model, optimizer, **args)
+    trained(tmp_path / "plain", other, AdamSLS(other.parameters(), averaging=2.0))
+    optimizer.train()
+    assert torch.equal(weights(model), weights(other))
+    optimizer.eval()
+    saved = hf.BertForSequenceClassification.from_pretrained(tmp_path / "saved" / "checkpoint-12")
+    assert torch.equal(weights(model), weights(saved))
+    again = classifier()
+    resumed = AdamSLS(again.parameters(), averaging=2.0)
+    trained(tmp_path / "resumed", again, resumed, resume=str(tmp_path / "saved" / "checkpoint-6"), **args)
+    resumed.train()
+    assert torch.equal(weights(again), weights(other))
+
+
+def test_the_best_model_stays_the_best_one_if_the_run_ends_after_a_step_without_an_evaluation(tmp_path):
+    class Stop(hf.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == 7
+
+    model = classifier()
+    steps = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 5}
+    args = arguments(tmp_path, load_best_model_at_end=True, metric_for_best_model="eval_loss", **steps)
+    optimizers = (AdamSLS(model.parameters(), averaging=2.0), None)
+    rows = {"train_dataset": Rows(), "eval_dataset": Rows()}
+    trainer = LineSearchTrainer(model, args, optimizers=optimizers, callbacks=[Stop()], **rows)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-5)
+
+
+def test_a_trainer_may_evaluate_first_train_twice_and_then_resume_and_moves_fall_to_0_each_time(tmp_path):
+    made = {"train_dataset": Rows(), "eval_dataset": Rows(), "optimizer_cls_and_kwargs": (optim.AdamSLS, {})}
+    args = arguments(tmp_path, lr_scheduler_type="cosine", save_strategy="steps", save_steps=4)
+    trainer = LineSearchTrainer(classifier(), args, **made)
+    assert trainer.evaluate()["eval_loss"] > 0
+    ends = []
+    for resume in (None, None, True):
+        before = weights(trainer.model)
+        trainer.train(resume_from_checkpoint=resume and str(tmp_path / "checkpoint-8"))
+        assert not torch.equal(weights(trainer.model), before) or resume
+        ends.append(weights(trainer.model))
+        assert trainer._search().turns.progress.steps == trainer._search().turns.total_steps
+    assert trainer._search().turns.total_steps == 24
+    assert torch.equal(ends[2], ends[1])
+    fresh = LineSearchTrainer(classifier(), args, **made)
+    fresh.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert torch.equal(weights(fresh.model), ends[1])
+
+
+def test_all_ranks_decide_alike_whether_a_model_divides_by_the_number_of_items(tmp_path):
+    """Else a rank whose first micro-batch has no label would evaluate once more, and wait for the others."""
+    model = language_model()
+    optimizers = (AdamSLS(model.parameters()), None)
+    trainer = LineSearchTrainer(model, arguments(tmp_path), train_dataset=Rows(), optimizers=optimizers)
+    inputs = {key: value[None] for key, value in Rows(texts=True)[1].items()}
+    means = trainer._search().guard.ranks.means
+    trainer._search().guard.ranks.means = lambda values: values * torch.nan  # another rank has no label
+    assert trainer._divides(model, inputs, 8)
+    assert trainer._divides_by_items is None
+    trainer._search().guard.ranks.means = means
+    assert trainer._divides(model, inputs, 8)
+    assert trainer._divides_by_items
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"lr_scheduler_type": "polynomial"}, {"warmup_steps": 3}, {"lr_scheduler_type": "cosine", "warmup_steps": 0.1}],
@@ -462,7 +529,9 @@ def test_two_processes_take_the_steps_of_one_also_with_weights_sharded_by_fsdp2(
     ran = Forked("-m", distributed.__module__, tmp_path, ranks=2)
     _, stderr = ran.communicate(timeout=200)
     assert ran.returncode == 0, stderr[-3000:]
-    for texts, (state, losses) in zip((False, True, True), torch.load(tmp_path / "found.pt"), strict=True):
+    *found, (whole, resumed) = torch.load(tmp_path / "found.pt")
+    assert resumed == whole  # a run sharded by FSDP2 that goes on from its checkpoint, moments and all
+    for texts, (state, losses) in zip((False, True, True), found, strict=True):
         alone, together = (language_model() if texts else classifier() for _ in range(2))
         trainer = trained(tmp_path / "alone", alone, rows=Rows(texts=texts), num_train_epochs=1)
         together.load_state_dict(state)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.forked import Forked
-from tests.sharded_worker import KINDS, SEARCHES, network, searched
+from tests.sharded_worker import KINDS, SEARCHES, made, network, searched
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def test_four_ranks_take_the_steps_of_one_process(ranks, kind, name):
         assert seen[0][-1][0] < 0.8 * seen[0][0][0]
         return
     model = network(kind)
-    alone = searched(kind, model, SEARCHES[name](model))
+    alone = searched(kind, model, made(name, kind, model))
     assert [step[1] for step in seen[0]] == [step[1] for step in alone]
     assert sum(step[1] for step in alone) > len(alone)
     for ours, expected in zip(seen[0], alone, strict=True):

@@ -93,9 +93,24 @@ def distributed(folder):
         assert any(isinstance(p, DTensor) for p in trainer.model.parameters()) == bool(more)
         weights = get_model_state_dict(trainer.model, options=StateDictOptions(full_state_dict=True))
         found.append((weights, [row["loss"] for row in trainer.state.log_history[:-1]]))
+    found.append(resumed(folder, chosen))
     if trainer.is_world_process_zero():
         torch.save(found, f"{folder}/found.pt")
     torch.distributed.destroy_process_group()  # its threads may abort a process that ends before them
+
+
+def resumed(folder, chosen):
+    """The losses of a sharded run that saves, and of one that goes on from there."""
+    sharding = SHARDED | {"fsdp_config": {**SHARDED["fsdp_config"], "state_dict_type": "SHARDED_STATE_DICT"}}
+    saving = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 3}
+    losses = []
+    for resume in (None, f"{folder}/cut/checkpoint-3"):
+        args = arguments(f"{folder}/cut", **sharding, **saving)
+        trainer = OnTheCPU(language_model(), args, train_dataset=Rows(texts=True), optimizer_cls_and_kwargs=chosen)
+        trainer.accelerator._distributed_type = DistributedType.FSDP  # it saves and loads as accelerators do
+        trainer.train(resume_from_checkpoint=resume)
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    return losses
 
 
 if __name__ == "__main__":

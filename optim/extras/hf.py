@@ -15,12 +15,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from .. import LineSearch, split
 from ..components import Group
@@ -109,11 +111,12 @@ class LineSearchMixin:
                 raise ValueError("optimizers and optimizer_cls_and_kwargs are both given; allowed: one of them")
         self._held: list[Any] = []  # micro-batches that wait for the last one
         self._divides_by_items: bool | None = None
+        self._decay_over = 0  # the steps of this call of `train`, if moves are to fall to 0
         self._check()
 
     def _check(self: Any) -> None:
-        chosen = self.optimizer_cls_and_kwargs
-        given = type(self.optimizer) if self.optimizer is not None else chosen[0] if chosen is not None else None
+        chosen, made = self.optimizer_cls_and_kwargs, self._search()
+        given = type(made) if made is not None else chosen[0] if chosen is not None else None
         if not (isinstance(given, type) and issubclass(given, LineSearch)):
             raise TypeError(
                 f"{type(self).__name__} was given {given.__name__ if given else 'no optimizer'}; "
@@ -206,18 +209,46 @@ class LineSearchMixin:
             self.optimizer.step = _moved_already
         if self.lr_scheduler is None:
             if self.args.lr_scheduler_type == "cosine":
-                self._search().decay_over(num_training_steps)
+                self._decay_over = num_training_steps
+                self._decay(done=0)
             if self.args.lr_scheduler_type == "reduce_lr_on_plateau":
                 return super().create_scheduler(num_training_steps, self._search())  # type: ignore[misc]
             self.lr_scheduler, self._created_lr_scheduler = _NoSchedule(self._search()), True
         return self.lr_scheduler
 
-    def _search(self: Any) -> LineSearch:
-        """The optimizer under accelerate's wrapper."""
+    def _decay(self: Any, done: int) -> None:
+        """Let the moves fall to 0 at the end of this call of `train`, of which `done` steps are done."""
+        search = self._search()
+        search.decay_over(self._decay_over + max(0, search.turns.progress.steps - done))  # of calls before this one
+
+    def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
+        wrapper = self.optimizer if self.optimizer is not self._search() else None
+        if wrapper is not None:  # torch.distributed.checkpoint steps at a rate of 0, to make the state that it fills
+            wrapper.step = self._search().step
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        finally:
+            if wrapper is not None:
+                wrapper.step = _moved_already
+        if checkpoint is not None and self._decay_over:
+            self._decay(TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step)
+
+    def _search(self: Any) -> Any:
+        """The optimizer under accelerate's wrapper; None if none has been made yet. `_check` refuses others."""
         optimizer = self.optimizer
-        while not isinstance(optimizer, LineSearch):
+        while not isinstance(optimizer, LineSearch) and hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
         return optimizer
+
+    def save_model(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the average of the iterates, if one is kept. Training goes on from the iterates."""
+        if self.optimizer is not None:
+            self._search().eval()
+        super().save_model(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_best_model(self: Any) -> None:
+        self._search().eval()  # else evaluating would put the average of the iterates into what is loaded
+        super()._load_best_model()  # type: ignore[misc]
 
     def _get_learning_rate(self: Any) -> float:
         sizes = [float(group["lr"]) for group in self._search().param_groups]
@@ -312,6 +343,9 @@ class LineSearchMixin:
                 model.eval()  # no dropout, no statistics
                 once, twice = (float(self._loss(model, inputs, times * num_items_in_batch)) for times in (1, 2))
                 model.train()
+            # All ranks decide alike: another forward pass of one rank alone would wait for the others' shards.
+            values = torch.tensor([once, twice], dtype=torch.float64)
+            once, twice = self._search().guard.ranks.means(values).tolist()
             if not (math.isfinite(once) and once):
                 return True  # this tells nothing: ask again at the next batch
             self._divides_by_items = abs(twice / once - 0.5) < 0.25
@@ -320,7 +354,7 @@ class LineSearchMixin:
     def log(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the last step's search, and the step size of each component, beside Trainer's own values."""
         search = self._search()
-        if "learning_rate" in logs and search.search is not None:
+        if "learning_rate" in logs and search is not None and search.search is not None:
             logs["search/trials"] = search.search.trials
             logs["search/failures"] = search.counts["failures"]
             logs["search/forwards"] = search.counts["forwards"]

@@ -1,13 +1,14 @@
 """Gradients in .grad that are not this step's: those that a caller has accumulated, and those of trials."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..sums import local
+from ..sums import inner, local, total
 
 # The gradients with which a step of this library has moved, and how often each had been written to then.
 _USED = WeakTensorKeyDictionary()
@@ -65,6 +66,23 @@ class Accumulated:
             self._held = []
         if marked.grad is mark and not local(mark).any():
             marked.grad = None  # cleared in its place
+
+
+def clip_gradients(parameters: Iterable[Tensor], norm: float, mean: Callable[[Tensor], Tensor]) -> float:
+    """Scale .grad to at most this norm, as torch's `clip_grad_norm_`; some may be sharded, and others not.
+
+    Args:
+        mean: the mean over all ranks, of what every rank has.
+
+    Returns:
+        How many times longer the gradient was, at least 1.
+    """
+    held = [p for p in parameters if p.grad is not None]
+    pieces = ((p, local(p.grad, p)) for p in held)
+    length = math.sqrt(total([inner((p, piece, piece) for p, piece in pieces)], mean)[0])
+    if length > norm:
+        torch._foreach_mul_([local(p.grad) for p in held], norm / (length + 1e-6))
+    return max(1.0, length / norm)
 
 
 class Lent:

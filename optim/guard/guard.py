@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from ..sums import inner, local, total
 from .check import OFF, STATE, Watch, attributes, likeliest_cause
-from .gradients import Accumulated, Lent, mark_used, set_aside
+from .gradients import Accumulated, Lent, clip_gradients, mark_used, set_aside
 from .ranks import SPARSE, Ranks
 from .replay import Modules, Replay
 from .state import can_have_gradient
@@ -144,8 +144,7 @@ class Evaluation:
 
     def clip(self, norm: float) -> None:
         """Scale p.grad to at most this norm, and remember by how much."""
-        length: Any = torch.nn.utils.clip_grad_norm_(self.parameters, norm)
-        self.clipped = max(1.0, float(length.full_tensor() if hasattr(length, "full_tensor") else length) / norm)
+        self.clipped = clip_gradients(self.parameters, norm, self.mean)
 
     def _forward_backward(self) -> None:
         count = len(self._closures)

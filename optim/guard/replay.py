@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .state import Contents, Outside, has_buffers_of_a_vmap, is_fsdp, modules_of
 
@@ -47,13 +47,15 @@ def forward_hook(before: Callable[[Module, Any], None], quiet: bool = True) -> I
 class Modules:
     """The modules that the closures of earlier steps have run, and what is known of them.
 
+    They are told apart by identity: the hash of torchmetrics' modules changes with what they count.
+
     A hook finds them. But torch.compile compiles anew whenever hooks come and go. So the first step runs uncompiled,
     and later there is no hook for closures with compiled modules: they must not run a new module then.
     """
 
-    ran: WeakSet[Module] = field(default_factory=WeakSet)  # with their parts
+    ran: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)  # with their parts; the values mean nothing
     # All modules that the closures can reach, and of each the names of parameters that are not searched, but changed.
-    known: WeakKeyDictionary[Module, set[str]] = field(default_factory=WeakKeyDictionary)
+    known: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
     compiled: bool = False  # whether one of those that ran is compiled
     autocast: torch.dtype | None = None  # the type of the autocast in which they ran; None: no autocast
     backward_inside: bool = False  # whether a closure has called backward itself
@@ -72,7 +74,7 @@ class Modules:
         """Drop gathered weights. Without a backward pass FSDP keeps some of them, though the weights have moved."""
         for module in self.ran:
             if is_fsdp(module):
-                module.reshard()  # type: ignore[operator]
+                module.reshard()
 
 
 class Replay:
@@ -99,7 +101,7 @@ class Replay:
         self._outside: Outside | None = None
         self._devices = {parameter.device for parameter in own}
         self._wrappers: dict[DistributedDataParallel, tuple[bool, bool]] = {}
-        self._before: dict[Module, Contents] = {}
+        self._before: dict[int, Contents] = {}  # by the module's id
         self._randomness_before = self._randomness()
         self._after: tuple[tuple[Any, ...], list[Contents]] | None = None
 
@@ -123,7 +125,7 @@ class Replay:
         if self._outside is not None:
             for module, name, parameter, before in self._outside.changed():
                 self.modules.known[module].add(name)
-                self._before[module].copies.setdefault(parameter, before)
+                self._before[id(module)].copies.setdefault(parameter, before)
         return result
 
     def _put_back_late_changes(self) -> None:
@@ -150,16 +152,16 @@ class Replay:
                 return evaluate()
         finally:
             parts = [part for module in ran if module not in self.modules.ran for part in module.modules()]
-            self.modules.ran.update(parts)
+            self.modules.ran.update(dict.fromkeys(parts))
             self.modules.add(parts)
             # By torch.compile(module), or by module.compile().
             compiled = (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in ran)
             self.modules.compiled = bool(compiling) or any(compiled)
 
     def _remember(self, module: Module) -> None:
-        if module in self._before or has_buffers_of_a_vmap(module):
+        if id(module) in self._before or has_buffers_of_a_vmap(module):
             return
-        self._before[module] = Contents(module, self._changed_in(module))
+        self._before[id(module)] = Contents(module, self._changed_in(module))
         if self._outside is not None:
             self._outside.add(module)
 
@@ -175,7 +177,8 @@ class Replay:
     def again(self, evaluate: Callable[[], T]) -> T:
         global _evaluates_again
         if self._after is None:
-            self._after = self._randomness(), [Contents(m, self._changed_in(m)) for m in self._before]
+            modules = [before.module for before in self._before.values()]
+            self._after = self._randomness(), [Contents(module, self._changed_in(module)) for module in modules]
             wrappers = [module for module in self.modules.ran if isinstance(module, DistributedDataParallel)]
             self._wrappers = {w: (w.require_forward_param_sync, w.require_backward_grad_sync) for w in wrappers}
         self._restore(self._randomness_before, self._before.values())

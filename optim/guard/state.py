@@ -75,7 +75,7 @@ class Outside:
     def __init__(self, modules: Iterable[Module], own: Iterable[Tensor]) -> None:
         self._own = set(own)
         self._room = sum(parameter.nbytes for parameter in self._own)
-        self._before: dict[tuple[Module, str], tuple[Tensor, Tensor, bool]] = {}
+        self._before: dict[tuple[int, str], tuple[Module, Tensor, Tensor, bool]] = {}  # by the module's id, and a name
         self._sharded: set[Module] = set()  # inside of their forward their parameters are gathered for a while
         for module in modules:
             self.add(module)
@@ -84,17 +84,17 @@ class Outside:
         if is_fsdp(module):
             self._sharded.update(module.modules())
         for name, parameter in () if module in self._sharded else list(module._parameters.items()):
-            if parameter is None or parameter in self._own or (module, name) in self._before:
+            if parameter is None or parameter in self._own or (id(module), name) in self._before:
                 continue
             if is_plain(parameter) and can_have_gradient(parameter):
                 self._room -= parameter.nbytes
                 copied = self._room >= 0
                 seen = parameter.detach().clone() if copied else _norm(parameter)
-                self._before[module, name] = (parameter, seen, copied)
+                self._before[id(module), name] = (module, parameter, seen, copied)
 
     def changed(self) -> Iterator[tuple[Module, str, Tensor, Tensor]]:
         """Module, name, parameter, and what was in it; if that is not known, what is in it now."""
-        for (module, name), (parameter, seen, copied) in self._before.items():
+        for (_, name), (module, parameter, seen, copied) in self._before.items():
             if not torch.equal(seen, parameter.detach() if copied else _norm(parameter)):
                 yield module, name, parameter, seen if copied else parameter.detach().clone()
 
