@@ -157,8 +157,8 @@ def test_a_step_returns_a_tensor_with_a_closure_and_none_without_to_type_checker
 
 NO_CLOSURE = (
     r"^step\(\) was given no closure, so there is no loss to search on: call step\(closure\); in Hugging Face's "
-    r"Trainer take LineSearchTrainer from plasls\.hf, or LineSearchMixin before your Trainer's class; "
-    r"instead of DeepSpeed's engine take fully_shard \(FSDP2\); instead of GradScaler.step pass grad_scaler=..., and in "
+    r"Trainer take LineSearchTrainer from plasls\.hf, or LineSearchMixin before your Trainer's class; instead of "
+    r"DeepSpeed's engine take fully_shard \(FSDP2\); instead of GradScaler.step pass grad_scaler=..., and in "
     r"Lightning precision='bf16-mixed'$"
 )
 
