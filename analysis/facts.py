@@ -230,13 +230,22 @@ class Facts:
     def adapters(self, part: str, recommended: float, task: str) -> str:
         """An arm without a learning rate beside one at its best rates and at a recommended one, adapter by adapter."""
         others = {row.conditions: row for row in self._of_adapters(part, task, recommended)}
-        at = f"difference at {words.rate(recommended)}"
-        rows = [
+        at, shown = f"difference at {words.rate(recommended)}", self._of_adapters(part, task)
+        table = pd.DataFrame(
             _beside_best("adapter", (words.named(DEFAULT.key), "ADAMW"), row)
             | {at: words.number(others[row.conditions].difference.mean, 1, signed=True)}
-            for row in self._of_adapters(part, task)
-        ]
-        return formats.pipes(pd.DataFrame(rows))
+            for row in shown
+        )
+        sizes = self._step_sizes(part, task)
+        table.insert(2, "its step size", [sizes.get(str(row.conditions[0]), words.NONE) for row in shown])
+        return formats.pipes(table)
+
+    def _step_sizes(self, part: str, task: str) -> dict[str, str]:
+        """Adapter -> the median step size over the steps of all runs without a learning rate."""
+        runs = self._runs_of_adapters(part, task)
+        adapters = runs.table[runs.table["learning_rate"].isna()].set_index("run_id")["adapter"]
+        of_adapter = runs.steps.groupby(runs.steps["run_id"].astype(str).map(adapters))["step_size/all"]
+        return {str(adapter): f"{size:.2g}" for adapter, size in of_adapter.median().items()}
 
     def adapters_ahead(self, part: str, task: str) -> str:
         """How an arm without a learning rate compares with one at the best rate of each adapter, over all of them."""

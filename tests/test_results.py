@@ -84,10 +84,10 @@ def test_the_table_of_adapters_has_only_seeds_that_all_share_and_rates_that_ran_
     write_run(next(iter(plan.spaces("study", {"out": [str(tmp_path)]})["rates"].cells().values())), 0)
     page = facts.page(read(str(tmp_path), "study"))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
-    found = {(row[0], row[3]): row for row in rows if len(row) == 7}
-    assert found["lora", "0.01"][2::2] == ["70.0 ± 0.0", "+1.0", "+11.0"]
-    assert found["ia3", "0.001"][2::2] == ["66.0 ± 0.0", "+5.0", "+5.0"]
-    assert found["all", "best of each"][2::2] == ["68.0 ± 0.0", "+3.0", "+8.0"]
+    found = {(row[0], row[4]): row for row in rows if len(row) == 8}
+    assert found["lora", "0.01"][3::2] == ["70.0 ± 0.0", "+1.0", "+11.0"]
+    assert found["ia3", "0.001"][3::2] == ["66.0 ± 0.0", "+5.0", "+5.0"]
+    assert found["all", "best of each"][3::2] == ["68.0 ± 0.0", "+3.0", "+8.0"]
     assert "On sst2, seeds 5, 6:\n" in page
     told = " ".join(page.split())
     assert "With adapters FOLLOW is 3.0 points ahead (3.0 to 3.0), on sst2;" in told
