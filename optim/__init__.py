@@ -36,4 +36,4 @@ __all__ = [
     "with_line_search",
 ]
 
-__version__ = "0.2.0"
+__version__ = "0.2.0.dev0"
