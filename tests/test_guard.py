@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 import torch
-import torchmetrics
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -224,26 +223,6 @@ def test_a_metric_that_counts_beside_the_loss_is_named_once_unless_the_closure_a
         assert len(messages) == 1
         assert "in Metric.count, Metric.total; allowed: a buffer" in messages[0]
         assert "is_trial()" in messages[0]
-
-
-def test_a_metric_whose_hash_changes_with_its_counts_may_be_in_reach_of_the_closure():
-    """As that of most of torchmetrics' does. Lightning's `self.log(..., on_epoch=True)` makes one as well."""
-    model, metric = network(), torchmetrics.Accuracy(task="multiclass", num_classes=3)
-    optimizer, right = AdamSLS(model.parameters()), []
-
-    def closure(x, y):
-        predicted = model(x)
-        if not is_trial():
-            metric.update(predicted.detach(), y)
-            right.append((predicted.argmax(1) == y).double().mean())
-        return cross_entropy(predicted, y)
-
-    for _ in range(2):
-        for x, y in batches(6):
-            optimizer.step(lambda x=x, y=y: closure(x, y))
-        assert metric.compute().item() == pytest.approx(sum(right[-6:]).item() / 6, rel=1e-5)
-        metric.reset()
-    assert optimizer.counts["trials"] > 6
 
 
 def test_a_cache_that_is_filled_once_is_no_counter():

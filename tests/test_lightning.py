@@ -3,10 +3,11 @@
 import lightning
 import pytest
 import torch
+import torchmetrics
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from optim import AdamSLS
+from optim import AdamSLS, is_trial
 
 from .small import batches, weights
 
@@ -65,3 +66,23 @@ def test_a_list_of_closures_by_manual_optimization_is_one_step_over_their_mean(t
     for held in (data[:2], data[2:4], data[4:]):
         optimizer.step([lambda batch=batch: by_hand.loss(batch) for batch in held])
     assert torch.equal(weights(module), weights(by_hand))
+
+
+def test_a_metric_whose_hash_changes_with_its_counts_may_be_in_reach_of_the_closure():
+    """As that of most of torchmetrics' does. Lightning's `self.log(..., on_epoch=True)` makes one as well."""
+    model, metric = torch.nn.Linear(8, 3), torchmetrics.Accuracy(task="multiclass", num_classes=3)
+    optimizer, right = AdamSLS(model.parameters()), []
+
+    def closure(x, y):
+        predicted = model(x)
+        if not is_trial():
+            metric.update(predicted.detach(), y)
+            right.append((predicted.argmax(1) == y).double().mean())
+        return cross_entropy(predicted, y)
+
+    for _ in range(2):
+        for x, y in batches(6):
+            optimizer.step(lambda x=x, y=y: closure(x, y))
+        assert metric.compute().item() == pytest.approx(sum(right[-6:]).item() / 6, rel=1e-5)
+        metric.reset()
+    assert optimizer.counts["trials"] > 6
