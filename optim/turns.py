@@ -71,6 +71,7 @@ class Progress:
     searches: int = 0  # of components so far; the joint test every few steps needs it
     next_component: int = 0  # the position of the component whose turn comes next
     accepted_once: bool = False  # whether a step size has ever been accepted
+    known_from: int = 0  # how many steps had moved the weights when the first one was accepted
     without_closure: bool = False  # whether a step had no closure: then a resumed run may begin with such a step
     nonfinite: int = 0  # steps in a row with a loss or gradient that is not finite
     interval: int = 1  # steps from one search to the next
@@ -182,7 +183,8 @@ class Turns:
         progress.nearly_linear = found.accepted and decrease >= NEARLY_LINEAR
         progress.unresolved = math.isnan(decrease)
         progress.interval = self._interval(turn, found)
-        progress.accepted_once |= found.accepted and found.trials > 0
+        if found.accepted and found.trials and not progress.accepted_once:
+            progress.accepted_once, progress.known_from = True, progress.steps
         progress.steps_since_search = 0
         progress.last_loss, progress.rises = loss, 0
         # If a step size grows at each search, its second trial is about where the last search ended.
@@ -206,14 +208,15 @@ class Turns:
             steps, averages = drift.steps_to_next(averages, max(found.sizes), progress.steps, preset.max_interval)
             progress.fast_average, progress.slow_average = averages
             return steps
-        if not (progress.accepted_once or (found.accepted and found.trials)):
-            return 1  # there is no step size yet that a step could take untested
+        if not progress.accepted_once:
+            return 1  # the next step tests the first step size, or looks for one
         changed = not 1 / 2 < max(found.sizes) / max(turn.first_trial) < 2
         # A step size that is about to grow by linear_growth must not stay untested for many steps.
         jumps = progress.nearly_linear and 1 < self._search_growth < preset.linear_growth
         if progress.accepted_once and (changed or jumps or not found.accepted):
             return 1
-        return min(math.ceil((progress.steps + 1) / preset.interval_growth), preset.max_interval)
+        done = progress.steps - progress.known_from + 1
+        return min(math.ceil(done / preset.interval_growth), preset.max_interval)
 
     def merge(self, absorbed: int, count: int) -> None:
         """Note that the component at position `absorbed` has been merged away and `count` are left."""

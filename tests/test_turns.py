@@ -183,7 +183,7 @@ def test_a_component_whose_step_size_is_0_has_no_turn_and_does_not_move():
 def skipped_before_a_search(preset, losses):
     """How many steps with these losses come between two searches, and the trial that the second one starts from."""
     turns = turns_of(preset)
-    turns.progress.steps = 1000
+    turns.progress.accepted_once, turns.progress.steps = True, 1000
     turns.count(turns.next([1.0]), found([1.0]), 0.0, 0.5)
     for step, loss in enumerate(losses):
         if (turn := turns.next([1.0])) is not None:
