@@ -229,11 +229,11 @@ class Facts:
 
     def adapters(self, part: str, recommended: float, task: str) -> str:
         """An arm without a learning rate beside one at its best rates and at a recommended one, adapter by adapter."""
-        others = {row.conditions: row for row in self._of_adapters(part, task, recommended)}
+        others = {row.conditions: row.difference.mean for row in self._of_adapters(part, task, recommended)}
         at, shown = f"difference at {words.rate(recommended)}", self._of_adapters(part, task)
         table = pd.DataFrame(
             _beside_best("adapter", (words.named(DEFAULT.key), "ADAMW"), row)
-            | {at: words.number(others[row.conditions].difference.mean, 1, signed=True)}
+            | {at: words.number(others[row.conditions], 1, signed=True) if row.conditions in others else words.NONE}
             for row in shown
         )
         sizes = self._step_sizes(part, task)
