@@ -130,8 +130,9 @@ class Host(Averaged):
         """Forget step sizes that hold no longer: the host's unit changes, or it does not take them as they are."""
         if any(moves_otherwise(self, group, self.turns.progress.steps + 1) for group in self.param_groups):
             self.turns.start_anew()
-        if any(size > self._largest_size() for size in self._step_sizes()):
-            self._set_sizes([min(size, self._largest_size()) for size in self._step_sizes()])
+        largest, sizes = self._largest_size(), self._step_sizes()
+        if max(sizes) > largest:
+            self._set_sizes([min(size, largest) for size in sizes])
 
     def _largest_size(self) -> float:
         """The largest step size that the host takes at this step as it is."""

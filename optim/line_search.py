@@ -219,7 +219,8 @@ class LineSearch(Host):
             criterion.load_state_dict({})
         elif found.trials:
             factor = criterion.end(line.base, found.value, predicted, max(found.sizes), line.tolerance)
-            found = replace(found, sizes=tuple(min(factor * size, self._largest_size()) for size in found.sizes))
+            largest = self._largest_size()
+            found = replace(found, sizes=tuple(min(factor * size, largest) for size in found.sizes))
             self._set_sizes(turn.sizes(found))
         group = self.param_groups[turn.searched]
         decrease = (found.value - line.base) / predicted if resolves(line, predicted) else math.nan

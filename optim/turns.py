@@ -208,12 +208,10 @@ class Turns:
             steps, averages = drift.steps_to_next(averages, max(found.sizes), progress.steps, preset.max_interval)
             progress.fast_average, progress.slow_average = averages
             return steps
-        if not progress.accepted_once:
-            return 1  # the next step tests the first step size, or looks for one
         changed = not 1 / 2 < max(found.sizes) / max(turn.first_trial) < 2
         # A step size that is about to grow by linear_growth must not stay untested for many steps.
         jumps = progress.nearly_linear and 1 < self._search_growth < preset.linear_growth
-        if progress.accepted_once and (changed or jumps or not found.accepted):
+        if changed or jumps or not (found.accepted and progress.accepted_once):
             return 1
         done = progress.steps - progress.known_from + 1
         return min(math.ceil(done / preset.interval_growth), preset.max_interval)
